@@ -1,0 +1,150 @@
+"""Checkpoints: one safetensors file, its record as JSON in the header; written whole or not at all, loaded strictly.
+
+safetensors runs no code on loading, so a file from a stranger is safe to open.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from stages.errors import CheckpointError
+from stages.network import Head, build_network, state_digest
+from stages.records import ClassifierCheckpoint, Embeddings, EmbeddingCheckpoint
+
+FORMAT_VERSION = 1
+
+
+class Header(NamedTuple):
+    """What a checkpoint says of itself."""
+
+    kind: str
+    digest: str
+    record: dict[str, Any]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the target under a temporary name, sync, then replace: a crash leaves the old file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def save_embedding(path: Path, network: nn.Module, record: Mapping[str, Any]) -> str:
+    """Returns the digest of the saved weights and buffers."""
+    return _save(path, "embedding", dict(network.state_dict()), record)
+
+
+def save_classifier(
+    path: Path, network: nn.Module, head: Head, gallery: Embeddings, record: Mapping[str, Any]
+) -> str:
+    """The embedder under `embedding.`, the head under `head.`, the training part's vectors and labels under `gallery.`.
+
+    Returns the digest of all of them.
+    """
+    tensors = {f"embedding.{name}": value for name, value in network.state_dict().items()}
+    tensors |= {"head.weight": head.linear.weight, "head.bias": head.linear.bias}
+    tensors |= {"gallery.vectors": gallery.vectors, "gallery.labels": gallery.labels}
+    return _save(path, "classifier", tensors, record)
+
+
+def _save(path: Path, kind: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:
+    # safetensors refuses channels-last weights and tensors that share memory.
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    digest = state_digest(plain)
+    header = {"format_version": str(FORMAT_VERSION), "kind": kind, "digest": digest, "record": json.dumps(record)}
+    write_atomically(path, save(plain, header))
+    return digest
+
+
+def read_header(path: Path) -> Header:
+    """The header alone. Raises CheckpointError if the file is missing, damaged, foreign, or of a newer format."""
+    return _open(path)[0]
+
+
+def load_embedding(path: Path) -> EmbeddingCheckpoint:
+    """Stage one's result, on the CPU, in evaluation mode. Raises CheckpointError as `read_header` does, or for another kind."""
+    header, tensors = _load(path, "embedding")
+    return EmbeddingCheckpoint(_network(path, header.record, tensors), tuple(header.record["classes"]), header.record, header.digest)
+
+
+def load_classifier(path: Path) -> ClassifierCheckpoint:
+    """Stage two's result, on the CPU, in evaluation mode. Raises CheckpointError as `load_embedding` does."""
+    header, tensors = _load(path, "classifier")
+    record, classes = header.record, tuple(header.record["classes"])
+    embedder = {name.removeprefix("embedding."): value for name, value in tensors.items() if name.startswith("embedding.")}
+    if state_digest(embedder) != record["embedding_digest"]:
+        raise CheckpointError(f"{path}: its embedder is not the embedding that its record names; run `pipeline classify` again")
+    head = Head(record["network"]["dim"], len(classes), dropout=record["settings"]["dropout"])
+    _load_strictly(path, head.linear, {name: tensors[f"head.{name}"] for name in ("weight", "bias")})
+    gallery = Embeddings(tensors["gallery.vectors"], tensors["gallery.labels"], classes)
+    network = _network(path, record, embedder)
+    return ClassifierCheckpoint(
+        network, head.eval(), gallery, tuple(record["gallery_ids"]), classes, record, record["embedding_digest"], header.digest
+    )
+
+
+def _network(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    network = build_network(record["network"])
+    _load_strictly(path, network, tensors)
+    return network.eval()
+
+
+def _load_strictly(path: Path, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        module.load_state_dict(dict(tensors))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its tensors don't fit the network that its record describes: {error}") from error
+
+
+def _load(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
+    header, tensors = _open(path)
+    if header.kind != kind:
+        raise CheckpointError(f"{path}: holds a checkpoint of kind {header.kind}; give one of kind {kind}")
+    if state_digest(tensors) != header.digest:
+        raise CheckpointError(f"{path}: its tensors don't match the digest in its header: the file is damaged; make it again")
+    return header, tensors
+
+
+def _open(path: Path) -> tuple[Header, dict[str, Tensor]]:
+    if not path.is_file():
+        maker = "classify" if "classifier" in path.name else "embed"
+        raise CheckpointError(f"{path}: no such file; `pipeline {maker}` makes one, or give another path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); make it again") from error
+    version = metadata.get("format_version", "")
+    if not version.isdigit() or "kind" not in metadata:
+        raise CheckpointError(f"{path}: a safetensors file, but not one of this program's checkpoints; give one that it made")
+    if int(version) > FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format {version}; this program reads up to {FORMAT_VERSION}: install a newer one")
+    try:
+        return Header(metadata["kind"], metadata["digest"], json.loads(metadata["record"])), tensors
+    except (KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: its header is damaged ({error}); make it again") from error
+
+
+def to_device(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network where it will run, in the memory layout that convolutions like."""
+    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

@@ -1,0 +1,244 @@
+"""The commands: options in, one call, one line out. Importing this loads neither torch nor anything else that is slow."""
+
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from stages.errors import PipelineError, SettingsError
+from stages.settings import RESIZES, ClassifySettings, EmbedSettings, ReadSettings
+
+EMBEDDING = Path("checkpoints/embedding.safetensors")
+CLASSIFIER = Path("checkpoints/classifier.safetensors")
+REPORTS = Path("reports")
+
+HELP = {
+    "size": "Side of the square images in pixels.  [default: the images' own if they share one of at most 64, else 64]",
+    "channels": "1 or 3.  [default: 1 if all images are grey]",
+    "resize": "How an image fills the square.",
+    "split_seed": "Which images are split off.",
+    "val": "Share split off for validation, if the source doesn't.",
+    "test": "Share split off for the test, if the source doesn't.",
+    "dim": "Length of the embedding vectors.",
+    "margin": "Of the triplet loss, a distance.",
+    "classes_per_batch": "P.  [default: as many as fill a batch of 160 images]",
+    "images_per_class": "K.  [default: the median class size, from 2 to 16]",
+    "epochs": "Passes over the training images.  [default: chosen from their number]",
+    "lr": "Peak learning rate.",
+    "augment": "Shift, turn and scale training images a little.",
+    "seed": "Of everything random in training.",
+    "dropout": "Share of coordinates zeroed in training.",
+}
+CHOICES = {"resize": RESIZES}
+TYPES = {int: int, float: float, str: str, int | None: int, bool: bool}
+
+
+def settings_options(settings: type, *names: str) -> Callable[[Any], Any]:
+    """One option a field of a settings class, with the field's own default."""
+
+    def decorate(command: Any) -> Any:
+        for field in reversed([field for field in fields(settings) if field.name in names]):
+            flag = f"--{field.name.replace('_', '-')}"
+            option = click.option(
+                f"{flag}/--no-{field.name}" if field.type is bool else flag,
+                type=click.Choice(CHOICES[field.name]) if field.name in CHOICES else TYPES[field.type],  # type: ignore[index]
+                default=field.default,
+                show_default=field.default is not None,
+                help=HELP[field.name],
+            )
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def machine_options(command: Any) -> Any:
+    """Where and how loudly to run."""
+    for option in (
+        click.option("--quiet", is_flag=True, help="No progress, no notes."),
+        click.option("--threads", type=int, help="Of the CPU.  [default: one a core]"),
+        click.option("--precision", type=click.Choice(("auto", "fp32", "bf16")), default="auto", show_default=True, help="Of training; evaluation is float32."),
+        click.option("--device", type=click.Choice(("auto", "cpu", "cuda", "mps")), default="auto", show_default=True, help="auto: CUDA where there is one."),
+    ):
+        command = option(command)
+    return command
+
+
+def path_option(flag: str, default: Path, help: str) -> Callable[[Any], Any]:
+    return click.option(flag, type=click.Path(path_type=Path), default=default, show_default=True, help=help)
+
+
+def data_option(default: str | None, help: str) -> Callable[[Any], Any]:
+    return click.option("--data", "source", metavar="SOURCE", default=default, show_default=True, help=help)
+
+
+force_option = click.option("--force", is_flag=True, help="Replace a checkpoint of another source or other settings.")
+SOURCE = "`digits`, or a folder: one subfolder a class, or train/ (val/, test/) with one subfolder a class."
+MOVED = "Only if the images have moved since stage one."
+READ = tuple(field.name for field in fields(ReadSettings))
+EMBED = tuple(field.name for field in fields(EmbedSettings))
+
+
+def pick(settings: type, options: dict[str, Any]) -> Any:
+    """Build a settings object from the options that bear its fields' names."""
+    return settings(**{field.name: options[field.name] for field in fields(settings) if field.name in options})
+
+
+def machine(options: dict[str, Any]) -> Any:
+    from pipeline.run import Machine
+
+    return Machine(*(options[name] for name in ("device", "precision", "threads", "quiet")))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--config", type=click.Path(path_type=Path), help="Option values from a TOML file, one table a command; a flag wins.")
+@click.version_option(package_name="embedding-pipeline", prog_name="pipeline")
+@click.pass_context
+def commands(context: click.Context, config: Path | None) -> None:
+    """Train an image embedding with triplet loss, put a classifier on it, and learn how accurate both are.
+
+    \b
+    pipeline embed --data photos/     stage one: train the embedding
+    pipeline classify                 stage two: train the classifier on it, frozen
+    pipeline report                   compare both, and baselines, on held-out images
+    """
+    context.obj = read_config(config, context.command) if config else {}
+    tables = context.obj
+    # `run` is the three in a row, so it hears what is meant for them, where they share an option.
+    shared = {option.name for option in run.params} - {"out"}
+    tables["run"] = {**{k: v for k, v in tables.get("embed", {}).items() if k in shared}, **tables.get("run", {})}
+    context.default_map = tables
+
+
+def read_config(path: Path, group: Any) -> dict[str, dict[str, Any]]:
+    """The file's tables, option names as parameters. Raises SettingsError for what no command knows."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"--config {path}: can't be read ({error}); give a TOML file with one table a command") from error
+    known: dict[str, dict[str, Any]] = {}
+    for name, table in tables.items():
+        if name not in group.commands or not isinstance(table, dict):
+            raise SettingsError(f"--config {path}: no command {name}; tables are {', '.join(group.commands)}")
+        options = {flag.lstrip("-"): option.name for option in group.commands[name].params for flag in option.opts}
+        for key in table:
+            if key.replace("_", "-") not in options:
+                raise SettingsError(f"--config {path}: [{name}] has {key}, which `pipeline {name}` doesn't; it has {', '.join(options)}")
+        known[name] = {options[key.replace("_", "-")]: value for key, value in table.items()}
+    return known
+
+
+@commands.command()
+@data_option("digits", SOURCE)
+@path_option("--out", EMBEDDING, "Where the checkpoint goes.")
+@force_option
+@settings_options(EmbedSettings, *EMBED)
+@settings_options(ReadSettings, *READ)
+@machine_options
+def embed(source: str, out: Path, force: bool, **options: Any) -> None:
+    """Stage one: train the embedding with triplet loss.
+
+    \b
+    pipeline embed --data photos/ --epochs 40
+    """
+    settings, read = pick(EmbedSettings, options), pick(ReadSettings, options)
+    from pipeline import run as stages_run
+
+    path = stages_run.embed(source, read, settings, out=out, machine=machine(options), force=force)
+    click.echo(f"{path} written; next: pipeline classify{_unless(out, EMBEDDING, '--embedding')}")
+
+
+@commands.command()
+@path_option("--embedding", EMBEDDING, "Stage one's checkpoint.")
+@path_option("--out", CLASSIFIER, "Where the checkpoint goes.")
+@data_option(None, MOVED)
+@force_option
+@settings_options(ClassifySettings, "dropout", "epochs", "lr", "seed")
+@machine_options
+def classify(embedding: Path, out: Path, source: str | None, force: bool, **options: Any) -> None:
+    """Stage two: train the classifier on the frozen embedding.
+
+    \b
+    pipeline classify --dropout 0.3 --force
+    """
+    settings = pick(ClassifySettings, options)
+    from pipeline import run as stages_run
+
+    path = stages_run.classify(embedding, settings, out=out, machine=machine(options), source=source, force=force)
+    arguments = _unless(embedding, EMBEDDING, "--embedding") + _unless(out, CLASSIFIER, "--classifier")
+    click.echo(f"{path} written; next: pipeline report{arguments}")
+
+
+@commands.command()
+@path_option("--embedding", EMBEDDING, "Stage one's checkpoint.")
+@path_option("--classifier", CLASSIFIER, "Stage two's checkpoint.")
+@path_option("--out", REPORTS, "The folder that the report goes to.")
+@data_option(None, MOVED)
+@machine_options
+def report(embedding: Path, classifier: Path, out: Path, source: str | None, **options: Any) -> None:
+    """Compare kNN, triplet and classification accuracy on the same held-out images.
+
+    \b
+    pipeline report --out reports/photos
+    """
+    from pipeline import run as stages_run
+
+    _show(stages_run.report(embedding, classifier, out=out, machine=machine(options), source=source), out)
+
+
+@commands.command()
+@data_option("digits", SOURCE)
+@path_option("--embedding", EMBEDDING, "Where stage one's checkpoint goes.")
+@path_option("--classifier", CLASSIFIER, "Where stage two's checkpoint goes.")
+@path_option("--out", REPORTS, "The folder that the report goes to.")
+@force_option
+@settings_options(EmbedSettings, *(name for name in EMBED if name not in ("epochs", "lr")))
+@settings_options(ReadSettings, *READ)
+@machine_options
+@click.pass_context
+def run(context: click.Context, source: str, embedding: Path, classifier: Path, out: Path, force: bool, **options: Any) -> None:
+    """All three in a row. Epochs and rates of the stages come from --config, tables [embed] and [classify].
+
+    \b
+    pipeline run --data photos/
+    """
+    tables: dict[str, dict[str, Any]] = context.obj
+    own = {name: value for name, value in tables.get("embed", {}).items() if name in ("epochs", "lr")}
+    embed_settings = pick(EmbedSettings, {**options, **own})
+    classify_settings = pick(ClassifySettings, {"seed": options["seed"], **tables.get("classify", {})})
+    read = pick(ReadSettings, options)
+    from pipeline import run as stages_run
+
+    paths = {"embedding": embedding, "classifier": classifier, "out": out}
+    _show(stages_run.run(source, read, embed_settings, classify_settings, **paths, machine=machine(options), force=force), out)
+
+
+def _unless(path: Path, default: Path, flag: str) -> str:
+    return "" if path == default else f" {flag} {path}"
+
+
+def _show(scored: Any, out: Path) -> None:
+    from pipeline.report import text_table, verdict
+
+    click.echo(f"{text_table(scored.scores)}\n\n{verdict(scored.scores)}\n")
+    click.echo("\n".join(str(out / name) for name in ("accuracy.csv", "predictions.csv", "report.html")))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and exit: 0 done, 1 wrong input, 2 wrong usage, 130 interrupted. A bug keeps its traceback."""
+    try:
+        status = commands.main(arguments, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except PipelineError as error:
+        click.echo(f"error: {error}", err=True)
+        status = 1
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        status = 130
+    sys.exit(status or 0)

@@ -1,0 +1,267 @@
+"""What each command does, callable without the command line: load, call the stage, save."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from pipeline import checkpoint, runtime
+from pipeline.data import Dataset, load_dataset
+from pipeline.report import Comparison, write_report
+from stages.classify import train_classifier
+from stages.embed import automatic_epochs, new_network, train_embedding
+from stages.errors import CheckpointError, DataError
+from stages.network import embed_images, embed_split
+from stages.records import EpochLog, HeadLog, Scored
+from stages.sampler import plan_batches
+from stages.score import score_split
+from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how loudly to run: `--device --precision --threads --quiet`."""
+
+    device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    quiet: bool = False
+
+    def start(self) -> torch.device:
+        return runtime.start(self.device, self.threads)
+
+    def say(self, message: str) -> None:
+        """A line for the person who waits, above any progress bar."""
+        if not self.quiet:
+            tqdm.write(message, file=sys.stderr)
+
+    def bar(self, caption: str, total: int, items: Iterable[Any] | None = None) -> Any:
+        """A progress bar, on a terminal only."""
+        hidden = self.quiet or not sys.stderr.isatty()
+        return tqdm(items, total=total, desc=caption, file=sys.stderr, disable=hidden, leave=False)
+
+    def load(self, source: str | Dataset, read: ReadSettings) -> Dataset:
+        """Read a source; one that has been read already comes back as it is."""
+        if isinstance(source, Dataset):
+            return source
+        data = load_dataset(source, read, progress=lambda caption, total, items: self.bar(caption, total, items))
+        for note in data.notes:
+            self.say(f"note: {note}")
+        return data
+
+
+def embed(
+    source: str | Dataset, read: ReadSettings, settings: EmbedSettings, *, out: Path, machine: Machine, force: bool = False
+) -> Path:
+    """Stage one: train the embedding on the source's training part and save it at `out`, its epochs beside it.
+
+    Raises CheckpointError if `out` holds a run of another source or other settings and `force` is off.
+    """
+    device = machine.start()
+    data = machine.load(source, read)
+    identity = _embedding_identity(data, settings)
+    _refuse_another(out, "embedding", identity, force)
+    plan = plan_batches(data.train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class)
+    epochs = settings.epochs or automatic_epochs(plan.per_epoch)
+    precision = runtime.choose_precision(machine.precision, device)
+    counts = {name: len(part) if part else 0 for name, part in (("train", data.train), ("val", data.validation), ("test", data.test))}
+    machine.say(
+        f"{data.source}: {len(data.train.classes)} classes, {counts['train']} training, {counts['val']} validation and "
+        f"{counts['test']} test images of {data.read.size} x {data.read.size}, {'grey' if data.read.channels == 1 else 'colour'}\n"
+        f"{epochs} epochs of {plan.per_epoch} batches, {plan.classes_per_batch} classes x {plan.images_per_class} images, "
+        f"on {device.type} in {str(precision).removeprefix('torch.')}"
+    )
+    if data.validation is None:
+        machine.say("note: no class is large enough to give up a validation image; the last epoch is taken")
+    with machine.bar("training", epochs * plan.per_epoch) as bar:
+
+        def on_step(_: Any) -> None:
+            bar.update()
+
+        def on_epoch(log: EpochLog) -> None:
+            machine.say(describe(log, epochs))
+
+        trained = train_embedding(
+            data.train, data.validation, settings, device=device, precision=precision, on_step=on_step, on_epoch=on_epoch
+        )
+    record = {
+        **identity,
+        "network": trained.network.config,
+        "classes": data.train.classes,
+        "source": data.source,
+        "counts": counts,
+        "skipped": [skipped._asdict() for skipped in data.skipped],
+        "epoch": trained.epoch,
+        "history": [asdict(log) for log in trained.history],
+        "precision": str(precision).removeprefix("torch."),
+        "versions": runtime.versions(),
+    }
+    checkpoint.save_embedding(out, trained.network, record)
+    history = pd.DataFrame(record["history"]).to_csv(index=False)
+    checkpoint.write_atomically(out.with_name(f"{out.stem}.history.csv"), history.encode())
+    return out
+
+
+def describe(log: EpochLog, epochs: int) -> str:
+    """An epoch in one line, and in plain words when the embedding has collapsed."""
+    knn = "-" if log.val_knn is None else f"{log.val_knn:.4f}"
+    triplet = "-" if log.val_triplet is None else f"{log.val_triplet:.5f}"
+    line = (
+        f"epoch {log.epoch:>{len(str(epochs))}}/{epochs}  loss {log.loss:.4f}  active {log.active_share:6.2%}  "
+        f"distance {log.mean_distance:.3f}  val kNN {knn}  val triplet {triplet}"
+    )
+    if log.collapsed:
+        line += (
+            f"\nwarning: the embedding has collapsed: two images lie {log.mean_distance:.3f} apart on average, so nearly all "
+            "look alike to it. Try a lower --lr, or more classes and images in a batch"
+        )
+    return line
+
+
+def classify(
+    embedding: Path,
+    settings: ClassifySettings,
+    *,
+    out: Path,
+    machine: Machine,
+    source: str | Dataset | None = None,
+    force: bool = False,
+) -> Path:
+    """Stage two: train the head on the frozen embedding and save both at `out`.
+
+    source: only if the data has moved since stage one. Raises DataError if it isn't the data of stage one.
+    """
+    device = machine.start()
+    embedded = checkpoint.load_embedding(embedding)
+    identity = _classifier_identity(embedded.record, settings)
+    _refuse_another(out, "classifier", identity, force)
+    data = _reload(embedded.record, source, machine)
+    network = checkpoint.to_device(embedded.network, device)
+    logs: list[HeadLog] = []
+    with machine.bar("training the head", settings.epochs or 0) as bar:
+
+        def on_epoch(log: HeadLog) -> None:
+            logs.append(log)
+            bar.update()
+
+        trained = train_classifier(network, data.train, data.validation, settings, device=device, on_epoch=on_epoch)
+    best = logs[trained.epoch - 1]
+    accuracy = "" if best.val_accuracy is None else f", validation accuracy {best.val_accuracy:.4f}"
+    machine.say(f"head: epoch {trained.epoch} of {len(logs)}{accuracy}")
+    record = {
+        **identity,
+        **{name: embedded.record[name] for name in ("network", "classes", "source", "counts", "skipped")},
+        "embedding_digest": embedded.digest,
+        "gallery_ids": data.train.ids,
+        "epoch": trained.epoch,
+        "history": [asdict(log) for log in logs],
+        "versions": runtime.versions(),
+    }
+    checkpoint.save_classifier(out, network, trained.head, trained.gallery, record)
+    return out
+
+
+def report(
+    embedding: Path, classifier: Path, *, out: Path, machine: Machine, source: str | Dataset | None = None
+) -> Scored:
+    """The comparison on the test part, opened only here; written below the folder `out`.
+
+    Raises CheckpointError if the classifier was trained on another embedding, DataError if there is no test image.
+    """
+    device = machine.start()
+    embedded, classified = checkpoint.load_embedding(embedding), checkpoint.load_classifier(classifier)
+    if classified.embedding_digest != embedded.digest:
+        raise CheckpointError(
+            f"{classifier}: trained on embedding {classified.embedding_digest[:12]}, but {embedding} holds {embedded.digest[:12]}; "
+            f"run `pipeline classify --embedding {embedding} --out {classifier} --force`"
+        )
+    data = _reload(embedded.record, source, machine)
+    if data.test is None:
+        raise DataError(f"{data.source}: no test image; add a test/ folder, or images enough to split some off (--test, --split-seed)")
+    network = checkpoint.to_device(embedded.network, device)
+    fresh = checkpoint.to_device(new_network(data.train.images, EmbedSettings(**embedded.record["settings"])), device)
+    scored = score_split(
+        embed_split(network, data.test, device=device),
+        classified.gallery,
+        classified.head,
+        pixels=(data.test.images.flatten(1), data.train.images.flatten(1)),
+        untrained=(embed_images(fresh, data.test.images, device=device), embed_images(fresh, data.train.images, device=device)),
+    )
+    comparison = Comparison(embedding.stem, embedded.record, classified.record, data.test, classified.gallery_ids, scored, data.notes)
+    write_report(out, comparison)
+    return scored
+
+
+def run(
+    source: str,
+    read: ReadSettings,
+    embed_settings: EmbedSettings,
+    classify_settings: ClassifySettings,
+    *,
+    embedding: Path,
+    classifier: Path,
+    out: Path,
+    machine: Machine,
+    force: bool = False,
+) -> Scored:
+    """The three stages in a row, the images read once; both checkpoints are checked before anything is trained."""
+    data = machine.load(source, read)
+    identity = _embedding_identity(data, embed_settings)
+    _refuse_another(embedding, "embedding", identity, force)
+    _refuse_another(classifier, "classifier", _classifier_identity(identity, classify_settings), force)
+    embed(data, read, embed_settings, out=embedding, machine=machine, force=force)
+    classify(embedding, classify_settings, out=classifier, machine=machine, source=data, force=force)
+    return report(embedding, classifier, out=out, machine=machine, source=data)
+
+
+def _embedding_identity(data: Dataset, settings: EmbedSettings) -> dict[str, Any]:
+    """What makes a stage one run the same run: its images, how they were read and split, its settings."""
+    return {"fingerprint": data.fingerprint, "read": asdict(data.read), "settings": asdict(settings)}
+
+
+def _classifier_identity(embedding: Mapping[str, Any], settings: ClassifySettings) -> dict[str, Any]:
+    """The same of stage two, from the embedding's record."""
+    return {
+        "fingerprint": embedding["fingerprint"],
+        "read": embedding["read"],
+        "settings": asdict(settings),
+        "embedding_settings": embedding["settings"],
+    }
+
+
+def _reload(record: Mapping[str, Any], source: str | Dataset | None, machine: Machine) -> Dataset:
+    """The data that a checkpoint was trained on, split the same way."""
+    data = machine.load(source or record["source"], ReadSettings(**record["read"]))
+    if data.fingerprint != record["fingerprint"]:
+        raise DataError(
+            f"{data.source}: not the images that the checkpoint was trained on (fingerprint {data.fingerprint[:12]}, trained on "
+            f"{record['fingerprint'][:12]}); give these with --data, or train again with `pipeline embed`"
+        )
+    return data
+
+
+def _refuse_another(path: Path, kind: str, identity: Mapping[str, Any], force: bool) -> None:
+    """Never replace another run's checkpoint unasked."""
+    if force or not path.exists():
+        return
+    header = checkpoint.read_header(path)
+    wanted = json.loads(json.dumps(identity))
+    if header.kind != kind:
+        raise CheckpointError(f"{path}: holds a checkpoint of kind {header.kind}; give another --out, or --force to replace it")
+    for name, value in wanted.items():
+        found = header.record.get(name)
+        if found == value:
+            continue
+        if isinstance(value, dict) and isinstance(found, dict):
+            differing = [key for key in value if found.get(key) != value[key]]
+            stage = "its embedding's " if name == "embedding_settings" else ""
+            what = "a run with " + stage + ", ".join(f"{key.replace('_', '-')} {found.get(key)}, not {value[key]}" for key in differing)
+        else:
+            what = f"a run on other images, {header.record['source']}"
+        raise CheckpointError(f"{path}: holds {what}; give another --out, or --force to replace it")

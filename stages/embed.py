@@ -1,0 +1,168 @@
+"""Stage one: train the embedding with triplet loss."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from stages.augment import random_affine
+from stages.errors import PipelineError
+from stages.loss import triplet_loss
+from stages.metrics import knn, measure_split, triplet_accuracy
+from stages.network import EmbeddingNet, embed_images, pixel_statistics
+from stages.records import EpochLog, Split, TrainingState
+from stages.sampler import PKSampler, plan_batches
+from stages.settings import EmbedSettings
+
+NEIGHBOURS = 5  # k of the validation kNN
+GALLERY = 2000  # training images that the validation kNN searches
+WEIGHT_DECAY = 1e-2
+WARM_UP = 0.2  # of all steps
+STEPS = 500  # that small data gets at least, as far as 200 epochs go
+
+OnStep = Callable[[TrainingState], bool | None]
+OnEpoch = Callable[[EpochLog], None]
+
+
+class TrainedEmbedding(NamedTuple):
+    """network: with the weights of `epoch`, the best on validation. history: one log an epoch."""
+
+    network: EmbeddingNet
+    epoch: int
+    history: tuple[EpochLog, ...]
+
+
+def automatic_epochs(steps_per_epoch: int) -> int:
+    """20 epochs, or as many as make 500 steps, at most 200."""
+    return max(20, min(200, math.ceil(STEPS / steps_per_epoch)))
+
+
+def train_embedding(
+    train: Split,
+    validation: Split | None,
+    settings: EmbedSettings,
+    *,
+    device: torch.device,
+    precision: torch.dtype = torch.float32,
+    state: TrainingState | None = None,
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> TrainedEmbedding:
+    """Train a network on P x K batches; the epoch with the best validation kNN accuracy wins.
+
+    Among epochs with equal kNN accuracy the higher triplet accuracy decides, then the later epoch. Without validation
+    images the last epoch is taken.
+
+    state: where to go on; None starts anew, from `settings.seed`. on_step: called after each step with the state; a
+    true return stops training after that step. on_epoch: called after each epoch.
+    Raises SettingsError if the batches can't be formed, PipelineError if the loss stops being finite.
+    """
+    torch.manual_seed(settings.seed)
+    plan = plan_batches(
+        train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class
+    )
+    sampler = PKSampler(train.labels, plan, seed=settings.seed)
+    epochs = settings.epochs or automatic_epochs(len(sampler))
+    network = new_network(train.images, settings).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.lr, total_steps=epochs * len(sampler) + 1, pct_start=WARM_UP, cycle_momentum=False
+    )
+    step, history, sums, best = 0, (), (0.0, 0.0, 0.0), None
+    if state is not None:
+        network.load_state_dict(state.network)
+        optimiser.load_state_dict(state.optimiser)
+        schedule.load_state_dict(state.schedule)
+        sampler.load_state_dict(state.sampler)
+        torch.set_rng_state(state.generator)
+        step, history, sums, best = state.step, state.history, state.sums, state.best
+
+    gallery = bounded_gallery(train)
+    images, labels = train.images.to(device), train.labels.to(device)
+    while step < epochs * len(sampler):
+        network.train()
+        for batch in sampler:
+            rows = batch.to(device)
+            pixels = random_affine(images[rows]) if settings.augment else images[rows]
+            with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+                vectors = network(pixels)
+            result = triplet_loss(vectors, labels[rows], ids=rows, margin=settings.margin)
+            if not torch.isfinite(result.loss):
+                raise PipelineError(f"--lr {settings.lr}: the loss is {result.loss.item()} at step {step + 1}; use a lower rate")
+            optimiser.zero_grad(set_to_none=True)
+            result.loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+            step += 1
+            sums = (sums[0] + result.loss.item(), sums[1] + result.active_share, sums[2] + result.mean_distance)
+            if step % len(sampler) == 0:
+                loss, active, distance = (value / len(sampler) for value in sums)
+                score = validate(network, train, gallery, validation, device=device)
+                log = EpochLog(step // len(sampler), loss, active, distance, *score)
+                history, sums = (*history, log), (0.0, 0.0, 0.0)
+                key = (score[0] or 0.0, score[1] or 0.0)
+                if best is None or key >= best[0]:
+                    best = key, log.epoch, copy.deepcopy(network.state_dict())
+                if on_epoch:
+                    on_epoch(log)
+            if on_step and on_step(
+                TrainingState(
+                    step=step,
+                    network=network.state_dict(),
+                    optimiser=optimiser.state_dict(),
+                    schedule=schedule.state_dict(),
+                    sampler=sampler.state_dict(),
+                    generator=torch.get_rng_state(),
+                    history=history,
+                    sums=sums,
+                    best=best,
+                )
+            ):
+                return _result(network, best, history)
+    return _result(network, best, history)
+
+
+def new_network(images: Tensor, settings: EmbedSettings) -> EmbeddingNet:
+    """The network as training starts it: weights drawn from `settings.seed`, pixel statistics from the images.
+
+    images: uint8 (N, C, S, S), the training part. It is the "untrained" baseline of the report too.
+    """
+    torch.manual_seed(settings.seed)
+    mean, std = pixel_statistics(images)
+    return EmbeddingNet(images.shape[1], images.shape[-1], settings.dim, mean=mean, std=std)
+
+
+def bounded_gallery(train: Split) -> Tensor:
+    """Which training images the validation kNN searches: all up to 2,000, else evenly spaced ones of each class.
+
+    Returns int64, indices into the split.
+    """
+    if len(train) <= GALLERY:
+        return torch.arange(len(train))
+    by_class = train.labels.argsort(stable=True)
+    return by_class[torch.linspace(0, len(train) - 1, GALLERY).round().long()]
+
+
+def validate(
+    network: nn.Module, train: Split, gallery: Tensor, validation: Split | None, *, device: torch.device
+) -> tuple[float | None, float | None]:
+    """kNN accuracy of the validation images in the gallery, and triplet accuracy among them."""
+    if validation is None:
+        return None, None
+    queries = embed_images(network, validation.images, device=device)
+    known = embed_images(network, train.images[gallery], device=device)
+    votes = knn(queries, known, train.labels[gallery], k=NEIGHBOURS).labels
+    triplets = triplet_accuracy(measure_split(queries, validation.labels))[0]
+    return float((votes == validation.labels.numpy()).mean()), None if math.isnan(triplets) else triplets
+
+
+def _result(
+    network: EmbeddingNet, best: tuple[tuple[float, float], int, dict[str, Tensor]] | None, history: tuple[EpochLog, ...]
+) -> TrainedEmbedding:
+    if best is not None:
+        network.load_state_dict(best[2])
+    network.eval()
+    return TrainedEmbedding(network, best[1] if best else 0, history)

@@ -1,0 +1,138 @@
+"""The networks: pixels to unit vectors, and unit vectors to class probabilities."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.records import Embeddings, Split
+
+ADAPTIVE_ABOVE = 64  # pixels; beyond it the map is pooled to what a 64-pixel image has, or the last layer grows huge
+SMALLEST = 28  # pixels; below it the four halvings leave nothing to see, so smaller images are enlarged first
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """Divide each row by its Euclidean length; a row of (nearly) zeros becomes the constant unit vector.
+
+    features: floating point (N, D). Returns float32 or float64 (N, D), finite, with finite gradients
+    (zero through a zero row: normalising one would multiply its gradient by 1e12).
+    """
+    features = features if features.dtype == torch.float64 else features.float()
+    empty = features.norm(dim=1, keepdim=True) < 1e-6  # (N, 1)
+    return F.normalize(torch.where(empty, torch.ones_like(features), features), dim=1)
+
+
+class EmbeddingNet(nn.Module):
+    """The FaceNet-like network (Schroff et al. 2015, arXiv 1503.03832, table 1, its first two blocks).
+
+    conv 7x7/2 to 64, max-pool 3/2, conv 1x1 to 64, conv 3x3 to 192, max-pool 3/2, fully connected to `dim`,
+    L2-normalised; each convolution followed by BatchNorm and ReLU.
+
+    channels, size: of the images (C, S, S). dim: length of the vectors.
+    mean, std: of the training pixels in [0, 1], one value a channel; buffers, so that every user of the
+    weights feeds images scaled alike.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int, size: int, dim: int, *, mean: Tensor | None = None, std: Tensor | None = None):
+        super().__init__()
+        self.config = {"name": "conv", "channels": channels, "size": size, "dim": dim}
+        self.register_buffer("mean", (torch.zeros(channels) if mean is None else mean).float().view(-1, 1, 1))
+        self.register_buffer("std", (torch.ones(channels) if std is None else std).float().view(-1, 1, 1))
+        self.trunk = nn.Sequential(
+            nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            nn.Conv2d(64, 64, 1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(64, 192, 3, padding=1, bias=False),
+            nn.BatchNorm2d(192),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        side = min(max(size, SMALLEST), ADAPTIVE_ABOVE)
+        for _ in range(3):  # three halvings, each rounding up
+            side = (side + 1) // 2
+        self.pool = nn.AdaptiveAvgPool2d(side) if size > ADAPTIVE_ABOVE else nn.Identity()
+        self.project = nn.Linear(192 * side * side, dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Unit vectors of images.
+
+        images: uint8, or floating point in [0, 255], (N, C, S, S). Returns float32 (N, dim).
+        """
+        pixels = (images.to(self.project.weight.dtype) / 255 - self.mean) / self.std
+        if pixels.shape[-1] < SMALLEST:
+            pixels = F.interpolate(pixels, size=(SMALLEST, SMALLEST), mode="bilinear", align_corners=False)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        return unit_rows(self.project(self.pool(self.trunk(pixels)).flatten(1)))
+
+
+class Head(nn.Module):
+    """Dropout + linear + log-softmax on unit vectors."""
+
+    def __init__(self, dim: int, classes: int, *, dropout: float = 0.5):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(dim, classes)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """vectors: float32 (N, D). Returns log-probabilities, float32 (N, classes)."""
+        return F.log_softmax(self.linear(self.dropout(vectors)), dim=1)
+
+
+def build_network(config: Mapping[str, Any]) -> EmbeddingNet:
+    """The network that a checkpoint's `network` record describes, its weights not yet loaded."""
+    return EmbeddingNet(config["channels"], config["size"], config["dim"])
+
+
+def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the pixels in [0, 1], one value a channel.
+
+    images: uint8 (N, C, H, W). Returns two float32 (C,). Worked out from the histogram, so it is exact
+    and needs no floating-point copy of the images; a constant channel gets deviation 1.
+    """
+    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])]).double()
+    levels = torch.arange(256, dtype=torch.float64, device=counts.device) / 255
+    shares = counts / counts.sum(1, keepdim=True)  # (C, 256)
+    mean = shares @ levels
+    std = (shares @ levels.square() - mean.square()).clamp(min=0).sqrt()
+    return mean.float(), torch.where(std < 1e-4, torch.ones_like(std), std).float()
+
+
+def embed_images(network: nn.Module, images: Tensor, *, device: torch.device, batch_size: int = 512) -> Tensor:
+    """Embed images in evaluation mode, float32 whatever the autocast, without gradients.
+
+    images: uint8 (N, C, S, S), anywhere. Returns float32 (N, D) on the CPU.
+    The network is left in the mode it came in.
+    """
+    training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            parts = [network(images[i : i + batch_size].to(device)).cpu() for i in range(0, len(images), batch_size)]
+    finally:
+        network.train(training)
+    return torch.cat(parts).clone()
+
+
+def embed_split(network: nn.Module, split: Split, *, device: torch.device) -> Embeddings:
+    """`embed_images` of a split, with its labels."""
+    return Embeddings(embed_images(network, split.images, device=device), split.labels, split.classes)
+
+
+def state_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors: names, dtypes, shapes and values, whatever their memory layout, order or device."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,198 @@
+"""The nouns that flow between the stages, each checked when it is made.
+
+Frozen dataclasses with `eq=False`: comparing tensor fields with `==` would raise.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.errors import DataError
+
+
+def _check_labels(labels: Tensor, count: int, classes: tuple[str, ...]) -> None:
+    if labels.dtype != torch.int64 or labels.shape != (count,):
+        raise DataError(f"labels: {labels.dtype} {tuple(labels.shape)} for {count} rows; give int64 ({count},)")
+    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < len(classes)):
+        raise DataError(f"labels: {int(labels.min())} to {int(labels.max())} with {len(classes)} class names")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Labelled images of one part (train, val or test).
+
+    images: uint8 (N, C, H, W). labels: int64 (N,), indices into `classes`. ids: N names that people know.
+    Raises DataError if these don't fit together or there is no image.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or len(self.images) == 0:
+            raise DataError(f"images: {self.images.dtype} {tuple(self.images.shape)}; give uint8 (N, C, H, W), N > 0")
+        _check_labels(self.labels, len(self.images), self.classes)
+        if len(self.ids) != len(self.images):
+            raise DataError(f"ids: {len(self.ids)} for {len(self.images)} images")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Unit vectors and their labels.
+
+    vectors: float32 (N, D), finite, each row of length 1 to 1e-3. labels: int64 (N,).
+    Raises DataError otherwise.
+    """
+
+    vectors: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.vectors.dtype != torch.float32 or self.vectors.ndim != 2:
+            raise DataError(f"vectors: {self.vectors.dtype} {tuple(self.vectors.shape)}; give float32 (N, D)")
+        _check_labels(self.labels, len(self.vectors), self.classes)
+        # A NaN or an infinity fails this comparison too.
+        if not bool(((self.vectors.norm(dim=1) - 1).abs() < 1e-3).all()):
+            raise DataError("vectors: a row is not finite or not of unit length; L2-normalise them")
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+
+@dataclass(frozen=True, eq=False)
+class EpochLog:
+    """What one epoch of stage one did.
+
+    epoch: from 1. loss: mean over steps. active_share: of the batches' triplets, those with a loss above 0.
+    mean_distance: mean Euclidean distance between two training images of a batch, in [0, 2].
+    val_knn, val_triplet: kNN and triplet accuracy on validation, None where there is nothing to measure.
+    """
+
+    epoch: int
+    loss: float
+    active_share: float
+    mean_distance: float
+    val_knn: float | None
+    val_triplet: float | None
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether nearly all images have landed on one point, where the loss sits at the margin."""
+        return self.mean_distance < 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class HeadLog:
+    """What one epoch of stage two did: mean training loss, validation loss and accuracy (None without validation)."""
+
+    epoch: int
+    loss: float
+    val_loss: float | None
+    val_accuracy: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """Everything that going on with stage one needs; going on from it is going on as if nothing had happened.
+
+    step: optimiser steps done so far in all epochs. sums: running sums of the current epoch's log.
+    best: the weights of the best epoch so far and its score, or None before the first validation.
+    """
+
+    step: int
+    network: dict[str, Tensor]
+    optimiser: dict[str, Any]
+    schedule: dict[str, Any]
+    sampler: dict[str, Any]
+    generator: Tensor
+    history: tuple[EpochLog, ...]
+    sums: tuple[float, float, float]
+    best: tuple[tuple[float, float], int, dict[str, Tensor]] | None
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingCheckpoint:
+    """Stage one's result: the network and the record that says how it came about.
+
+    record: JSON-ready; `network` (how to build it), `classes`, `settings`, `read`, `source`, `fingerprint`, `history`.
+    digest: of the network's weights and buffers (`stages.network.state_digest`).
+    """
+
+    network: nn.Module
+    classes: tuple[str, ...]
+    record: dict[str, Any]
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierCheckpoint:
+    """Stage two's result: the frozen network under its head, and the gallery that kNN needs.
+
+    embedding_digest: of the embedding it was trained on; the embedder's weights and buffers equal it.
+    gallery: the training part's embeddings; gallery_ids their images' ids.
+    """
+
+    network: nn.Module
+    head: nn.Module
+    gallery: Embeddings
+    gallery_ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    record: dict[str, Any]
+    embedding_digest: str
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """One figure of the report.
+
+    value: a share in [0, 1], or None where undefined (then count is 0). low, high: its 95 % interval, or None.
+    count: what was counted (images, queries or triplets). definition: one sentence.
+    Raises DataError where that does not hold.
+    """
+
+    metric: str
+    split: str
+    value: float | None
+    low: float | None
+    high: float | None
+    count: int
+    definition: str
+
+    def __post_init__(self) -> None:
+        if (self.value is None) != (self.count == 0) or (self.value is not None and not 0 <= self.value <= 1):
+            raise DataError(f"{self.metric}: value {self.value} with count {self.count}")
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the report says of each test image; all arrays have one entry an image, in the split's order.
+
+    knn, classifier: int64 class indices. probability: float32, the classifier's for its own label.
+    triplet_accuracy: float64, the share of triplets won with this image as anchor, NaN where it has none.
+    nearest: int64, index into the gallery of the nearest training image. distance: float32, to it.
+    """
+
+    knn: Any
+    classifier: Any
+    probability: Any
+    triplet_accuracy: Any
+    nearest: Any
+    distance: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """The report's numbers: one `Score` a metric, one row of `Prediction` an image."""
+
+    scores: tuple[Score, ...]
+    prediction: Prediction
+    notes: tuple[str, ...] = field(default=())

@@ -1,0 +1,103 @@
+"""What a run can be told: one frozen dataclass a stage, each default written once.
+
+The commands read their defaults from here, so this module imports nothing heavy.
+"""
+
+from dataclasses import dataclass
+
+from stages.errors import SettingsError
+
+RESIZES = ("pad-repeat", "pad", "crop", "stretch")
+
+
+def _require(condition: bool, name: str, value: object, wanted: str) -> None:
+    if not condition:
+        option = name.replace("_", "-")
+        raise SettingsError(f"--{option} {value}: out of range; use {wanted}")
+
+
+def _require_count(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _require(value is None or value >= 1, name, value, "a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """How a source becomes three splits of equally sized images.
+
+    size: side of the square images in pixels; None: the images' own size if they share one square
+        size of at most 64, else 64.
+    channels: 1 or 3; None: 1 if every image is grey, else 3.
+    resize: how an image fills the square, one of `RESIZES`.
+    split_seed, val, test: the split of what the source does not split itself; shares of all images.
+    """
+
+    size: int | None = None
+    channels: int | None = None
+    resize: str = "pad-repeat"
+    split_seed: int = 0
+    val: float = 0.1
+    test: float = 0.2
+
+    def __post_init__(self) -> None:
+        _require(self.size is None or 4 <= self.size <= 1024, "size", self.size, "4 to 1024 pixels")
+        _require(self.channels in (None, 1, 3), "channels", self.channels, "1 or 3")
+        _require(self.resize in RESIZES, "resize", self.resize, ", ".join(RESIZES))
+        for name in ("val", "test"):
+            share = getattr(self, name)
+            _require(0 < share < 0.9, name, share, "a share between 0 and 0.9")
+        _require(self.val + self.test < 0.95, "val", self.val, "shares that leave images to train on")
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """Stage one. `None` means: chosen from the data, by the rule that the field's line states.
+
+    dim: length of an embedding vector.
+    margin: of the triplet loss, in units of the Euclidean distance between unit vectors, [0, 2].
+    classes_per_batch, images_per_class: P and K of the batches; None: see `stages.sampler.plan_batches`.
+    epochs: None: 20, or as many as make 500 steps, at most 200. An epoch draws each image at least once.
+    lr: peak learning rate of AdamW (it warms up, then decays to zero along a cosine).
+    augment: whether training images are shifted, turned and scaled a little.
+    seed: of everything random in training.
+    """
+
+    dim: int = 128
+    margin: float = 0.2
+    classes_per_batch: int | None = None
+    images_per_class: int | None = None
+    epochs: int | None = None
+    lr: float = 3e-3
+    augment: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require_count(self, "dim", "epochs")
+        _require(0 < self.margin <= 2, "margin", self.margin, "a distance above 0 and up to 2")
+        for name in ("classes_per_batch", "images_per_class"):
+            value = getattr(self, name)
+            _require(value is None or value >= 2, name, value, "at least 2: a triplet needs two classes, two images of one")
+        _require(0 < self.lr <= 1, "lr", self.lr, "a rate above 0 and up to 1")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+
+
+@dataclass(frozen=True)
+class ClassifySettings:
+    """Stage two: dropout + linear + log-softmax on frozen vectors.
+
+    dropout: share of each vector's coordinates zeroed in training.
+    epochs: passes over the cached vectors; None: 100, or as many as make 1,000 steps.
+    lr: peak learning rate of AdamW on vectors scaled to unit variance a coordinate.
+    """
+
+    dropout: float = 0.5
+    epochs: int | None = None
+    lr: float = 1e-2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.dropout < 1, "dropout", self.dropout, "a share from 0 to below 1")
+        _require_count(self, "epochs")
+        _require(0 < self.lr <= 1, "lr", self.lr, "a rate above 0 and up to 1")
+        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
