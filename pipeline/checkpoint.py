@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from stages.errors import CheckpointError
 from stages.network import Head, build_network, state_digest
-from stages.records import ClassifierCheckpoint, Embeddings, EmbeddingCheckpoint
+from stages.records import ClassifierCheckpoint, EmbeddingCheckpoint, Embeddings
 
 FORMAT_VERSION = 1
 
@@ -53,9 +53,7 @@ def save_embedding(path: Path, network: nn.Module, record: Mapping[str, Any]) ->
     return _save(path, "embedding", dict(network.state_dict()), record)
 
 
-def save_classifier(
-    path: Path, network: nn.Module, head: Head, gallery: Embeddings, record: Mapping[str, Any]
-) -> str:
+def save_classifier(path: Path, network: nn.Module, head: Head, gallery: Embeddings, record: Mapping[str, Any]) -> str:
     """The embedder under `embedding.`, the head under `head.`, the training part's vectors and labels under `gallery.`.
 
     Returns the digest of all of them.

@@ -45,7 +45,7 @@ def settings_options(settings: type, *names: str) -> Callable[[Any], Any]:
             flag = f"--{field.name.replace('_', '-')}"
             option = click.option(
                 f"{flag}/--no-{field.name}" if field.type is bool else flag,
-                type=click.Choice(CHOICES[field.name]) if field.name in CHOICES else TYPES[field.type],  # type: ignore[index]
+                type=click.Choice(CHOICES[field.name]) if field.name in CHOICES else TYPES[field.type],
                 default=field.default,
                 show_default=field.default is not None,
                 help=HELP[field.name],
@@ -61,8 +61,20 @@ def machine_options(command: Any) -> Any:
     for option in (
         click.option("--quiet", is_flag=True, help="No progress, no notes."),
         click.option("--threads", type=int, help="Of the CPU.  [default: one a core]"),
-        click.option("--precision", type=click.Choice(("auto", "fp32", "bf16")), default="auto", show_default=True, help="Of training; evaluation is float32."),
-        click.option("--device", type=click.Choice(("auto", "cpu", "cuda", "mps")), default="auto", show_default=True, help="auto: CUDA where there is one."),
+        click.option(
+            "--precision",
+            type=click.Choice(("auto", "fp32", "bf16")),
+            default="auto",
+            show_default=True,
+            help="Of training; evaluation is float32.",
+        ),
+        click.option(
+            "--device",
+            type=click.Choice(("auto", "cpu", "cuda", "mps")),
+            default="auto",
+            show_default=True,
+            help="auto: CUDA where there is one.",
+        ),
     ):
         command = option(command)
     return command
@@ -130,6 +142,12 @@ def read_config(path: Path, group: Any) -> dict[str, dict[str, Any]]:
                 raise SettingsError(f"--config {path}: [{name}] has {key}, which `pipeline {name}` doesn't; it has {', '.join(options)}")
         known[name] = {options[key.replace("_", "-")]: value for key, value in table.items()}
     return known
+
+
+def configured(context: click.Context, command: click.Command) -> dict[str, Any]:
+    """The values of a command's own table in the --config file, checked as its flags would be."""
+    table = context.obj.get(command.name, {})
+    return {option.name: option.type_cast_value(context, table[option.name]) for option in command.params if option.name in table}
 
 
 @commands.command()
@@ -200,16 +218,15 @@ def report(embedding: Path, classifier: Path, out: Path, source: str | None, **o
 @settings_options(ReadSettings, *READ)
 @machine_options
 @click.pass_context
-def run(context: click.Context, source: str, embedding: Path, classifier: Path, out: Path, force: bool, **options: Any) -> None:
+def run(context: click.Context, /, source: str, embedding: Path, classifier: Path, out: Path, force: bool, **options: Any) -> None:
     """All three in a row. Epochs and rates of the stages come from --config, tables [embed] and [classify].
 
     \b
     pipeline run --data photos/
     """
-    tables: dict[str, dict[str, Any]] = context.obj
-    own = {name: value for name, value in tables.get("embed", {}).items() if name in ("epochs", "lr")}
+    own = {name: value for name, value in configured(context, embed).items() if name in ("epochs", "lr")}
     embed_settings = pick(EmbedSettings, {**options, **own})
-    classify_settings = pick(ClassifySettings, {"seed": options["seed"], **tables.get("classify", {})})
+    classify_settings = pick(ClassifySettings, {"seed": options["seed"], **configured(context, classify)})
     read = pick(ReadSettings, options)
     from pipeline import run as stages_run
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 
@@ -22,6 +23,7 @@ PARTS = ("train", "val", "test")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".ppm"}
 OWN_SIZE_UP_TO = 64
 
+Pixels = npt.NDArray[np.uint8]
 Progress = Callable[[str, int, Iterable[object]], Iterable[object]]
 
 
@@ -58,7 +60,7 @@ class _Item(NamedTuple):
     label: str
     part: str | None
     content: str
-    pixels: np.ndarray
+    pixels: Pixels
 
 
 class _File(NamedTuple):
@@ -78,7 +80,8 @@ def load_dataset(source: str, read: ReadSettings, *, progress: Progress | None =
     """
     show: Progress = progress or (lambda caption, total, items: items)
     if source == "digits":
-        origin, items, skipped = source, list(_read_digits(read)), []
+        origin, items = source, list(_read_digits(read))
+        skipped: list[Skipped] = []
     elif Path(source).is_dir():
         origin = str(Path(source).resolve())
         items, skipped = _read_folder(Path(source), read, show)
@@ -168,8 +171,8 @@ def _read_file(file: _File, size: int, resize: str) -> _Item | Skipped:
         pixels = to_square(decode(content), size, resize)
     except Exception as error:  # a decoder may raise anything on a broken file; the reason is kept and shown
         reason = str(error).replace(str(file.path), "").strip() or type(error).__name__
-        if not os.path.exists(file.path) or not os.path.getsize(file.path):
-            reason = "empty file" if os.path.exists(file.path) else "missing (a broken link?)"
+        if not file.path.exists() or not file.path.stat().st_size:
+            reason = "empty file" if file.path.exists() else "missing (a broken link?)"
         elif "cannot identify" in reason:
             reason = "not an image that can be read"
         return Skipped(file.id, reason)
@@ -178,7 +181,7 @@ def _read_file(file: _File, size: int, resize: str) -> _Item | Skipped:
 
 def decode(content: bytes) -> Image.Image:
     """An encoded image -> 8-bit grey ("L") or "RGB", upright; transparency over white; the first frame."""
-    image = Image.open(BytesIO(content))
+    image: Image.Image = Image.open(BytesIO(content))
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16 bits of grey, which a plain conversion would clip at 255
@@ -192,7 +195,7 @@ def decode(content: bytes) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_square(image: Image.Image, size: int, resize: str) -> np.ndarray:
+def to_square(image: Image.Image, size: int, resize: str) -> Pixels:
     """Fit an image into a square.
 
     resize: `pad-repeat`, longest side to size, then the image tiled over the square; `pad`, the same, centred on
@@ -206,7 +209,7 @@ def to_square(image: Image.Image, size: int, resize: str) -> np.ndarray:
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     scale = size / (min if resize == "crop" else max)(width, height)
     target = (max(1, round(width * scale)), max(1, round(height * scale)))
-    pixels = np.asarray(image if target == image.size else image.resize(target, Image.Resampling.BILINEAR))
+    pixels: Pixels = np.asarray(image if target == image.size else image.resize(target, Image.Resampling.BILINEAR))
     tall, wide = pixels.shape[:2]
     if resize == "crop":
         top, left = (tall - size) // 2, (wide - size) // 2
@@ -217,7 +220,8 @@ def to_square(image: Image.Image, size: int, resize: str) -> np.ndarray:
         top, left = (size - tall) // 2, (size - wide) // 2
         canvas[top : top + tall, left : left + wide] = pixels
         return canvas
-    return pixels[np.arange(size) % tall][:, np.arange(size) % wide]
+    tiled: Pixels = pixels[np.arange(size) % tall][:, np.arange(size) % wide]
+    return tiled
 
 
 def _split(items: list[_Item], skipped: list[Skipped], source: str, read: ReadSettings) -> Dataset:
@@ -234,13 +238,14 @@ def _split(items: list[_Item], skipped: list[Skipped], source: str, read: ReadSe
     channels = read.channels or (1 if all(map(_is_grey, items)) else 3)
     index = {label: number for number, label in enumerate(classes)}
 
+    store = torch.from_numpy(np.stack([_to_channels(item.pixels, channels) for item in items]))
+
     def build(name: str) -> Split | None:
-        chosen = [item for item, part in zip(items, parts, strict=True) if part == name]
-        if not chosen:
+        rows = [row for row, part in enumerate(parts) if part == name]
+        if not rows:
             return None
-        images = torch.from_numpy(np.stack([_to_channels(item.pixels, channels) for item in chosen]))
-        labels = torch.tensor([index[item.label] for item in chosen])
-        return Split(images, labels, classes, tuple(item.id for item in chosen))
+        labels = torch.tensor([index[items[row].label] for row in rows])
+        return Split(store, torch.tensor(rows), labels, classes, tuple(items[row].id for row in rows))
 
     train = build("train")
     assert train is not None  # two classes were just counted in it
@@ -257,7 +262,7 @@ def _split(items: list[_Item], skipped: list[Skipped], source: str, read: ReadSe
         build("val"),
         build("test"),
         source,
-        replace(read, size=train.images.shape[-1], channels=channels),
+        replace(read, size=store.shape[-1], channels=channels),
         hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest(),
         tuple(skipped),
         tuple(notes),
@@ -306,7 +311,7 @@ def _is_grey(item: _Item) -> bool:
     return pixels.ndim == 2 or bool((pixels[..., :1] == pixels).all())
 
 
-def _to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+def _to_channels(pixels: Pixels, channels: int) -> Pixels:
     """uint8 (S, S) or (S, S, 3) -> (channels, S, S)."""
     if channels == 1:
         grey = pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(pixels).convert("L"))

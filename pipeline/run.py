@@ -56,9 +56,7 @@ class Machine:
         return data
 
 
-def embed(
-    source: str | Dataset, read: ReadSettings, settings: EmbedSettings, *, out: Path, machine: Machine, force: bool = False
-) -> Path:
+def embed(source: str | Dataset, read: ReadSettings, settings: EmbedSettings, *, out: Path, machine: Machine, force: bool = False) -> Path:
     """Stage one: train the embedding on the source's training part and save it at `out`, its epochs beside it.
 
     Raises CheckpointError if `out` holds a run of another source or other settings and `force` is off.
@@ -167,9 +165,7 @@ def classify(
     return out
 
 
-def report(
-    embedding: Path, classifier: Path, *, out: Path, machine: Machine, source: str | Dataset | None = None
-) -> Scored:
+def report(embedding: Path, classifier: Path, *, out: Path, machine: Machine, source: str | Dataset | None = None) -> Scored:
     """The comparison on the test part, opened only here; written below the folder `out`.
 
     Raises CheckpointError if the classifier was trained on another embedding, DataError if there is no test image.
@@ -185,13 +181,13 @@ def report(
     if data.test is None:
         raise DataError(f"{data.source}: no test image; add a test/ folder, or images enough to split some off (--test, --split-seed)")
     network = checkpoint.to_device(embedded.network, device)
-    fresh = checkpoint.to_device(new_network(data.train.images, EmbedSettings(**embedded.record["settings"])), device)
+    fresh = checkpoint.to_device(new_network(data.train, EmbedSettings(**embedded.record["settings"])), device)
     scored = score_split(
         embed_split(network, data.test, device=device),
         classified.gallery,
         classified.head,
-        pixels=(data.test.images.flatten(1), data.train.images.flatten(1)),
-        untrained=(embed_images(fresh, data.test.images, device=device), embed_images(fresh, data.train.images, device=device)),
+        pixels=(data.test.take(slice(None)).flatten(1), data.train.take(slice(None)).flatten(1)),
+        untrained=(embed_images(fresh, data.test.blocks(), device=device), embed_images(fresh, data.train.blocks(), device=device)),
     )
     comparison = Comparison(embedding.stem, embedded.record, classified.record, data.test, classified.gallery_ids, scored, data.notes)
     write_report(out, comparison)

@@ -46,7 +46,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 def _cpu_has_bfloat16() -> bool:
     """Emulated bfloat16 is slower than float32, so only instructions for it count."""
-    found = getattr(torch.cpu, "get_capabilities", dict)()  # older torch: not known, so float32
+    found: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch: not known, so float32
     return any(bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16"))
 
 

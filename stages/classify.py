@@ -80,7 +80,7 @@ def fit_head(
         for rows in torch.randperm(len(vectors)).to(device).split(BATCH):
             loss = F.nll_loss(head(vectors[rows]), labels[rows])
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
             schedule.step()
             total += loss.item() * len(rows)
@@ -96,9 +96,7 @@ def fit_head(
     return head.eval().cpu(), best_epoch, tuple(history)
 
 
-def _validate(
-    head: Head, validation: Embeddings | None, scale: float, device: torch.device
-) -> tuple[float | None, float | None]:
+def _validate(head: Head, validation: Embeddings | None, scale: float, device: torch.device) -> tuple[float | None, float | None]:
     """Loss and accuracy on validation."""
     if validation is None:
         return None, None

@@ -16,12 +16,7 @@ def squared_distances(queries: Tensor, gallery: Tensor) -> Tensor:
     """
     with torch.autocast(queries.device.type, enabled=False):
         products = queries @ gallery.T  # (Q, G)
-    return (
-        products.mul_(-2)
-        .add_(queries.square().sum(1)[:, None])
-        .add_(gallery.square().sum(1)[None, :])
-        .clamp_(min=0)
-    )
+    return products.mul_(-2).add_(queries.square().sum(1)[:, None]).add_(gallery.square().sum(1)[None, :]).clamp_(min=0)
 
 
 def exact_distances(queries: Tensor, gallery: Tensor) -> Tensor:

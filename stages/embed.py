@@ -61,17 +61,17 @@ def train_embedding(
     Raises SettingsError if the batches can't be formed, PipelineError if the loss stops being finite.
     """
     torch.manual_seed(settings.seed)
-    plan = plan_batches(
-        train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class
-    )
+    plan = plan_batches(train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class)
     sampler = PKSampler(train.labels, plan, seed=settings.seed)
     epochs = settings.epochs or automatic_epochs(len(sampler))
-    network = new_network(train.images, settings).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = new_network(train, settings).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, settings.lr, total_steps=epochs * len(sampler) + 1, pct_start=WARM_UP, cycle_momentum=False
     )
-    step, history, sums, best = 0, (), (0.0, 0.0, 0.0), None
+    step, sums = 0, (0.0, 0.0, 0.0)
+    history: tuple[EpochLog, ...] = ()
+    best: tuple[tuple[float, float], int, dict[str, Tensor]] | None = None
     if state is not None:
         network.load_state_dict(state.network)
         optimiser.load_state_dict(state.optimiser)
@@ -81,19 +81,18 @@ def train_embedding(
         step, history, sums, best = state.step, state.history, state.sums, state.best
 
     gallery = bounded_gallery(train)
-    images, labels = train.images.to(device), train.labels.to(device)
     while step < epochs * len(sampler):
         network.train()
         for batch in sampler:
-            rows = batch.to(device)
-            pixels = random_affine(images[rows]) if settings.augment else images[rows]
+            pixels = train.take(batch).to(device)
+            pixels = random_affine(pixels) if settings.augment else pixels
             with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
                 vectors = network(pixels)
-            result = triplet_loss(vectors, labels[rows], ids=rows, margin=settings.margin)
+            result = triplet_loss(vectors, train.labels[batch].to(device), ids=batch.to(device), margin=settings.margin)
             if not torch.isfinite(result.loss):
                 raise PipelineError(f"--lr {settings.lr}: the loss is {result.loss.item()} at step {step + 1}; use a lower rate")
             optimiser.zero_grad(set_to_none=True)
-            result.loss.backward()  # type: ignore[no-untyped-call]
+            result.loss.backward()
             optimiser.step()
             schedule.step()
             step += 1
@@ -125,14 +124,14 @@ def train_embedding(
     return _result(network, best, history)
 
 
-def new_network(images: Tensor, settings: EmbedSettings) -> EmbeddingNet:
-    """The network as training starts it: weights drawn from `settings.seed`, pixel statistics from the images.
+def new_network(train: Split, settings: EmbedSettings) -> EmbeddingNet:
+    """The network as training starts it: weights drawn from `settings.seed`, pixel statistics from the training part.
 
-    images: uint8 (N, C, S, S), the training part. It is the "untrained" baseline of the report too.
+    It is the report's "untrained" baseline too.
     """
     torch.manual_seed(settings.seed)
-    mean, std = pixel_statistics(images)
-    return EmbeddingNet(images.shape[1], images.shape[-1], settings.dim, mean=mean, std=std)
+    mean, std = pixel_statistics(train)
+    return EmbeddingNet(train.store.shape[1], train.store.shape[-1], settings.dim, mean=mean, std=std)
 
 
 def bounded_gallery(train: Split) -> Tensor:
@@ -152,8 +151,8 @@ def validate(
     """kNN accuracy of the validation images in the gallery, and triplet accuracy among them."""
     if validation is None:
         return None, None
-    queries = embed_images(network, validation.images, device=device)
-    known = embed_images(network, train.images[gallery], device=device)
+    queries = embed_images(network, validation.blocks(), device=device)
+    known = embed_images(network, (train.take(part) for part in gallery.split(512)), device=device)
     votes = knn(queries, known, train.labels[gallery], k=NEIGHBOURS).labels
     triplets = triplet_accuracy(measure_split(queries, validation.labels))[0]
     return float((votes == validation.labels.numpy()).mean()), None if math.isnan(triplets) else triplets

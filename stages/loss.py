@@ -74,7 +74,7 @@ def triplet_loss(vectors: Tensor, labels: Tensor, *, margin: float, ids: Tensor 
     ids = torch.arange(len(labels), device=labels.device) if ids is None else ids
     counts: dict[str, Any] = {}
     wide = vectors if vectors.dtype == torch.float64 else vectors.float()
-    loss: Tensor = _Triplets.apply(wide, labels, ids, margin, counts)  # type: ignore[no-untyped-call]  # torch has no types for it
+    loss: Tensor = _Triplets.apply(wide, labels, ids, margin, counts)
     return TripletLoss(loss, counts["triplets"], counts["active"], counts["mean_distance"])
 
 
@@ -104,7 +104,7 @@ class _Triplets(torch.autograd.Function):
         return vectors.new_tensor(loss / max(1, active))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[misc]  # torch has no types for it
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         return upstream * ctx.gradient, None, None, None, None
 

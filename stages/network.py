@@ -1,7 +1,7 @@
 """The networks: pixels to unit vectors, and unit vectors to class probabilities."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -93,39 +93,42 @@ def build_network(config: Mapping[str, Any]) -> EmbeddingNet:
     return EmbeddingNet(config["channels"], config["size"], config["dim"])
 
 
-def pixel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+def pixel_statistics(split: Split) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the pixels in [0, 1], one value a channel.
 
-    images: uint8 (N, C, H, W). Returns two float32 (C,). Worked out from the histogram, so it is exact
-    and needs no floating-point copy of the images; a constant channel gets deviation 1.
+    Returns two float32 (C,). Worked out from the histogram, so it is exact and needs no floating-point copy of the
+    images; a constant channel gets deviation 1.
     """
-    counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(images.shape[1])]).double()
-    levels = torch.arange(256, dtype=torch.float64, device=counts.device) / 255
+    channels = split.store.shape[1]
+    counts = torch.zeros(channels, 256, dtype=torch.float64)
+    for images in split.blocks():
+        for c in range(channels):
+            counts[c] += torch.bincount(images[:, c].flatten(), minlength=256)
+    levels = torch.arange(256, dtype=torch.float64) / 255
     shares = counts / counts.sum(1, keepdim=True)  # (C, 256)
     mean = shares @ levels
     std = (shares @ levels.square() - mean.square()).clamp(min=0).sqrt()
     return mean.float(), torch.where(std < 1e-4, torch.ones_like(std), std).float()
 
 
-def embed_images(network: nn.Module, images: Tensor, *, device: torch.device, batch_size: int = 512) -> Tensor:
+def embed_images(network: nn.Module, blocks: Iterable[Tensor], *, device: torch.device) -> Tensor:
     """Embed images in evaluation mode, float32 whatever the autocast, without gradients.
 
-    images: uint8 (N, C, S, S), anywhere. Returns float32 (N, D) on the CPU.
+    blocks: uint8 (b, C, S, S) each, anywhere, at least one. Returns float32 (N, D) on the CPU.
     The network is left in the mode it came in.
     """
     training = network.training
     network.eval()
     try:
-        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            parts = [network(images[i : i + batch_size].to(device)).cpu() for i in range(0, len(images), batch_size)]
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return torch.cat([network(images.to(device)).cpu() for images in blocks])
     finally:
         network.train(training)
-    return torch.cat(parts).clone()
 
 
 def embed_split(network: nn.Module, split: Split, *, device: torch.device) -> Embeddings:
     """`embed_images` of a split, with its labels."""
-    return Embeddings(embed_images(network, split.images, device=device), split.labels, split.classes)
+    return Embeddings(embed_images(network, split.blocks(), device=device), split.labels, split.classes)
 
 
 def state_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -3,6 +3,7 @@
 Frozen dataclasses with `eq=False`: comparing tensor fields with `==` would raise.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,24 +24,40 @@ def _check_labels(labels: Tensor, count: int, classes: tuple[str, ...]) -> None:
 class Split:
     """Labelled images of one part (train, val or test).
 
-    images: uint8 (N, C, H, W). labels: int64 (N,), indices into `classes`. ids: N names that people know.
+    store: uint8 (M, C, S, S), the images of all parts; it may be a memory-mapped file larger than memory, so no
+    stage copies it. rows: int64 (N,), which of them are this part's. labels: int64 (N,), indices into `classes`.
+    ids: N names that people know.
     Raises DataError if these don't fit together or there is no image.
     """
 
-    images: Tensor
+    store: Tensor
+    rows: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     ids: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or len(self.images) == 0:
-            raise DataError(f"images: {self.images.dtype} {tuple(self.images.shape)}; give uint8 (N, C, H, W), N > 0")
-        _check_labels(self.labels, len(self.images), self.classes)
-        if len(self.ids) != len(self.images):
-            raise DataError(f"ids: {len(self.ids)} for {len(self.images)} images")
+        if self.store.dtype != torch.uint8 or self.store.ndim != 4 or len(self.rows) == 0:
+            raise DataError(
+                f"images: {self.store.dtype} {tuple(self.store.shape)}, {len(self.rows)} rows; give uint8 (M, C, S, S) and rows"
+            )
+        if not (0 <= int(self.rows.min()) and int(self.rows.max()) < len(self.store)):
+            raise DataError(f"rows: {int(self.rows.min())} to {int(self.rows.max())} of {len(self.store)} images")
+        _check_labels(self.labels, len(self.rows), self.classes)
+        if len(self.ids) != len(self.rows):
+            raise DataError(f"ids: {len(self.ids)} for {len(self.rows)} images")
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.rows)
+
+    def take(self, which: Tensor | slice) -> Tensor:
+        """Some of the images, uint8 (n, C, S, S), by position in this split: int64 (n,) or a slice."""
+        return self.store[self.rows[which]]
+
+    def blocks(self, size: int = 512) -> Iterator[Tensor]:
+        """All images in order, uint8 (up to size, C, S, S) at a time."""
+        for start in range(0, len(self), size):
+            yield self.take(slice(start, start + size))
 
 
 @dataclass(frozen=True, eq=False)
