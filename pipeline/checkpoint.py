@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from stages.errors import CheckpointError
+from stages.errors import CheckpointError, PipelineError
 from stages.network import Head, build_network, state_digest
 from stages.records import ClassifierCheckpoint, EmbeddingCheckpoint, Embeddings
 
@@ -31,8 +31,18 @@ class Header(NamedTuple):
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target under a temporary name, sync, then replace: a crash leaves the old file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write beside the target under a temporary name, sync, then replace: a crash leaves the old file whole.
+
+    Raises PipelineError if the folder can't be written to or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, content)
+    except OSError as error:
+        raise PipelineError(f"{path}: can't be written: {error.strerror}; make room, or give another path") from error
+
+
+def _replace(path: Path, content: bytes) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

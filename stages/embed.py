@@ -23,6 +23,8 @@ WEIGHT_DECAY = 1e-2
 WARM_UP = 0.2  # of all steps
 STEPS = 500  # that small data gets at least, as far as 200 epochs go
 
+# (kNN accuracy, triplet accuracy), the epoch, its weights
+Best = tuple[tuple[float, float], int, dict[str, Tensor]]
 OnStep = Callable[[TrainingState], bool | None]
 OnEpoch = Callable[[EpochLog], None]
 
@@ -38,6 +40,14 @@ class TrainedEmbedding(NamedTuple):
 def automatic_epochs(steps_per_epoch: int) -> int:
     """20 epochs, or as many as make 500 steps, at most 200."""
     return max(20, min(200, math.ceil(STEPS / steps_per_epoch)))
+
+
+def rate_factor(done: int, steps: int) -> float:
+    """The learning rate after `done` of all steps as a share of its peak: up in a line, then down along a cosine to 0."""
+    warm = max(1, round(WARM_UP * steps))
+    if done < warm:
+        return (done + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, steps - warm)))
 
 
 def train_embedding(
@@ -66,12 +76,10 @@ def train_embedding(
     epochs = settings.epochs or automatic_epochs(len(sampler))
     network = new_network(train, settings).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.lr, total_steps=epochs * len(sampler) + 1, pct_start=WARM_UP, cycle_momentum=False
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: rate_factor(done, epochs * len(sampler)))
     step, sums = 0, (0.0, 0.0, 0.0)
     history: tuple[EpochLog, ...] = ()
-    best: tuple[tuple[float, float], int, dict[str, Tensor]] | None = None
+    best: Best | None = None
     if state is not None:
         network.load_state_dict(state.network)
         optimiser.load_state_dict(state.optimiser)
@@ -158,9 +166,7 @@ def validate(
     return float((votes == validation.labels.numpy()).mean()), None if math.isnan(triplets) else triplets
 
 
-def _result(
-    network: EmbeddingNet, best: tuple[tuple[float, float], int, dict[str, Tensor]] | None, history: tuple[EpochLog, ...]
-) -> TrainedEmbedding:
+def _result(network: EmbeddingNet, best: Best | None, history: tuple[EpochLog, ...]) -> TrainedEmbedding:
     if best is not None:
         network.load_state_dict(best[2])
     network.eval()
