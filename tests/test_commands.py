@@ -230,7 +230,7 @@ def test_a_folder_that_brings_its_own_splits_and_colour(run, tmp_path):
                 Image.fromarray(pixels).save(folder / f"{i}.JPG")
     (tmp_path / "own" / "train" / "red thing" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     (tmp_path / "own" / "train" / "red thing" / "empty.jpg").write_bytes(b"")
-    status, out, errors = run("run", "--data", "own", "--size", 32, "--dim", 16)
+    status, _, errors = run("run", "--data", "own", "--size", 32, "--dim", 16)
     assert status == 0, errors
     assert "2 of 53 images skipped" in errors and "train/red thing/broken.png: not an image" in errors and "empty file" in errors
     record = checkpoint.read_header(Path("checkpoints/classifier.safetensors")).record
