@@ -1,22 +1,23 @@
 """Distances between embedding vectors; the loss and the metrics share them."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def squared_distances(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Squared Euclidean distances by one matrix product, in the inputs' precision whatever the autocast.
+def squared_distance_factors(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Two matrices whose product is the matrix of squared distances: |x|^2 - 2 x.y + |y|^2 in one multiplication.
 
-    queries: floating point (Q, D). gallery: the same dtype (G, D).
-    Returns (Q, G), never negative. The rounding error is about the dtype's epsilon times the vectors'
-    squared norms: for float32 unit vectors 1e-7. Callers that rank near-duplicates pass float64.
+    points: floating point (N, D). Returns left and right, both (N, D + 2); `left[i] @ right[j]` is the squared Euclidean
+    distance of i and j, up to rounding of about the dtype's epsilon times the squared lengths, so perhaps just below 0.
+    The first D + 1 columns of right are the points and ones.
     """
-    with torch.autocast(queries.device.type, enabled=False):
-        products = queries @ gallery.T  # (Q, G)
-    return products.mul_(-2).add_(queries.square().sum(1)[:, None]).add_(gallery.square().sum(1)[None, :]).clamp_(min=0)
+    lengths, ones = points.square().sum(1, keepdim=True), points.new_ones(len(points), 1)
+    return torch.cat([-2 * points, lengths, ones], 1), torch.cat([points, ones, lengths], 1)
 
 
 def exact_distances(queries: Tensor, gallery: Tensor) -> Tensor:
@@ -25,22 +26,48 @@ def exact_distances(queries: Tensor, gallery: Tensor) -> Tensor:
     queries: (Q, D). gallery: (G, D). Returns float32 (Q, G), on the CPU. Beside it, memory for a few thousand rows.
     Distances below 1e-7, which is what float32 unit vectors can't tell apart, are zero exactly.
     """
-    wide = queries.cpu().double()
+    left, _ = squared_distance_factors(queries.cpu().double())
     distances = torch.empty(len(queries), len(gallery))
     for start in range(0, len(gallery), 4096):
-        squared = squared_distances(wide, gallery[start : start + 4096].cpu().double())
-        distances[:, start : start + 4096] = squared.sqrt_().masked_fill_(squared < 1e-7, 0)
+        _, right = squared_distance_factors(gallery[start : start + 4096].cpu().double())
+        found = (left @ right.T).clamp_(min=0).sqrt_()
+        distances[:, start : start + 4096] = found.masked_fill_(found < 1e-7, 0)
     return distances
 
 
-def argsort_rows(values: Tensor) -> Tensor:
-    """Column indices that sort each row of float (R, C), int64 (R, C); equal values come in any order.
+def sort_rows(distances: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row in ascending order, and the columns it came from; equal values come in any order.
 
-    On the CPU this is numpy's, on all threads: several times faster than torch's own.
+    distances: floating point (R, C), not negative; infinity is allowed. Returns (R, C) and int64 (R, C).
+    On the CPU numpy does it, on all threads: its sort of plain numbers runs on vector instructions, several times faster
+    than torch's, and faster than its own sort of indices. So a float32, whose bits are ordered as it is, travels with
+    its column in one 64-bit integer.
     """
-    if values.device.type != "cpu":
-        return values.argsort(dim=1)
-    workers = torch.get_num_threads() if values.numel() >= 2**16 else 1
-    chunks = np.array_split(values.numpy(), workers)
-    with ThreadPoolExecutor(workers) as pool:
-        return torch.from_numpy(np.concatenate(list(pool.map(lambda chunk: np.argsort(chunk, axis=1), chunks))))
+    if distances.device.type != "cpu":
+        return tuple(distances.sort(dim=1))
+    ascending, order = torch.empty_like(distances), torch.empty(distances.shape, dtype=torch.int64)
+    fill = _sort_packed if distances.dtype == torch.float32 else _sort_indices
+    workers = torch.get_num_threads() if distances.numel() >= 2**16 else 1
+    edges = [len(distances) * i // workers for i in range(workers + 1)]
+    jobs = [tuple(part[a:b].numpy() for part in (distances, ascending, order)) for a, b in pairwise(edges)]
+    if workers == 1:
+        fill(*jobs[0])
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(lambda job: fill(*job), jobs))
+    return ascending, order
+
+
+def _sort_packed(values: np.ndarray, ascending: np.ndarray, order: np.ndarray) -> None:
+    packed = np.empty((*values.shape, 2), np.uint32)
+    high, low = (1, 0) if sys.byteorder == "little" else (0, 1)
+    packed[..., high] = values.view(np.uint32)
+    packed[..., low] = np.arange(values.shape[1], dtype=np.uint32)
+    packed.view(np.uint64)[..., 0].sort(axis=1)
+    ascending.view(np.uint32)[:] = packed[..., high]
+    order[:] = packed[..., low]
+
+
+def _sort_indices(values: np.ndarray, ascending: np.ndarray, order: np.ndarray) -> None:
+    order[:] = np.argsort(values, axis=1)
+    ascending[:] = np.take_along_axis(values, order, axis=1)

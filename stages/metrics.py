@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.distance import argsort_rows, exact_distances
+from stages.distance import exact_distances, sort_rows
 
 BLOCK = 2**21  # distances handled at once
 
@@ -67,8 +67,7 @@ def measure_split(vectors: Tensor, labels: Tensor) -> SplitMeasures:
             inside, outside = _without_class(distances, begin, end)
             others = (torch.arange(begin, end) != rows[:, None]).nonzero()[:, 1].view(len(rows), positives)
             to_positives = inside.gather(1, others)  # (b, positives)
-            by_distance = argsort_rows(outside)
-            ascending = outside.gather(1, by_distance)
+            ascending, by_distance = sort_rows(outside)
             ahead = torch.searchsorted(ascending, to_positives, right=True)  # (b, positives) as far, or closer
             wins = negatives - ahead
             won[rows] = wins.sum(1)

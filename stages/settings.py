@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from stages.errors import SettingsError
 
+MININGS = ("batch-all", "batch-hard", "semi-hard", "random")
+DISTANCES = ("euclidean", "squared")
 RESIZES = ("pad-repeat", "pad", "crop", "stretch")
 
 
