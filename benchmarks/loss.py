@@ -52,7 +52,11 @@ def sentence(name: str) -> Loss:
     from sentence_transformers.sentence_transformer import losses
 
     distance = losses.BatchHardTripletLossDistanceFunction.eucledian_distance
-    kind = {"batch-all": losses.BatchAllTripletLoss, "batch-hard": losses.BatchHardTripletLoss, "semi-hard": losses.BatchSemiHardTripletLoss}
+    kind = {
+        "batch-all": losses.BatchAllTripletLoss,
+        "batch-hard": losses.BatchHardTripletLoss,
+        "semi-hard": losses.BatchSemiHardTripletLoss,
+    }
     loss = kind[name](None, distance_metric=distance, margin=MARGIN)
     return lambda vectors, labels: loss.compute_loss_from_embeddings([vectors], labels)
 
@@ -146,7 +150,9 @@ def main() -> None:
     for row in table:
         shown = [f"{row[key]:.2f}" if row[key] is not None else "-" for key in ("ours", "peer", "ratio", "limit")]
         apart = f"{row['difference']:.0e}" if row["difference"] is not None else "-"
-        print(f"{row['work']:24}{shown[0]:>10}{shown[1]:>10}{shown[2]:>8}{shown[3]:>10}{apart:>9}  {row['peer_name'] or ''} ({row['unit']})")
+        print(
+            f"{row['work']:24}{shown[0]:>10}{shown[1]:>10}{shown[2]:>8}{shown[3]:>10}{apart:>9}  {row['peer_name'] or ''} ({row['unit']})"
+        )
     if options.json:
         options.json.write_text(json.dumps(table, indent=1), encoding="utf-8")
 

@@ -44,7 +44,8 @@ def sort_rows(distances: Tensor) -> tuple[Tensor, Tensor]:
     its column in one 64-bit integer.
     """
     if distances.device.type != "cpu":
-        return tuple(distances.sort(dim=1))
+        values, columns = distances.sort(dim=1)
+        return values, columns
     ascending, order = torch.empty_like(distances), torch.empty(distances.shape, dtype=torch.int64)
     fill = _sort_packed if distances.dtype == torch.float32 else _sort_indices
     workers = torch.get_num_threads() if distances.numel() >= 2**16 else 1

@@ -52,12 +52,27 @@ class _Pairs(NamedTuple):
 
 
 class _Mined(NamedTuple):
-    """A block's summed loss, its triplets, its active ones, and the summed loss's derivative by each distance (b, B)."""
+    """A block's summed loss, its triplets, its active ones, and its pull (b, B).
+
+    The pull of a pair is the loss's derivative by its distance, over the distance (twice the derivative, for squared
+    distances): times the difference of the two points, it is the gradient by the first point.
+    """
 
     loss: float
     triplets: int
     active: int
-    slope: Tensor
+    pull: Tensor
+
+
+class _Rule(NamedTuple):
+    """What a triplet costs. margin: None for the soft one. squared: which distances are given."""
+
+    margin: float | None
+    squared: bool
+
+    def pull(self, slopes: Tensor, distances: Tensor) -> Tensor:
+        """Derivatives by some distances -> pulls, in place; 0 where two points coincide."""
+        return slopes.mul_(2) if self.squared else slopes.div_(distances).nan_to_num_(0, 0, 0)
 
 
 def triplet_loss(
@@ -124,16 +139,14 @@ class _Triplets(torch.autograd.Function):
             distances = (left[rows] @ right.T).clamp_(min=0)  # (b, B), squared
             if not squared:
                 distances.sqrt_()
-            mined = _MINE[mining](distances, _pairs(table, family, labels, ids, rows, draws), margin)
+            totals["distance"] += float(_wide(distances.sum(1)).sum())
+            mined = _MINE[mining](distances, _pairs(table, family, ids, rows, draws), _Rule(margin, squared))
             totals["loss"] += mined.loss
             totals["triplets"] += mined.triplets
             totals["active"] += mined.active
-            totals["distance"] += float(_wide(distances.sum(1)).sum())
             if pull_sums is not None:
-                # By the anchor, d^2 changes with 2 (anchor - other), and d with the unit vector between them.
-                pull = mined.slope.mul_(2) if squared else mined.slope.div_(distances).nan_to_num_(0, 0, 0)  # (b, B)
-                pull_sums[rows] += pull @ extended
-                pull_sums += pull.T @ extended[rows]
+                pull_sums[rows] += mined.pull @ extended
+                pull_sums += mined.pull.T @ extended[rows]
         kept = totals["active"] if mining == "batch-all" and margin is not None else totals["triplets"]
         counts.update(triplets=totals["triplets"], active=totals["active"], mean_distance=totals["distance"] / max(1, batch * (batch - 1)))
         if pull_sums is not None:
@@ -148,80 +161,82 @@ class _Triplets(torch.autograd.Function):
 
 def _families(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Each class's columns, int64 (C, W), padded with -1, and each row's class, int64 (B,)."""
-    names, family, sizes = labels.unique(return_inverse=True, return_counts=True)
-    by_class = family.argsort(stable=True)
-    first = sizes.cumsum(0) - sizes
-    slot = torch.arange(len(labels), device=labels.device) - first[family[by_class]]
-    table = torch.full((len(names), int(sizes.max()) if len(labels) else 0), -1, dtype=torch.int64, device=labels.device)
-    table[family[by_class], slot] = by_class
-    return table, family
+    ordered, by_class = labels.sort(stable=True)
+    starts = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).long()])
+    number = starts.cumsum(0)  # of each sorted row's class
+    sizes = torch.bincount(number)
+    slot = torch.arange(len(labels), device=labels.device) - (sizes.cumsum(0) - sizes)[number]
+    table = torch.full((len(sizes), int(sizes.max()) if len(labels) else 0), -1, dtype=torch.int64, device=labels.device)
+    table[number, slot] = by_class
+    return table, torch.empty_like(labels).scatter_(0, by_class, number)
 
 
-def _pairs(table: Tensor, family: Tensor, labels: Tensor, ids: Tensor, rows: slice, draws: Tensor | None) -> _Pairs:
+def _pairs(table: Tensor, family: Tensor, ids: Tensor, rows: slice, draws: Tensor | None) -> _Pairs:
     members = table[family[rows]]  # (b, W)
     real = members >= 0
     members = torch.where(real, members, members[:, :1])
     positive = real & (ids[members] != ids[rows, None])
-    return _Pairs(members, positive, len(labels) - real.sum(1, keepdim=True), None if draws is None else draws[rows])
+    return _Pairs(members, positive, len(ids) - real.sum(1, keepdim=True), None if draws is None else draws[rows])
 
 
-def _without_family(distances: Tensor, pairs: _Pairs, fill: float) -> Tensor:
-    """The distances with those to the anchor's own class replaced, (b, B)."""
-    return distances.clone().scatter_(1, pairs.family, fill)
-
-
-def _batch_all(distances: Tensor, pairs: _Pairs, margin: float | None) -> _Mined:
+def _batch_all(distances: Tensor, pairs: _Pairs, rule: _Rule) -> _Mined:
     """Every triplet at once: sort each anchor's negatives, and one binary search a positive counts those closer than
     d(a,p) + margin. The summed hinge is linear in the distances, with those counts as coefficients.
     """
-    negatives = _without_family(distances, pairs, math.inf)
+    to_family = distances.gather(1, pairs.family)  # (b, W)
+    reach = (to_family + (rule.margin or 0.0)).masked_fill_(~pairs.positive, -math.inf)
+    # In place, to the end of every row; finite, since it will be multiplied with 0.
+    negatives = distances.scatter_(1, pairs.family, torch.finfo(distances.dtype).max)
     ascending, order = sort_rows(negatives)
-    reach = distances.gather(1, pairs.family).add_(margin or 0.0).masked_fill_(~pairs.positive, -math.inf)  # (b, W)
     # Negatives closer than each positive's reach; with the soft margin, those no farther than the positive.
-    closer = torch.searchsorted(ascending, reach, right=margin is None)
+    closer = torch.searchsorted(ascending, reach, right=rule.margin is None)
     positives = pairs.positive.sum(1, keepdim=True)  # (b, 1)
     triplets, active = int((positives * pairs.negatives).sum()), int(closer.sum())
-    if margin is None:
-        loss, slope = _soft_batch_all(distances, pairs, negatives)
-        return _Mined(loss, triplets, active, slope)
-    # The negative of rank r is active for the positives that reach past it.
-    ended = distances.new_zeros(len(distances), distances.shape[1] + 1)
-    ended.scatter_add_(1, closer, pairs.positive.to(distances.dtype))
-    reaching = ended[:, :-1].cumsum(1).sub_(positives)  # (b, B) by rank, negative
-    slope = torch.empty_like(distances).scatter_(1, order, reaching)
-    slope.scatter_add_(1, pairs.family, closer.to(distances.dtype))
-    return _Mined(_inner(slope, distances) + margin * active, triplets, active, slope)
+    if rule.margin is None:
+        loss, slope_family, slope = _soft_batch_all(to_family, ascending, pairs)
+    else:
+        slope_family = closer.to(distances.dtype)
+        # The negative of rank r is active for the positives that reach past it.
+        ended = distances.new_zeros(len(distances), distances.shape[1] + 1)
+        ended.scatter_add_(1, closer, pairs.positive.to(distances.dtype))
+        slope = ended[:, :-1].cumsum(1).sub_(positives)  # (b, B) by rank
+        loss = _inner(slope_family, to_family) + _inner(slope, ascending) + rule.margin * active
+    pull = torch.empty_like(distances).scatter_(1, order, rule.pull(slope, ascending))
+    return _Mined(loss, triplets, active, pull.scatter_add_(1, pairs.family, rule.pull(slope_family, to_family)))
 
 
-def _soft_batch_all(distances: Tensor, pairs: _Pairs, negatives: Tensor) -> tuple[float, Tensor]:
-    """The sum of log(1 + exp(d(a,p) - d(a,n))) over all triplets and its slope, without forming one.
+def _soft_batch_all(to_family: Tensor, to_negatives: Tensor, pairs: _Pairs) -> tuple[float, Tensor, Tensor]:
+    """The sum of log(1 + exp(d(a,p) - d(a,n))) over all triplets and its slopes, (b, W) and (b, B), without forming one.
 
     On the square of all distances that occur, softplus(x - y) is a polynomial in x and y to the dtype's rounding: its
     nearest singularity is pi away from the real axis, so Chebyshev coefficients fall geometrically (Trefethen,
     Approximation Theory and Approximation Practice, theorem 8.2). A sum of products of polynomials splits into sums over
     positives and sums over negatives.
     """
-    low, high = float(distances.min()), float(distances.max())
-    half = max((high - low) / 2, 1e-3)
+    dtype = to_family.dtype
+    # The anchor's own class stands at the end of each row, sorted there by its fill value.
+    negative = torch.arange(to_negatives.shape[1], device=to_negatives.device) < pairs.negatives
+    to_negatives = torch.where(negative, to_negatives, to_family[:, :1])
+    high = float(torch.maximum(to_family.max(), to_negatives.max()))
+    half = max(high / 2, 1e-3)
     ratio = math.pi / half
-    degree = math.ceil(-math.log(torch.finfo(distances.dtype).eps / 8) / math.log(ratio + math.hypot(ratio, 1)))
-    coefficients = _softplus_coefficients(low, half, degree).to(distances)  # (m, m) positive x negative
-    scaled = (distances - (low + half)).div_(half)  # (b, B) in [-1, 1]
-    mine = scaled.gather(1, pairs.family)  # (b, W)
-    valid, positive = torch.isfinite(negatives).to(distances.dtype), pairs.positive.to(distances.dtype)
-    of_positives = torch.stack([(positive * term).sum(1) for term in _chebyshev(mine, degree)], 1)  # (b, m)
-    of_negatives = torch.stack([_rows_inner(valid, term) for term in _chebyshev(scaled, degree)], 1)  # (b, m)
+    degree = math.ceil(-math.log(torch.finfo(dtype).eps / 8) / math.log(ratio + math.hypot(ratio, 1)))
+    coefficients = _softplus_coefficients(half, degree).to(to_family)  # (m, m) positive x negative
+    mine, theirs = to_family / half - 1, to_negatives / half - 1  # in [-1, 1]
+    valid, positive = negative.to(dtype), pairs.positive.to(dtype)
+    of_positives = torch.stack([_rows_inner(positive, term) for term in _chebyshev(mine, degree)], 1)  # (b, m)
+    of_negatives = torch.stack([_rows_inner(valid, term) for term in _chebyshev(theirs, degree)], 1)  # (b, m)
     for_negatives, for_positives = of_positives @ coefficients, of_negatives @ coefficients.T  # (b, m)
-    slope = _derivative(scaled, for_negatives).mul_(valid)
-    slope.scatter_add_(1, pairs.family, _derivative(mine, for_positives) * positive)
-    return float((_wide(for_negatives) * _wide(of_negatives)).sum()), slope.div_(half)
+    slope_family = _derivative(mine, for_positives).mul_(positive / half)
+    slope = _derivative(theirs, for_negatives).mul_(valid / half)
+    return _inner(for_negatives, of_negatives), slope_family, slope
 
 
-def _softplus_coefficients(low: float, half: float, degree: int) -> Tensor:
-    """Chebyshev coefficients of softplus(x - y) for x, y in low + half (1 + [-1, 1]), float64 (degree + 1, degree + 1)."""
+def _softplus_coefficients(half: float, degree: int) -> Tensor:
+    """Chebyshev coefficients of softplus(x - y) for x and y in [0, 2 half], float64 (degree + 1, degree + 1)."""
     count = degree + 1
     angles = (np.arange(count) + 0.5) * np.pi / count
-    nodes = low + half * (1 + np.cos(angles))
+    nodes = half * np.cos(angles)
     values = np.logaddexp(0, nodes[:, None] - nodes[None, :])
     transform = np.cos(np.arange(count)[:, None] * angles) * (2 / count)  # (degree, node)
     transform[0] /= 2
@@ -246,55 +261,72 @@ def _derivative(values: Tensor, coefficients: Tensor) -> Tensor:
     return total
 
 
-def _batch_hard(distances: Tensor, pairs: _Pairs, margin: float | None) -> _Mined:
+def _batch_hard(distances: Tensor, pairs: _Pairs, rule: _Rule) -> _Mined:
     """Each anchor's farthest positive against its nearest negative."""
-    to_family = distances.gather(1, pairs.family).masked_fill_(~pairs.positive, -math.inf)
-    positive = pairs.family.gather(1, to_family.argmax(1, keepdim=True))
-    negative = _without_family(distances, pairs, math.inf).argmin(1, keepdim=True)
+    to_family = distances.gather(1, pairs.family)
+    hardest, place = to_family.masked_fill(~pairs.positive, -math.inf).max(1, keepdim=True)
+    negative = distances.scatter_(1, pairs.family, math.inf).min(1, keepdim=True)
     counted = pairs.positive.any(1, keepdim=True) & (pairs.negatives > 0)
-    return _selected(distances, positive, negative, counted, margin)
+    chosen = pairs.family.gather(1, place), negative.indices
+    return _selected(distances.shape, (hardest, negative.values), chosen, counted, rule)
 
 
-def _semi_hard(distances: Tensor, pairs: _Pairs, margin: float | None) -> _Mined:
+def _semi_hard(distances: Tensor, pairs: _Pairs, rule: _Rule) -> _Mined:
     """For each positive the nearest negative strictly farther, else the farthest."""
-    negatives = _without_family(distances, pairs, math.inf)
-    ascending, order = sort_rows(negatives)
-    farther = torch.searchsorted(ascending, distances.gather(1, pairs.family), right=True)
-    last = (pairs.negatives - 1).clamp(min=0)
-    negative = order.gather(1, torch.minimum(farther, last))
-    return _selected(distances, pairs.family, negative, pairs.positive & (pairs.negatives > 0), margin)
+    to_family = distances.gather(1, pairs.family)
+    ascending, order = sort_rows(distances.scatter_(1, pairs.family, math.inf))
+    farther = torch.searchsorted(ascending, to_family, right=True)
+    rank = torch.minimum(farther, (pairs.negatives - 1).clamp(min=0))
+    return _selected(
+        distances.shape,
+        (to_family, ascending.gather(1, rank)),
+        (pairs.family, order.gather(1, rank)),
+        pairs.positive & (pairs.negatives > 0),
+        rule,
+    )
 
 
-def _random(distances: Tensor, pairs: _Pairs, margin: float | None) -> _Mined:
+def _random(distances: Tensor, pairs: _Pairs, rule: _Rule) -> _Mined:
     """For each positive one negative, evenly among all."""
     assert pairs.draws is not None
     is_negative = torch.ones_like(distances, dtype=torch.int64).scatter_(1, pairs.family, 0)
-    rank = (pairs.draws * pairs.negatives).long().clamp_(max=distances.shape[1] - 1)  # (b, W)
+    rank = (pairs.draws * pairs.negatives).long()  # (b, W)
     negative = torch.searchsorted(is_negative.cumsum(1), rank + 1).clamp_(max=distances.shape[1] - 1)
-    return _selected(distances, pairs.family, negative, pairs.positive & (pairs.negatives > 0), margin)
+    chosen = pairs.family, negative
+    return _selected(
+        distances.shape,
+        (distances.gather(1, chosen[0]), distances.gather(1, negative)),
+        chosen,
+        pairs.positive & (pairs.negatives > 0),
+        rule,
+    )
 
 
-def _selected(distances: Tensor, positive: Tensor, negative: Tensor, counted: Tensor, margin: float | None) -> _Mined:
-    """Loss of the chosen triplets. positive, negative: int64 (b, k), columns. counted: bool (b, k), which are triplets."""
-    gap = distances.gather(1, positive) - distances.gather(1, negative)
-    if margin is None:
-        terms, weights, active = F.softplus(gap), torch.sigmoid(gap), gap >= 0
+def _selected(shape: torch.Size, to: tuple[Tensor, Tensor], chosen: tuple[Tensor, Tensor], counted: Tensor, rule: _Rule) -> _Mined:
+    """Loss of chosen triplets.
+
+    to: distances to positives and to negatives, (b, k) each. chosen: int64 (b, k), their columns. counted: bool (b, k),
+    which are triplets at all. shape: (b, B).
+    """
+    gap = torch.where(counted, to[0] - to[1], 0)
+    if rule.margin is None:
+        terms, weights, active = F.softplus(gap), torch.sigmoid(gap), (gap >= 0) & counted
     else:
-        terms = gap + margin
-        active = terms > 0
+        terms = gap + rule.margin
+        active = (terms > 0) & counted
         weights = active.to(gap.dtype)
-    weights = weights * (counted & (weights > 0))
-    slope = torch.zeros_like(distances).scatter_add_(1, positive, weights).scatter_add_(1, negative, -weights)
-    loss = float(_wide(terms.clamp(min=0) * counted).sum())
-    return _Mined(loss, int(counted.sum()), int((active & counted).sum()), slope)
+    weights = weights * counted
+    pull = gap.new_zeros(shape).scatter_add_(1, chosen[0], rule.pull(weights.clone(), to[0]))
+    pull.scatter_add_(1, chosen[1], rule.pull(weights.neg(), to[1]))
+    return _Mined(float(_wide((terms.clamp(min=0) * counted).sum(1)).sum()), int(counted.sum()), int(active.sum()), pull)
 
 
 _MINE = {"batch-all": _batch_all, "batch-hard": _batch_hard, "semi-hard": _semi_hard, "random": _random}
 
 
 def _rows_inner(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each row of a with that of b, (b,)."""
-    return torch.linalg.vecdot(a, b)
+    """Inner product of each row of a with that of b, (b,); one pass, where multiplying and summing take three."""
+    return torch.bmm(a[:, None, :], b[:, :, None])[:, 0, 0]
 
 
 def _inner(a: Tensor, b: Tensor) -> float:

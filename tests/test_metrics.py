@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stages import metrics
 from stages.distance import exact_distances
-from stages.metrics import knn, measure_split, triplet_accuracy
+from stages.metrics import knn, measure_gallery, measure_split, triplet_accuracy
 
 
 def unit(count: int, dim: int, seed: int) -> torch.Tensor:
@@ -58,12 +58,37 @@ def rank_by_hand(d_row, query, labels):
 
 def check(vectors, labels):
     measured = measure_split(vectors, labels)
-    for ours, counted in zip(measured[:5], count_triplets(vectors, labels.tolist()), strict=True):
-        np.testing.assert_array_equal(ours, counted)
+    counted = count_triplets(vectors, labels.tolist())
+    for name, expected in zip(("won", "tied", "total", "won_any", "total_any"), counted, strict=True):
+        np.testing.assert_array_equal(getattr(measured, name), expected)
     by_hand = [rank_by_hand(row, i, labels.tolist()) for i, row in enumerate(distances(vectors))]
-    for ours, column in zip(measured[5:], zip(*by_hand, strict=True), strict=True):
+    for ours, column in zip(measured[-4:], zip(*by_hand, strict=True), strict=True):
         np.testing.assert_allclose(ours, column, atol=1e-12)
+    np.testing.assert_array_equal(measured.first_hit == 1, measured.precision_at_1 == 1)
+    np.testing.assert_array_equal(measured.first_hit == 0, np.isnan(measured.precision_at_1))
     return measured
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, 4), max_size=9), st.lists(st.integers(0, 4), max_size=9), st.integers(0, 999))
+def test_queries_against_a_gallery_equal_counting(query_labels, gallery_labels, seed):
+    queries, gallery = unit(len(query_labels), 3, seed), unit(len(gallery_labels), 3, seed + 1)
+    measured = measure_gallery(queries, torch.tensor(query_labels).long(), gallery, torch.tensor(gallery_labels).long(), margin=0.2)
+    table = np.sqrt(np.square(queries.double().numpy()[:, None] - gallery.double().numpy()[None]).sum(-1))
+    for i, label in enumerate(query_labels):
+        positives = [d for d, other in zip(table[i], gallery_labels, strict=True) if other == label]
+        negatives = [d for d, other in zip(table[i], gallery_labels, strict=True) if other != label]
+        assert measured.total[i] == len(positives) * len(negatives)
+        assert measured.won[i] == sum(p < n for p in positives for n in negatives)
+        assert measured.won_by_margin[i] == sum(p + 0.2 < n for p in positives for n in negatives)
+        if not positives:
+            assert measured.first_hit[i] == 0 and math.isnan(measured.average_precision[i])
+            continue
+        # The query in front of the gallery is a split in which it is left out of its own ranking.
+        row = np.concatenate([[0.0], table[i]])
+        shares = [getattr(measured, name)[i] for name in ("precision_at_1", "r_precision", "map_at_r", "average_precision")]
+        np.testing.assert_allclose(shares, rank_by_hand(row, 0, [label, *gallery_labels]), atol=1e-12)
+        assert measured.first_hit[i] == 1 + sum(n <= min(positives) for n in negatives)
 
 
 def test_equals_counting_by_hand():
@@ -134,9 +159,47 @@ def test_the_jackknife_leaves_one_image_out():
     assert (low, high) == pytest.approx((value - 1.96 * error, value + 1.96 * error))
 
 
+def test_a_margin_is_harder():
+    vectors, labels = unit(20, 3, seed=11), torch.arange(4).repeat(5)
+    measured, table = measure_split(vectors, labels, margin=0.3), distances(vectors)
+    expected = [
+        sum(
+            table[a, p] + 0.3 < table[a, n]
+            for p in range(20)
+            for n in range(20)
+            if p != a and labels[p] == labels[a] and labels[n] != labels[a]
+        )
+        for a in range(20)
+    ]
+    np.testing.assert_array_equal(measured.won_by_margin, expected)
+    assert 0 < measured.won_by_margin.sum() < measured.won.sum()
+
+
+def coverage(count: int, classes: int, spread: float, repeats: int, seed: int) -> float:
+    """How often the interval of a sample holds the accuracy of the population that it comes from."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = F.normalize(torch.randn(classes, 4, generator=generator), dim=1)
+
+    def sample(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.arange(classes).repeat(size // classes)
+        return F.normalize(centres[labels] + spread * torch.randn(len(labels), 4, generator=generator), dim=1), labels
+
+    truth = np.mean([triplet_accuracy(measure_split(*sample(1000)))[0] for _ in range(4)])
+    intervals = [triplet_accuracy(measure_split(*sample(count)))[1:] for _ in range(repeats)]
+    return float(np.mean([low <= truth <= high for low, high in intervals]))
+
+
+@pytest.mark.slow
+def test_the_interval_covers():
+    grid = [(count, classes, spread) for count in (40, 100, 240) for classes in (2, 5) for spread in (0.3, 0.6, 1.0)]
+    found = {cell: coverage(*cell, repeats=250, seed=i) for i, cell in enumerate(grid)}
+    assert 0.93 <= np.mean(list(found.values())) <= 0.97, found
+
+
 def test_no_triplet_is_undefined():
     assert math.isnan(triplet_accuracy(measure_split(unit(4, 3, seed=8), torch.zeros(4, dtype=torch.int64)))[0])
     assert math.isnan(triplet_accuracy(measure_split(unit(4, 3, seed=8), torch.arange(4)))[0])
+    assert math.isnan(triplet_accuracy(measure_split(unit(0, 3, seed=8), torch.arange(0)))[0])
 
 
 def vote_by_hand(d_row, gallery_labels, k):
