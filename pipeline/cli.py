@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from stages.errors import PipelineError, SettingsError
-from stages.settings import RESIZES, ClassifySettings, EmbedSettings, ReadSettings
+from stages.settings import DISTANCES, MININGS, RESIZES, ClassifySettings, EmbedSettings, ReadSettings
 
 EMBEDDING = Path("checkpoints/embedding.safetensors")
 CLASSIFIER = Path("checkpoints/classifier.safetensors")
@@ -24,7 +24,9 @@ HELP = {
     "val": "Share split off for validation, if the source doesn't.",
     "test": "Share split off for the test, if the source doesn't.",
     "dim": "Length of the embedding vectors.",
-    "margin": "Of the triplet loss, a distance.",
+    "mining": "Which triplets of a batch count.",
+    "margin": "Of the triplet loss: a distance, or `soft`.",
+    "distance": "Between two vectors: `squared` goes to 4, `euclidean` to 2.",
     "classes_per_batch": "P.  [default: as many as fill a batch of 160 images]",
     "images_per_class": "K.  [default: the median class size, from 2 to 16]",
     "epochs": "Passes over the training images.  [default: chosen from their number]",
@@ -33,8 +35,15 @@ HELP = {
     "seed": "Of everything random in training.",
     "dropout": "Share of coordinates zeroed in training.",
 }
-CHOICES = {"resize": RESIZES}
-TYPES = {int: int, float: float, str: str, int | None: int, bool: bool}
+CHOICES = {"resize": RESIZES, "mining": MININGS, "distance": DISTANCES}
+
+
+def distance_or_soft(value: str | float) -> float | None:
+    """`soft` is the margin that isn't a distance."""
+    return None if value == "soft" else float(value)
+
+
+TYPES = {float | None: distance_or_soft, int: int, float: float, str: str, int | None: int, bool: bool}
 
 
 def settings_options(settings: type, *names: str) -> Callable[[Any], Any]:

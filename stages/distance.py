@@ -30,8 +30,7 @@ def exact_distances(queries: Tensor, gallery: Tensor) -> Tensor:
     distances = torch.empty(len(queries), len(gallery))
     for start in range(0, len(gallery), 4096):
         _, right = squared_distance_factors(gallery[start : start + 4096].cpu().double())
-        found = (left @ right.T).clamp_(min=0).sqrt_()
-        distances[:, start : start + 4096] = found.masked_fill_(found < 1e-7, 0)
+        distances[:, start : start + 4096] = torch.threshold_(left @ right.T, 1e-14, 0).sqrt_()
     return distances
 
 

@@ -96,7 +96,14 @@ def train_embedding(
             pixels = random_affine(pixels) if settings.augment else pixels
             with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
                 vectors = network(pixels)
-            result = triplet_loss(vectors, train.labels[batch].to(device), ids=batch.to(device), margin=settings.margin)
+            result = triplet_loss(
+                vectors,
+                train.labels[batch].to(device),
+                mining=settings.mining,
+                margin=settings.margin,
+                distance=settings.distance,
+                ids=batch.to(device),
+            )
             if not torch.isfinite(result.loss):
                 raise PipelineError(f"--lr {settings.lr}: the loss is {result.loss.item()} at step {step + 1}; use a lower rate")
             optimiser.zero_grad(set_to_none=True)

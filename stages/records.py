@@ -89,7 +89,7 @@ class EpochLog:
     """What one epoch of stage one did.
 
     epoch: from 1. loss: mean over steps. active_share: of the batches' triplets, those with a loss above 0.
-    mean_distance: mean Euclidean distance between two training images of a batch, in [0, 2].
+    mean_distance: mean distance between two rows of a batch, in the loss's unit: [0, 2], squared [0, 4].
     val_knn, val_triplet: kNN and triplet accuracy on validation, None where there is nothing to measure.
     """
 

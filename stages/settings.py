@@ -57,7 +57,8 @@ class EmbedSettings:
     """Stage one. `None` means: chosen from the data, by the rule that the field's line states.
 
     dim: length of an embedding vector.
-    margin: of the triplet loss, in units of the Euclidean distance between unit vectors, [0, 2].
+    mining, distance: which triplets count, and how far is measured; see `stages.loss.triplet_loss`.
+    margin: of the triplet loss, in the unit of the distance between unit vectors; None: the soft margin.
     classes_per_batch, images_per_class: P and K of the batches; None: see `stages.sampler.plan_batches`.
     epochs: None: 20, or as many as make 500 steps, at most 200. An epoch draws each image at least once.
     lr: peak learning rate of AdamW (it warms up, then decays to zero along a cosine).
@@ -66,7 +67,9 @@ class EmbedSettings:
     """
 
     dim: int = 128
-    margin: float = 0.2
+    mining: str = "batch-all"
+    margin: float | None = 0.2
+    distance: str = "euclidean"
     classes_per_batch: int | None = None
     images_per_class: int | None = None
     epochs: int | None = None
@@ -76,7 +79,12 @@ class EmbedSettings:
 
     def __post_init__(self) -> None:
         _require_count(self, "dim", "epochs")
-        _require(0 < self.margin <= 2, "margin", self.margin, "a distance above 0 and up to 2")
+        _require(self.mining in MININGS, "mining", self.mining, ", ".join(MININGS))
+        _require(self.distance in DISTANCES, "distance", self.distance, ", ".join(DISTANCES))
+        farthest = 2 if self.distance == "euclidean" else 4
+        _require(
+            self.margin is None or 0 < self.margin <= farthest, "margin", self.margin, f"a distance above 0 and up to {farthest}, or soft"
+        )
         for name in ("classes_per_batch", "images_per_class"):
             value = getattr(self, name)
             _require(value is None or value >= 2, name, value, "at least 2: a triplet needs two classes, two images of one")

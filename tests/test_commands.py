@@ -171,6 +171,8 @@ def test_a_config_that_means_nothing_is_refused(run, tmp_path, text, message):
         (("embed", "--data", "lone"), 1, "1 class to train on (only)"),
         (("embed", "--epochs", 0), 1, "--epochs 0: out of range"),
         (("embed", "--margin", 3), 1, "--margin 3.0: out of range"),
+        (("embed", "--margin", "tender"), 2, "could not convert"),
+        (("embed", "--mining", "hardest"), 2, "batch-hard"),
         (("embed", "--classes-per-batch", 11), 1, "--classes-per-batch 11: the training part has 10 classes"),
         (("embed", "--dim", "many"), 2, "not a valid integer"),
         (("embed", "--nonsense"), 2, "No such option"),
@@ -192,6 +194,24 @@ def test_mistakes_get_one_message_and_a_status(run, tmp_path, arguments, status,
     found, _, errors = run(*arguments)
     assert found == status and message in errors and "Traceback" not in errors
     assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_mining_margin_and_distance_reach_the_loss(run, digit_folder):
+    seen = set()
+    for options in (
+        (),
+        ("--mining", "batch-hard"),
+        ("--mining", "semi-hard"),
+        ("--mining", "random"),
+        ("--margin", "soft"),
+        ("--distance", "squared"),
+    ):
+        assert run("embed", "--data", digit_folder, "--epochs", 1, "--dim", 8, "--force", *options)[0] == 0
+        header = checkpoint.read_header(Path("checkpoints/embedding.safetensors"))
+        seen.add(header.digest)
+    assert len(seen) == 6
+    assert header.record["settings"] | {"distance": "euclidean"} != header.record["settings"]
+    assert run("embed", "--data", digit_folder, "--epochs", 1, "--distance", "squared", "--margin", 3, "--force")[0] == 0
 
 
 def test_an_interrupt_exits_130(run, monkeypatch):
