@@ -1,6 +1,5 @@
 """Distances between embedding vectors; the loss and the metrics share them."""
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -60,7 +59,7 @@ def sort_rows(distances: Tensor) -> tuple[Tensor, Tensor]:
 
 def _sort_packed(values: np.ndarray, ascending: np.ndarray, order: np.ndarray) -> None:
     packed = np.empty((*values.shape, 2), np.uint32)
-    high, low = (1, 0) if sys.byteorder == "little" else (0, 1)
+    high, low = (1, 0) if np.little_endian else (0, 1)
     packed[..., high] = values.view(np.uint32)
     packed[..., low] = np.arange(values.shape[1], dtype=np.uint32)
     packed.view(np.uint64)[..., 0].sort(axis=1)
