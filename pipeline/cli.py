@@ -23,6 +23,7 @@ HELP = {
     "split_seed": "Which images are split off.",
     "val": "Share split off for validation, if the source doesn't.",
     "test": "Share split off for the test, if the source doesn't.",
+    "max_unreadable": "Share of unreadable images above which to stop.",
     "dim": "Length of the embedding vectors.",
     "margin": "Of the triplet loss, a distance.",
     "classes_per_batch": "P.  [default: as many as fill a batch of 160 images]",
@@ -88,8 +89,22 @@ def data_option(default: str | None, help: str) -> Callable[[Any], Any]:
     return click.option("--data", "source", metavar="SOURCE", default=default, show_default=True, help=help)
 
 
+def place_options(command: Any) -> Any:
+    """Where images are kept."""
+    for option in (
+        click.option("--download", is_flag=True, help="Fetch a torchvision set that is not there."),
+        click.option("--root", type=click.Path(path_type=Path), help="Where torchvision's sets lie.  [default: the user's cache folder]"),
+        click.option("--cache", type=click.Path(path_type=Path), help="Where decoded images are kept.  [default: the user's cache folder]"),
+    ):
+        command = option(command)
+    return command
+
+
 force_option = click.option("--force", is_flag=True, help="Replace a checkpoint of another source or other settings.")
-SOURCE = "`digits`, or a folder: one subfolder a class, or train/ (val/, test/) with one subfolder a class."
+SOURCE = (
+    "`digits`; a folder: one subfolder a class, or train/ (val/, test/) with one subfolder a class; "
+    "a .csv with path,label (split, group); or torchvision:NAME."
+)
 MOVED = "Only if the images have moved since stage one."
 READ = tuple(field.name for field in fields(ReadSettings))
 EMBED = tuple(field.name for field in fields(EmbedSettings))
@@ -103,7 +118,7 @@ def pick(settings: type, options: dict[str, Any]) -> Any:
 def machine(options: dict[str, Any]) -> Any:
     from pipeline.run import Machine
 
-    return Machine(*(options[name] for name in ("device", "precision", "threads", "quiet")))
+    return Machine(**{field.name: options[field.name] for field in fields(Machine) if field.name in options})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -156,6 +171,7 @@ def configured(context: click.Context, command: click.Command) -> dict[str, Any]
 @force_option
 @settings_options(EmbedSettings, *EMBED)
 @settings_options(ReadSettings, *READ)
+@place_options
 @machine_options
 def embed(source: str, out: Path, force: bool, **options: Any) -> None:
     """Stage one: train the embedding with triplet loss.
@@ -176,6 +192,7 @@ def embed(source: str, out: Path, force: bool, **options: Any) -> None:
 @data_option(None, MOVED)
 @force_option
 @settings_options(ClassifySettings, "dropout", "epochs", "lr", "seed")
+@place_options
 @machine_options
 def classify(embedding: Path, out: Path, source: str | None, force: bool, **options: Any) -> None:
     """Stage two: train the classifier on the frozen embedding.
@@ -196,6 +213,7 @@ def classify(embedding: Path, out: Path, source: str | None, force: bool, **opti
 @path_option("--classifier", CLASSIFIER, "Stage two's checkpoint.")
 @path_option("--out", REPORTS, "The folder that the report goes to.")
 @data_option(None, MOVED)
+@place_options
 @machine_options
 def report(embedding: Path, classifier: Path, out: Path, source: str | None, **options: Any) -> None:
     """Compare kNN, triplet and classification accuracy on the same held-out images.
@@ -216,6 +234,7 @@ def report(embedding: Path, classifier: Path, out: Path, source: str | None, **o
 @force_option
 @settings_options(EmbedSettings, *(name for name in EMBED if name not in ("epochs", "lr")))
 @settings_options(ReadSettings, *READ)
+@place_options
 @machine_options
 @click.pass_context
 def run(context: click.Context, /, source: str, embedding: Path, classifier: Path, out: Path, force: bool, **options: Any) -> None:

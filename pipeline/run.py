@@ -26,12 +26,15 @@ from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how loudly to run: `--device --precision --threads --quiet`."""
+    """Where and how loudly to run: `--device --precision --threads --quiet --cache --root --download`."""
 
     device: str = "auto"
     precision: str = "auto"
     threads: int | None = None
     quiet: bool = False
+    cache: Path | None = None
+    root: Path | None = None
+    download: bool = False
 
     def start(self) -> torch.device:
         return runtime.start(self.device, self.threads)
@@ -46,11 +49,16 @@ class Machine:
         hidden = self.quiet or not sys.stderr.isatty()
         return tqdm(items, total=total, desc=caption, file=sys.stderr, disable=hidden, leave=False)
 
+    def show(self, caption: str, total: int, items: Iterable[Any]) -> Iterable[Any]:
+        """An iterable under a progress bar."""
+        bar: Iterable[Any] = self.bar(caption, total, items)
+        return bar
+
     def load(self, source: str | Dataset, read: ReadSettings) -> Dataset:
         """Read a source; one that has been read already comes back as it is."""
         if isinstance(source, Dataset):
             return source
-        data = load_dataset(source, read, progress=lambda caption, total, items: self.bar(caption, total, items))
+        data = load_dataset(source, read, cache=self.cache, root=self.root, download=self.download, progress=self.show)
         for note in data.notes:
             self.say(f"note: {note}")
         return data
