@@ -1,5 +1,6 @@
 """The commands: options in, one call, one line out. Importing this loads neither torch nor anything else that is slow."""
 
+import json
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -251,6 +252,26 @@ def run(context: click.Context, /, source: str, embedding: Path, classifier: Pat
 
     paths = {"embedding": embedding, "classifier": classifier, "out": out}
     _show(stages_run.run(source, read, embed_settings, classify_settings, **paths, machine=machine(options), force=force), out)
+
+
+@commands.command()
+@click.argument("source", default="digits")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+@settings_options(ReadSettings, *READ)
+@place_options
+@click.option("--quiet", is_flag=True, help="No progress, no notes.")
+def data(source: str, as_json: bool, **options: Any) -> None:
+    """Audit a source, train nothing: classes, splits, unreadable files, duplicates, leaks, label conflicts, batches.
+
+    \b
+    pipeline data photos/
+    """
+    read = pick(ReadSettings, options)
+    from pipeline import audit
+    from pipeline import run as stages_run
+
+    found = stages_run.data(source, read, machine=machine(options))
+    click.echo(json.dumps(audit.as_json(found)) if as_json else audit.as_text(found))
 
 
 def _unless(path: Path, default: Path, flag: str) -> str:

@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from pipeline import checkpoint, runtime
-from pipeline.data import Dataset, load_dataset
+from pipeline.audit import Audit, audit_source, warnings_of
+from pipeline.data import Dataset, load_dataset, read_source
 from pipeline.report import Comparison, write_report
 from stages.classify import train_classifier
 from stages.embed import automatic_epochs, new_network, train_embedding
@@ -64,6 +65,12 @@ class Machine:
         return data
 
 
+def data(source: str, read: ReadSettings, *, machine: Machine) -> Audit:
+    """Audit a source; trains nothing."""
+    found = read_source(source, read, cache=machine.cache, root=machine.root, download=machine.download, progress=machine.show)
+    return audit_source(found, near=True, progress=machine.show)
+
+
 def embed(source: str | Dataset, read: ReadSettings, settings: EmbedSettings, *, out: Path, machine: Machine, force: bool = False) -> Path:
     """Stage one: train the embedding on the source's training part and save it at `out`, its epochs beside it.
 
@@ -73,6 +80,8 @@ def embed(source: str | Dataset, read: ReadSettings, settings: EmbedSettings, *,
     data = machine.load(source, read)
     identity = _embedding_identity(data, settings)
     _refuse_another(out, "embedding", identity, force)
+    for warning in warnings_of(audit_source(data.origin, dataset=data)):
+        machine.say(f"warning: {warning}; `pipeline data` lists them")
     plan = plan_batches(data.train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class)
     epochs = settings.epochs or automatic_epochs(plan.per_epoch)
     precision = runtime.choose_precision(machine.precision, device)

@@ -146,7 +146,7 @@ def _replace(path: Path, content: bytes) -> None:
 def _open(place: Path) -> Store | None:
     """The store in a folder; None if there is none, or a damaged one, which will be built anew."""
     try:
-        with np.load(place / "index.npz", allow_pickle=False) as index:
+        with (place / "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as index:
             shape, facts, origin = tuple(index["shape"].tolist()), index["facts"], index["origin"]
             skipped = tuple(zip(index["skipped"].tolist(), json.loads(str(index["reasons"])), strict=True))
         if (place / "images").stat().st_size != np.prod(shape, dtype=np.int64) or facts.dtype != FACT:
