@@ -37,7 +37,7 @@ _NAMED = {"train": {"split": "train"}, "test": {"split": "test"}}
 TORCHVISION: dict[str, dict[str, dict[str, Any]]] = {
     **dict.fromkeys(("MNIST", "FashionMNIST", "KMNIST", "EMNIST", "USPS", "CIFAR10", "CIFAR100"), _FLAG),
     **dict.fromkeys(("SVHN", "STL10", "Food101"), _NAMED),
-    "Flowers102": {**_NAMED, "val": {"split": "val"}},
+    "Flowers102": {part: {"split": part} for part in PARTS},
     "Omniglot": {"background": {"background": True}, "evaluation": {"background": False}},
 }
 IN_FILES = ("Omniglot", "Flowers102", "Food101")  # the others are one array
@@ -223,7 +223,7 @@ def _list_folder(root: Path) -> tuple[list[_File], list[str]]:
     """Image files in a stable order; hidden files and folders are passed over."""
     try:
         folders, loose = _subfolders(root), [path for path in root.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file()]
-        parts = [folder for folder in folders if folder.name in PARTS and _subfolders(folder)]
+        parts = sorted((f for f in folders if f.name in PARTS and _subfolders(f)), key=lambda f: PARTS.index(f.name))
         if not parts:
             pairs = [(folder, "") for folder in folders]
         elif "train" not in [part.name for part in parts]:
@@ -369,9 +369,8 @@ def _read_torchvision(source: str, read: ReadSettings, cache: Path, root: Path, 
 
 
 def _list_set(name: str, part: str, images: Any, root: Path) -> Iterator[_File]:
-    """The files of a torchvision set."""
-    for index in range(len(images)):
-        path, target = images[index]
+    """The files of a torchvision set; sorted, since Omniglot comes in the order of the disk."""
+    for path, target in sorted(images[index] for index in range(len(images))):
         label = Path(path).parent.relative_to(images.target_folder).as_posix() if name == "Omniglot" else str(images.classes[target])
         given = "" if name == "Omniglot" else part
         yield _File(path, _state(path), Entry(Path(path).relative_to(root).as_posix(), label, given, ""))
