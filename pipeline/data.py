@@ -5,7 +5,6 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.store import FACT, Outcome, Progress, Store, file_decoder, file_signature, open_store, square
+from pipeline.store import FACT, Outcome, Progress, State, Store, file_decoder, file_signature, open_store, square, state_of
 from pipeline.store import decode as decode
 from pipeline.store import to_square as to_square
 from stages.errors import DataError
@@ -108,7 +107,7 @@ class Dataset:
 
 class _File(NamedTuple):
     path: str
-    state: os.stat_result | None
+    state: State | None
     entry: Entry
 
 
@@ -263,12 +262,12 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _walk(folder: str) -> tuple[list[tuple[str, os.stat_result | None]], Counter[str], list[str]]:
+def _walk(folder: str) -> tuple[list[tuple[str, State | None]], Counter[str], list[str]]:
     """Image files below a folder with their state (None for a broken link), how many files of other endings, unopened folders.
 
     Links are followed, but not to a folder that encloses the link.
     """
-    files: list[tuple[str, os.stat_result | None]] = []
+    files: list[tuple[str, State | None]] = []
     others: Counter[str] = Counter()
     closed: list[str] = []
     above = frozenset((state.st_dev, state.st_ino) for state in map(os.stat, Path(folder).resolve().parents))
@@ -295,7 +294,7 @@ def _walk(folder: str) -> tuple[list[tuple[str, os.stat_result | None]], Counter
             elif ending not in SUFFIXES:
                 others[ending] += 1
             else:
-                files.append((entry.path, _state(entry.path)))
+                files.append((entry.path, state_of(entry.path)))
         stack.extend(reversed(folders))
     return files, others, closed
 
@@ -305,12 +304,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
-
-
-def _state(path: str) -> os.stat_result | None:
-    with suppress(OSError, ValueError):  # ValueError: a null byte in a manifest's path
-        return os.stat(path)
-    return None
 
 
 def _list_manifest(path: Path) -> list[_File]:
@@ -340,7 +333,7 @@ def _list_manifest(path: Path) -> list[_File]:
         if part not in ("", *PARTS):
             raise DataError(f"{path}: row {line} has the split {part!r}; use train, val, test, or leave it empty")
         full = os.path.join(path.parent, name)
-        files.append(_File(full, _state(full), Entry(name, label, part, group)))
+        files.append(_File(full, state_of(full), Entry(name, label, part, group)))
     if not files:
         raise DataError(f"{path}: no row below its first line; give one row an image")
     return files
@@ -373,7 +366,7 @@ def _list_set(name: str, part: str, images: Any, root: Path) -> Iterator[_File]:
     for path, target in sorted(images[index] for index in range(len(images))):
         label = Path(path).parent.relative_to(images.target_folder).as_posix() if name == "Omniglot" else str(images.classes[target])
         given = "" if name == "Omniglot" else part
-        yield _File(path, _state(path), Entry(Path(path).relative_to(root).as_posix(), label, given, ""))
+        yield _File(path, state_of(path), Entry(Path(path).relative_to(root).as_posix(), label, given, ""))
 
 
 def _read_arrays(source: str, sets: dict[str, Any], read: ReadSettings, cache: Path, show: Progress) -> Source:

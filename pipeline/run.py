@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,7 @@ def embed(source: str | Dataset, read: ReadSettings, settings: EmbedSettings, *,
         "network": trained.network.config,
         "classes": data.train.classes,
         "source": data.source,
+        "root": str(machine.root.resolve()) if machine.root else None,
         "counts": counts,
         "skipped": [skipped._asdict() for skipped in data.skipped],
         "epoch": trained.epoch,
@@ -250,6 +251,8 @@ def _classifier_identity(embedding: Mapping[str, Any], settings: ClassifySetting
 
 def _reload(record: Mapping[str, Any], source: str | Dataset | None, machine: Machine) -> Dataset:
     """The data that a checkpoint was trained on, split the same way."""
+    if machine.root is None and record.get("root"):
+        machine = replace(machine, root=Path(record["root"]))
     data = machine.load(source or record["source"], ReadSettings(**record["read"]))
     if data.fingerprint != record["fingerprint"]:
         raise DataError(

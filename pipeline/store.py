@@ -60,6 +60,7 @@ class Decoded(NamedTuple):
     fact: tuple[str, str, int, int, str, bool]
 
 
+State = tuple[int, int]  # a file's size in bytes and time of change in ns
 Outcome = Decoded | str  # a string is the reason why there is no image
 Decode = Callable[[int | None, int | None], Iterator[Outcome]]  # (size, channels), None to choose image by image
 
@@ -216,21 +217,29 @@ def _build(folder: Path, decode: Decode, count: int, read: ReadSettings, show: P
 # Reading files
 
 
-def file_signature(files: Sequence[tuple[str, os.stat_result | None]]) -> str:
+def state_of(path: str) -> State | None:
+    """A file's size and time of change; None if it is missing."""
+    with suppress(OSError, ValueError):  # ValueError: a null byte in a manifest's path
+        found = os.stat(path)
+        return found.st_size, found.st_mtime_ns
+    return None
+
+
+def file_signature(files: Sequence[tuple[str, State | None]]) -> str:
     """Of files by full path, size and time of change; a missing file counts too."""
-    lines = [f"{path}\0{state.st_size}\0{state.st_mtime_ns}" if state else path for path, state in files]
+    lines = [f"{path}\0{state[0]}\0{state[1]}" if state else path for path, state in files]
     return hashlib.sha256(f"{FORMAT}\n".encode() + "\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 @contextmanager
-def file_decoder(files: Sequence[tuple[str, os.stat_result | None]], resize: str) -> Generator[Decode]:
+def file_decoder(files: Sequence[tuple[str, State | None]], resize: str) -> Generator[Decode]:
     """A `Decode` of files, by several processes where that pays: starting them costs half a second."""
     paths = [path for path, _ in files]
-    total = sum(state.st_size for _, state in files if state)
+    total = sum(state[0] for _, state in files if state)
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ExitStack() as stack:
         pool: ProcessPoolExecutor | None = None
-        if workers > 1 and (len(paths) >= 4000 or total >= 40e6):
+        if workers > 1 and (len(paths) >= 4000 or total >= 8e6):
             # Spawned, not forked: a forked copy of a process with threads (torch has them) may hang.
             context = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(workers, context, _start_worker)
@@ -348,7 +357,7 @@ def decode(content: bytes) -> Image.Image:
     image.load()
     if "exif" in image.info or image.format != "PNG" or "xmp" in image.info or "Raw profile type exif" in image.info:
         with suppress(Exception):  # a damaged orientation does not damage the picture
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16 bits of grey, which a plain conversion would clip at 255
         image = Image.fromarray((np.asarray(image).astype(np.float64) / 257).clip(0, 255).round().astype(np.uint8))
     elif image.mode == "F":

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from pipeline import store as store_module
-from pipeline.store import Store, decode, file_decoder, file_signature, open_store, read_files, to_square
+from pipeline.store import Store, decode, file_decoder, file_signature, open_store, read_files, state_of, to_square
 from stages.errors import DataError
 from stages.settings import ReadSettings
 
@@ -218,7 +218,7 @@ def test_fuzzed_files_are_pixels_or_a_reason(tmp_path: Path) -> None:
 
 
 def build(folder: Path, cache: Path, read: ReadSettings | None = None) -> Store:
-    files = [(str(path), path.stat()) for path in sorted(folder.iterdir())]
+    files = [(str(path), state_of(str(path))) for path in sorted(folder.iterdir())]
     read = read or ReadSettings()
     with file_decoder(files, read.resize) as outcomes:
         return open_store(cache, file_signature(files), outcomes, len(files), read, lambda caption, total, items: items)
