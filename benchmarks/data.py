@@ -1,7 +1,7 @@
 """Reading images: our store beside bare decoding and torchvision's ImageFolder + DataLoader; the audit; memory.
 
-Run from the repository: `python benchmarks/data.py [--json FILE] [--repeats N] [--small] [--only PART]`. Contenders take turns in one run; medians.
-All files are written first, into a temporary folder, and read once, so that the disk is in nobody's figure.
+Run from the repository: `python benchmarks/data.py [--json FILE] [--repeats N] [--small] [--only PART]`.
+Contenders take turns in one run; medians. The files are written just before, so that they are read from memory, not from the disk.
 """
 
 import argparse

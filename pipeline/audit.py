@@ -169,15 +169,14 @@ def _correlation(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> np
 def warnings_of(audit: Audit) -> list[str]:
     """What should be known before training, one sentence each; empty if all is well."""
     found = []
-    if audit.leaks:
-        found.append(f"{len(audit.leaks)} images stand in more than one part, such as {' = '.join(audit.leaks[0][:2])}")
-    if audit.label_conflicts:
-        example = " = ".join(audit.label_conflicts[0][:2])
-        found.append(f"{len(audit.label_conflicts)} images stand under more than one label, such as {example}")
-    if inside := len(audit.exact_duplicates) - len(audit.leaks):
-        found.append(f"{inside} images stand in one part more than once")
-    if audit.group_crossings:
-        found.append(f"{len(audit.group_crossings)} groups cross the given parts, such as {audit.group_crossings[0]}")
+    for what, groups in (
+        ("the same image in more than one given part", audit.leaks),
+        ("the same image under more than one label", audit.label_conflicts),
+        ("the same image more than once in a part", [group for group in audit.exact_duplicates if group not in audit.leaks]),
+        ("a group in more than one part", [(group,) for group in audit.group_crossings]),
+    ):
+        if groups:
+            found.append(f"{what}: {len(groups)}, such as {' = '.join(groups[0][:2])}")
     return found
 
 

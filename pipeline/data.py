@@ -194,7 +194,7 @@ def _read_digits(read: ReadSettings) -> Source:
         square(Image.fromarray(image), hashlib.sha256(image.tobytes()).hexdigest(), read.size, read.channels, read.resize)
         for image in arrays
     ]
-    images = np.stack([outcome.pixels for outcome in outcomes])
+    images = np.stack([np.frombuffer(outcome.pixels, np.uint8).reshape(outcome.shape) for outcome in outcomes])
     entries = tuple(Entry(f"digits/{index}", str(target), "", "") for index, target in enumerate(digits.target))
     facts = np.array([outcome.fact for outcome in outcomes], FACT)
     filled = replace(read, size=images.shape[-1], channels=images.shape[1])

@@ -151,7 +151,7 @@ def test_the_commands_tell(planted: Path, tmp_path: Path) -> None:
     assert counts["cat"]["test"] + counts["dog"]["test"] == 11 and counts["cat"]["val"] > 0
     done = pipeline("embed", "--data", planted, "--epochs", 1, "--cache", tmp_path / "cache", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    for said in ("train/cat/broken.png", "1 images stand in more than one part", "more than one label"):
+    for said in ("train/cat/broken.png", "the same image in more than one given part: 1", "more than one label: 1"):
         assert said in done.stderr
     assert not done.stderr.count("Traceback") and {path.name for path in tmp_path.iterdir()} == {"photos", "cache", "checkpoints"}
 
