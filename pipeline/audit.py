@@ -169,10 +169,11 @@ def _correlation(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8]) -> np
 def warnings_of(audit: Audit) -> list[str]:
     """What should be known before training, one sentence each; empty if all is well."""
     found = []
+    told = {*audit.leaks, *audit.label_conflicts}
     for what, groups in (
         ("the same image in more than one given part", audit.leaks),
         ("the same image under more than one label", audit.label_conflicts),
-        ("the same image more than once in a part", [group for group in audit.exact_duplicates if group not in audit.leaks]),
+        ("the same image more than once in a part", [group for group in audit.exact_duplicates if group not in told]),
         ("a group in more than one part", [(group,) for group in audit.group_crossings]),
     ):
         if groups:
