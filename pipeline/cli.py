@@ -1,5 +1,6 @@
 """The commands: options in, one call, one line out. Importing this loads neither torch nor anything else that is slow."""
 
+import json
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ HELP = {
     "split_seed": "Which images are split off.",
     "val": "Share split off for validation, if the source doesn't.",
     "test": "Share split off for the test, if the source doesn't.",
+    "max_unreadable": "Share of unreadable images above which to stop.",
     "dim": "Length of the embedding vectors.",
     "mining": "Which triplets of a batch count.",
     "margin": "Of the triplet loss: a distance, or `soft`.",
@@ -97,8 +99,22 @@ def data_option(default: str | None, help: str) -> Callable[[Any], Any]:
     return click.option("--data", "source", metavar="SOURCE", default=default, show_default=True, help=help)
 
 
+def place_options(command: Any) -> Any:
+    """Where images are kept."""
+    for option in (
+        click.option("--download", is_flag=True, help="Fetch a torchvision set that is not there."),
+        click.option("--root", type=click.Path(path_type=Path), help="Where torchvision's sets lie.  [default: the user's cache folder]"),
+        click.option("--cache", type=click.Path(path_type=Path), help="Where decoded images are kept.  [default: the user's cache folder]"),
+    ):
+        command = option(command)
+    return command
+
+
 force_option = click.option("--force", is_flag=True, help="Replace a checkpoint of another source or other settings.")
-SOURCE = "`digits`, or a folder: one subfolder a class, or train/ (val/, test/) with one subfolder a class."
+SOURCE = (
+    "`digits`; a folder: one subfolder a class, or train/ (val/, test/) with one subfolder a class; "
+    "a .csv with path,label (split, group); or torchvision:NAME."
+)
 MOVED = "Only if the images have moved since stage one."
 READ = tuple(field.name for field in fields(ReadSettings))
 EMBED = tuple(field.name for field in fields(EmbedSettings))
@@ -112,7 +128,7 @@ def pick(settings: type, options: dict[str, Any]) -> Any:
 def machine(options: dict[str, Any]) -> Any:
     from pipeline.run import Machine
 
-    return Machine(*(options[name] for name in ("device", "precision", "threads", "quiet")))
+    return Machine(**{field.name: options[field.name] for field in fields(Machine) if field.name in options})
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -165,6 +181,7 @@ def configured(context: click.Context, command: click.Command) -> dict[str, Any]
 @force_option
 @settings_options(EmbedSettings, *EMBED)
 @settings_options(ReadSettings, *READ)
+@place_options
 @machine_options
 def embed(source: str, out: Path, force: bool, **options: Any) -> None:
     """Stage one: train the embedding with triplet loss.
@@ -185,6 +202,7 @@ def embed(source: str, out: Path, force: bool, **options: Any) -> None:
 @data_option(None, MOVED)
 @force_option
 @settings_options(ClassifySettings, "dropout", "epochs", "lr", "seed")
+@place_options
 @machine_options
 def classify(embedding: Path, out: Path, source: str | None, force: bool, **options: Any) -> None:
     """Stage two: train the classifier on the frozen embedding.
@@ -205,6 +223,7 @@ def classify(embedding: Path, out: Path, source: str | None, force: bool, **opti
 @path_option("--classifier", CLASSIFIER, "Stage two's checkpoint.")
 @path_option("--out", REPORTS, "The folder that the report goes to.")
 @data_option(None, MOVED)
+@place_options
 @machine_options
 def report(embedding: Path, classifier: Path, out: Path, source: str | None, **options: Any) -> None:
     """Compare kNN, triplet and classification accuracy on the same held-out images.
@@ -225,6 +244,7 @@ def report(embedding: Path, classifier: Path, out: Path, source: str | None, **o
 @force_option
 @settings_options(EmbedSettings, *(name for name in EMBED if name not in ("epochs", "lr")))
 @settings_options(ReadSettings, *READ)
+@place_options
 @machine_options
 @click.pass_context
 def run(context: click.Context, /, source: str, embedding: Path, classifier: Path, out: Path, force: bool, **options: Any) -> None:
@@ -241,6 +261,26 @@ def run(context: click.Context, /, source: str, embedding: Path, classifier: Pat
 
     paths = {"embedding": embedding, "classifier": classifier, "out": out}
     _show(stages_run.run(source, read, embed_settings, classify_settings, **paths, machine=machine(options), force=force), out)
+
+
+@commands.command()
+@click.argument("source", default="digits")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+@settings_options(ReadSettings, *READ)
+@place_options
+@click.option("--quiet", is_flag=True, help="No progress, no notes.")
+def data(source: str, as_json: bool, **options: Any) -> None:
+    """Audit a source, train nothing: classes, splits, unreadable files, duplicates, leaks, label conflicts, batches.
+
+    \b
+    pipeline data photos/
+    """
+    read = pick(ReadSettings, options)
+    from pipeline import audit
+    from pipeline import run as stages_run
+
+    found = stages_run.data(source, read, machine=machine(options))
+    click.echo(json.dumps(audit.as_json(found)) if as_json else audit.as_text(found))
 
 
 def _unless(path: Path, default: Path, flag: str) -> str:

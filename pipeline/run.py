@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from tqdm import tqdm
 
 from pipeline import checkpoint, runtime
-from pipeline.data import Dataset, load_dataset
+from pipeline.audit import Audit, audit_source, warnings_of
+from pipeline.data import Dataset, load_dataset, read_source
 from pipeline.report import Comparison, write_report
 from stages.classify import train_classifier
 from stages.embed import automatic_epochs, new_network, train_embedding
@@ -26,12 +27,15 @@ from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how loudly to run: `--device --precision --threads --quiet`."""
+    """Where and how loudly to run: `--device --precision --threads --quiet --cache --root --download`."""
 
     device: str = "auto"
     precision: str = "auto"
     threads: int | None = None
     quiet: bool = False
+    cache: Path | None = None
+    root: Path | None = None
+    download: bool = False
 
     def start(self) -> torch.device:
         return runtime.start(self.device, self.threads)
@@ -46,14 +50,25 @@ class Machine:
         hidden = self.quiet or not sys.stderr.isatty()
         return tqdm(items, total=total, desc=caption, file=sys.stderr, disable=hidden, leave=False)
 
+    def show(self, caption: str, total: int, items: Iterable[Any]) -> Iterable[Any]:
+        """An iterable under a progress bar."""
+        bar: Iterable[Any] = self.bar(caption, total, items)
+        return bar
+
     def load(self, source: str | Dataset, read: ReadSettings) -> Dataset:
         """Read a source; one that has been read already comes back as it is."""
         if isinstance(source, Dataset):
             return source
-        data = load_dataset(source, read, progress=lambda caption, total, items: self.bar(caption, total, items))
+        data = load_dataset(source, read, cache=self.cache, root=self.root, download=self.download, progress=self.show)
         for note in data.notes:
             self.say(f"note: {note}")
         return data
+
+
+def data(source: str, read: ReadSettings, *, machine: Machine) -> Audit:
+    """Audit a source; trains nothing."""
+    found = read_source(source, read, cache=machine.cache, root=machine.root, download=machine.download, progress=machine.show)
+    return audit_source(found, near=True, progress=machine.show)
 
 
 def embed(source: str | Dataset, read: ReadSettings, settings: EmbedSettings, *, out: Path, machine: Machine, force: bool = False) -> Path:
@@ -65,6 +80,8 @@ def embed(source: str | Dataset, read: ReadSettings, settings: EmbedSettings, *,
     data = machine.load(source, read)
     identity = _embedding_identity(data, settings)
     _refuse_another(out, "embedding", identity, force)
+    for warning in warnings_of(audit_source(data.origin, dataset=data)):
+        machine.say(f"warning: {warning}; `pipeline data` lists them")
     plan = plan_batches(data.train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class)
     epochs = settings.epochs or automatic_epochs(plan.per_epoch)
     precision = runtime.choose_precision(machine.precision, device)
@@ -93,6 +110,7 @@ def embed(source: str | Dataset, read: ReadSettings, settings: EmbedSettings, *,
         "network": trained.network.config,
         "classes": data.train.classes,
         "source": data.source,
+        "root": str(machine.root.resolve()) if machine.root else None,
         "counts": counts,
         "skipped": [skipped._asdict() for skipped in data.skipped],
         "epoch": trained.epoch,
@@ -233,6 +251,8 @@ def _classifier_identity(embedding: Mapping[str, Any], settings: ClassifySetting
 
 def _reload(record: Mapping[str, Any], source: str | Dataset | None, machine: Machine) -> Dataset:
     """The data that a checkpoint was trained on, split the same way."""
+    if machine.root is None and record.get("root"):
+        machine = replace(machine, root=Path(record["root"]))
     data = machine.load(source or record["source"], ReadSettings(**record["read"]))
     if data.fingerprint != record["fingerprint"]:
         raise DataError(

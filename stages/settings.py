@@ -33,6 +33,7 @@ class ReadSettings:
     channels: 1 or 3; None: 1 if every image is grey, else 3.
     resize: how an image fills the square, one of `RESIZES`.
     split_seed, val, test: the split of what the source does not split itself; shares of all images.
+    max_unreadable: the largest share of unreadable images with which to go on without them.
     """
 
     size: int | None = None
@@ -41,6 +42,7 @@ class ReadSettings:
     split_seed: int = 0
     val: float = 0.1
     test: float = 0.2
+    max_unreadable: float = 0.25
 
     def __post_init__(self) -> None:
         _require(self.size is None or 4 <= self.size <= 1024, "size", self.size, "4 to 1024 pixels")
@@ -49,6 +51,7 @@ class ReadSettings:
         for name in ("val", "test"):
             share = getattr(self, name)
             _require(0 < share < 0.9, name, share, "a share between 0 and 0.9")
+        _require(0 <= self.max_unreadable <= 1, "max_unreadable", self.max_unreadable, "a share from 0 to 1")
         _require(self.val + self.test < 0.95, "val", self.val, "shares that leave images to train on")
 
 

@@ -16,6 +16,15 @@ def _as_the_commands_run() -> None:
     torch.use_deterministic_algorithms(True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory):
+    """Decoded images of the tests go to a folder of the tests, not to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):  # Linux, Windows, macOS
+            patch.setenv(name, str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """uint8 (1797, 8, 8) and int (1797,)."""
