@@ -53,6 +53,20 @@ class Dataset:
     notes: tuple[str, ...]
 
 
+def leaked_positions(dataset: Dataset) -> tuple[int, ...]:
+    """Positions in the test split of the images whose pixels stand in the training or validation part too."""
+    if dataset.test is None:
+        return ()
+    known = {key for part in (dataset.train, dataset.validation) if part for key in _pixel_keys(part)}
+    return tuple(position for position, key in enumerate(_pixel_keys(dataset.test)) if key in known)
+
+
+def _pixel_keys(split: Split) -> Iterator[bytes]:
+    for images in split.blocks():
+        for image in images.numpy():
+            yield hashlib.sha256(image.tobytes()).digest()
+
+
 class _Item(NamedTuple):
     """One image before the splits are made: square uint8 (S, S) or (S, S, 3), and the hash of its content."""
 
