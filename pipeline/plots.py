@@ -14,6 +14,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy import stats
 
 from pipeline.checkpoint import write_atomically
 
@@ -42,8 +43,8 @@ STYLE: Any = {  # matplotlib types each key
 }
 # Twenty colours that hold on black and on white; further classes repeat them.
 PALETTE = (
-    *("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#edc948", "#ff9da7", "#9c755f", "#86bcb6"),
-    *("#3b7ddd", "#d37295", "#8cd17d", "#b6992d", "#499894", "#a0cbe8", "#fabfd2", "#d7b5a6", "#79706e", "#e0702c"),
+    *("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#76b7b2", "#edc948", "#ff9da7", "#9c755f", "#79706e"),
+    *("#3b7ddd", "#d37295", "#8cd17d", "#b6992d", "#499894", "#a0cbe8", "#fabfd2", "#d7b5a6", "#86bcb6", "#c23b75"),
 )
 CURVES = {
     "loss": "Loss (mean over active triplets)",
@@ -85,7 +86,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], kept: int) -> dict[str, Fi
 def draw_distances(positives: np.ndarray, negatives: np.ndarray) -> Figure:
     """Shares of pairs of one class and of two by distance; the bins are even over [0, 2]."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(4.6, 2.8)
+        figure, axes = _figure(4.2, 2.8)
         edges = np.linspace(0, 2, len(positives) + 1)
         for counts, name, colour in ((positives, "same class", BLUE), (negatives, "two classes", ORANGE)):
             if total := counts.sum():
@@ -95,25 +96,29 @@ def draw_distances(positives: np.ndarray, negatives: np.ndarray) -> Figure:
         axes.set_ylim(bottom=0)
         axes.set_xlabel("distance of two test images")
         axes.set_ylabel("share of pairs")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2, fontsize=8, columnspacing=1)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, 1.28), fontsize=8)
     return figure
 
 
 def draw_reliability(lines: Sequence[tuple[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]) -> Figure:
-    """Share right against confidence. lines: captions and what `stages.score.reliability` returns, before and after."""
+    """Share right against confidence, a dot a bin, with Wilson's interval: few images leave much open.
+
+    lines: captions and what `stages.score.reliability` returns, before and after temperature.
+    """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(4.6, 2.8)
+        figure, axes = _figure(4.2, 2.8)
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (3, 2)))
-        for (caption, (counts, confidence, share)), colour in zip(lines, (GREY, BLUE), strict=True):
-            there = counts > 0
-            axes.plot(confidence[there], share[there], color=colour, linewidth=1.4, label=caption)
-            sizes = 8 + 60 * np.sqrt(counts[there] / counts.sum())
-            axes.scatter(confidence[there], share[there], s=sizes, color=colour, linewidths=0)
+        for (caption, (counts, confidence, share)), colour, marker in zip(lines, (ORANGE, BLUE), "so", strict=True):
+            for count, x, y in zip(counts, confidence, share, strict=True):
+                if count:
+                    interval = stats.binomtest(round(count * y), int(count)).proportion_ci(method="wilson")
+                    axes.plot([x, x], [interval.low, interval.high], color=colour, linewidth=1, alpha=0.35)
+            axes.plot(confidence, share, marker, color=colour, markersize=4.5, label=caption)
         axes.set_xlim(0, 1.03)
         axes.set_ylim(0, 1.05)
         axes.set_xlabel("the classifier's confidence")
         axes.set_ylabel("share right")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=2, fontsize=8, columnspacing=1)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, 1.28), fontsize=8)
     return figure
 
 

@@ -30,8 +30,8 @@ TITLES = {
     "majority_accuracy": "Baseline: most frequent class",
     "pixel_knn_accuracy": "Baseline: kNN on raw pixels",
     "untrained_knn_accuracy": "Baseline: kNN, network untrained",
-    "calibration_error": "Calibration error",
-    "calibration_error_uncalibrated": "Calibration error, uncalibrated",
+    "calibration_error": "Calibration error (low is good)",
+    "calibration_error_uncalibrated": "The same before temperature",
 }
 SCORE_COLUMNS = ("run", "metric", "split", "value", "ci_low", "ci_high", "count", "definition")
 PAIRED_COLUMNS = (
@@ -322,9 +322,9 @@ def draw_figures(comparison: Comparison, explored: Exploration | None) -> dict[s
         (f"{when} temperature, error {_percent(error)}", reliability(confidence, right))
         for when, error, confidence in zip(("before", "after"), errors, (prediction.uncalibrated, prediction.probability), strict=True)
     ]
-    rows = [(_title(s), s.value, s.low, s.high) for s in scored.scores if s.split == "test" and s.value is not None]
+    shown = [s for s in scored.scores if s.split == "test" and s.value is not None and not s.metric.startswith("calibration")]
     figures = {
-        "comparison": plots.draw_scores([row for row in rows if not row[0].startswith("Calibration")]),
+        "comparison": plots.draw_scores([(_title(s), s.value or 0.0, s.low, s.high) for s in shown]),
         **plots.draw_curves(comparison.embedding["history"], comparison.embedding["epoch"]),
         "reliability": plots.draw_reliability(lines),
         "confusion": plots.draw_confusion(_confusion(comparison), comparison.test.classes),
@@ -352,6 +352,7 @@ def render_page(
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline", "templates"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # Bokeh's references point backwards
     first = comparisons[0]
     names, rows = _side_by_side(comparisons, pooled=pooled)
     return environment.get_template("report.html").render(
@@ -363,10 +364,11 @@ def render_page(
         titles=TITLES,
         title=_title,
         percent=_percent,
-        difference=_difference,
+        points=lambda share: f"{100 * share:+.2f}".replace("-", "\u2212"),
         p_value=_p_value,
         galleries=_galleries(first, explored),
         map=_map(first, explored),
+        legend=list(zip(first.test.classes, plots.PALETTE, strict=False)) if len(first.test.classes) <= len(plots.PALETTE) else [],
         map_count=len(explored.mapped),
         map_script=Markup(plots.map_script()),  # Bokeh's own, nothing of the user's in it
     )

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -221,7 +221,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, 
 def _vote(k: int, gallery: int) -> str:
     return (
         f"share of images that the majority of the {min(k, gallery)} nearest training images (k chosen on validation; "
-        "ties at the edge all vote; equal votes go to the nearest voter) names rightly"
+        "all ties at the edge vote, equal votes go to the nearest) names rightly"
     )
 
 
@@ -342,11 +342,10 @@ def flat_map(vectors: np.ndarray) -> np.ndarray:
         return flat
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     flat = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(vectors)
-    return flat.astype(np.float32)
+    return np.asarray(flat, dtype=np.float32)
 
 
 def nearest(queries: Tensor, gallery: Tensor, *, count: int) -> np.ndarray:
     """The rows of the nearest gallery vectors, the nearest first, int64 (Q, count or all); for a few queries (Q, D)."""
     count = min(count, len(gallery))
-    rows: np.ndarray[Any, Any] = np.asarray(squared_distances(queries, gallery).topk(count, largest=False).indices)
-    return rows
+    return np.asarray(squared_distances(queries, gallery).topk(count, largest=False).indices)
