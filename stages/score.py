@@ -330,16 +330,13 @@ def explore(test: Embeddings, *, triplets: int = 8) -> Exploration:
 
 def flat_map(vectors: np.ndarray) -> np.ndarray:
     """t-SNE of (M, D), float32 (M, 2), the same each time; principal components where there are too few or too equal points."""
-    from sklearn.decomposition import PCA  # slow to import
-    from sklearn.manifold import TSNE
-
     if len(vectors) < 10 or vectors.shape[1] < 3 or float(vectors.std(0).max()) < 1e-5:
         flat = np.zeros((len(vectors), 2), np.float32)
-        centred = vectors - vectors.mean(0)
-        if len(vectors) > 1 and centred.any():
-            parts = min(2, *vectors.shape)
-            flat[:, :parts] = PCA(parts, svd_solver="full").fit_transform(centred)
+        left, sizes, _ = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
+        flat[:, : len(sizes[:2])] = left[:, :2] * sizes[:2]
         return flat
+    from sklearn.manifold import TSNE  # slow to import
+
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     flat = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(vectors)
     return np.asarray(flat, dtype=np.float32)
