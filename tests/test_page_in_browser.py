@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,20 @@ EVIL = (
     "</script><script>alert(4)</script>",
     "{{ 7*7 }}@x $y$",
 )
+HOVERED = """(() => {
+    const found = [];
+    const walk = node => {
+        for (const one of node.querySelectorAll('*')) {
+            if (one.matches('.hover')) {
+                const image = one.querySelector('img');
+                found.push([image.naturalWidth, image.src.slice(0, 16), one.textContent, one.querySelectorAll('script, svg, img').length]);
+            }
+            if (one.shadowRoot) walk(one.shadowRoot);
+        }
+    };
+    walk(document);
+    return found;
+})()"""
 
 
 class Page:
@@ -64,11 +78,9 @@ class Page:
         bad = []
         for event in self.events:
             method, what = event.get("method"), event.get("params", {})
-            if (
-                method in ("Runtime.exceptionThrown", "Page.javascriptDialogOpening")
-                or (method == "Log.entryAdded" and what["entry"]["level"] in ("error", "warning"))
-                or (method == "Runtime.consoleAPICalled" and what["type"] in ("error", "warning", "assert"))
-            ):
+            level = what["entry"]["level"] if method == "Log.entryAdded" else ""
+            level = what["type"] if method == "Runtime.consoleAPICalled" else level
+            if method in ("Runtime.exceptionThrown", "Page.javascriptDialogOpening") or level in ("error", "warning", "assert"):
                 bad.append(event)
         return bad
 
@@ -95,6 +107,20 @@ def port(tmp_path_factory) -> Iterator[int]:
         process.wait(20)
 
 
+@pytest.fixture
+def browse(port) -> Iterator[Callable[[Path], Page]]:
+    """Opens a file in a tab of its own."""
+    pages: list[Page] = []
+
+    def opened(path: Path) -> Page:
+        pages.append(Page(path.as_uri(), port))
+        return pages[-1]
+
+    yield opened
+    for page in pages:
+        page.socket.close()
+
+
 @pytest.fixture(scope="module")
 def report_file(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evil")
@@ -103,15 +129,15 @@ def report_file(tmp_path_factory) -> Path:
     return folder / "report.html"
 
 
-def test_quiet_and_offline(report_file, port):
-    page = Page(report_file.as_uri(), port)
+def test_quiet_and_offline(report_file, browse):
+    page = browse(report_file)
     assert page.evaluate("Bokeh.documents[0].is_idle") is True
     assert page.complaints() == []
     assert page.requests() == {report_file.as_uri()}
 
 
-def test_names_are_inert(report_file, port):
-    page = Page(report_file.as_uri(), port)
+def test_names_are_inert(report_file, browse):
+    page = browse(report_file)
     assert page.evaluate("document.querySelectorAll('script').length") == 2
     assert page.evaluate("document.querySelectorAll('[onerror], [onload]').length") == 0
     text = page.evaluate("document.body.innerText")
@@ -119,9 +145,9 @@ def test_names_are_inert(report_file, port):
     assert not [event for event in page.events if event.get("method") == "Page.javascriptDialogOpening"]
 
 
-def test_hovering_shows_the_image(report_file, port):
+def test_hovering_shows_the_image(report_file, browse):
     """Moving over a point opens a tooltip with a decoded image and the names as text."""
-    page = Page(report_file.as_uri(), port)
+    page = browse(report_file)
     page.call("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
     page.evaluate("document.getElementById('map').scrollIntoView({block: 'center'})")
     time.sleep(0.5)
@@ -134,17 +160,7 @@ def test_hovering_shows_the_image(report_file, port):
     for step in range(4):
         page.call("Input.dispatchMouseEvent", type="mouseMoved", x=where[0] + 3 - step, y=where[1])
         time.sleep(0.2)
-    shown = page.evaluate("""(() => {
-        const found = [], walk = node => {
-            for (const one of node.querySelectorAll('*')) {
-                if (one.matches('.hover')) found.push([one.querySelector('img').naturalWidth, one.querySelector('img').src.slice(0, 16), one.textContent,
-                                                       one.querySelectorAll('script, svg, img').length]);
-                if (one.shadowRoot) walk(one.shadowRoot);
-            }
-        };
-        walk(document);
-        return found;
-    })()""")
+    shown = page.evaluate(HOVERED)
     assert shown, "no tooltip"
     width, start, text, elements = shown[0]
     assert width == 16 and start == "data:image/webp;"
@@ -155,8 +171,8 @@ def test_hovering_shows_the_image(report_file, port):
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_the_screen_and_has_something_on_it(report_file, port, width, scheme):
-    page = Page(report_file.as_uri(), port)
+def test_it_fits_the_screen_and_has_something_on_it(report_file, browse, width, scheme):
+    page = browse(report_file)
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 500)
     time.sleep(0.5)
@@ -167,19 +183,19 @@ def test_it_fits_the_screen_and_has_something_on_it(report_file, port, width, sc
     assert pixels.std() > 10
 
 
-def test_it_prints(report_file, port):
-    page = Page(report_file.as_uri(), port)
+def test_it_prints(report_file, browse):
+    page = browse(report_file)
     assert base64.b64decode(page.call("Page.printToPDF")["data"]).startswith(b"%PDF")
     assert page.complaints() == []
 
 
 @pytest.mark.slow
-def test_ten_thousand_test_images_make_a_page_below_10_mb_within_a_minute(tmp_path, port):
+def test_ten_thousand_test_images_make_a_page_below_10_mb_within_a_minute(tmp_path, browse):
     data = make_dataset(tuple(map(str, range(10))), train=30, test=1000, noise=60, size=28)
     paths = train_both(data, tmp_path)
     begun = time.monotonic()
     run.report(*paths, out=tmp_path, machine=QUIET, source=data)
     assert time.monotonic() - begun < 60
     assert (tmp_path / "report.html").stat().st_size < 10_000_000
-    page = Page((tmp_path / "report.html").as_uri(), port)
+    page = browse(tmp_path / "report.html")
     assert page.complaints() == []
