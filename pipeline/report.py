@@ -184,7 +184,8 @@ def text_table(comparisons: Sequence[Comparison], *, pooled: bool = False) -> st
 
 def _shown(scored: Scored) -> list[Score]:
     """The figures that people see: those without duplicates only where there are duplicates."""
-    return [score for score in scored.scores if score.split == "test" or scored.leaked]
+    both = zip(*([score for score in scored.scores if score.split == split] for split in ("test", CLEAN)), strict=True)
+    return [score for pair in both for score in (pair if scored.leaked else pair[:1])]
 
 
 def _title(score: Score) -> str:
@@ -197,6 +198,7 @@ def _side_by_side(comparisons: Sequence[Comparison], *, pooled: bool) -> tuple[l
         runs += zip(("mean", "std"), pool_runs([one.scored for one in comparisons]), strict=True)
     leaked = any(one.scored.leaked for one in comparisons)
     rows = [(_title(same[0]), list(same)) for same in zip(*(scores for _, scores in runs), strict=True)]
+    rows.sort(key=lambda row: list(TITLES).index(row[1][0].metric))  # with copies and without, side by side
     return [name for name, _ in runs], [row for row in rows if leaked or row[1][0].split == "test"]
 
 
@@ -267,12 +269,19 @@ def verdict(comparison: Comparison) -> list[Finding]:
     if not _beats(scored, "majority_accuracy"):
         most = classes[int(np.bincount(comparison.gallery.labels.numpy()).argmax())]
         warnings.append(f"kNN on the embedding is no better than always answering {most} ({_percent(common.value)}).")
-    if not _beats(scored, "untrained_knn_accuracy"):
-        how = _chance(scored.paired("knn_accuracy", "untrained_knn_accuracy"))
-        warnings.append(f"Training is not shown to help: the same network, untrained, reaches {_percent(fresh.value)} by kNN; {how}.")
-    if not _beats(scored, "pixel_knn_accuracy"):
-        how = _chance(scored.paired("knn_accuracy", "pixel_knn_accuracy"))
-        warnings.append(f"The embedding is not shown to beat raw pixels, which reach {_percent(raw.value)} by kNN; {how}.")
+    for name, reached in (
+        ("untrained", f"the same network, untrained, reaches {_percent(fresh.value)}"),
+        ("pixel", f"raw pixels reach {_percent(raw.value)}"),
+    ):
+        paired = scored.paired("knn_accuracy", f"{name}_knn_accuracy")
+        if _beats(scored, f"{name}_knn_accuracy"):
+            continue
+        worse = paired.p_value is not None and paired.p_value < 0.05
+        what = {
+            "untrained": ("Training has done harm", "Training is not shown to help"),
+            "pixel": ("The embedding does harm", "The embedding is not shown to beat raw pixels"),
+        }[name][0 if worse else 1]
+        warnings.append(f"{what}: {reached} by kNN, the embedding {_percent(known.value)}; {_chance(paired)}.")
     return [Finding("answer", head), *(Finding("warning", text) for text in warnings)]
 
 
