@@ -5,7 +5,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,8 +14,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
-
-from pipeline.checkpoint import write_atomically
 
 INK, BLUE, ORANGE, GREY = "#222222", "#3b7ddd", "#e0702c", "#8a8f98"
 STYLE: Any = {  # matplotlib types each key
@@ -188,6 +185,11 @@ def to_svg(figure: Figure, name: str) -> bytes:
     return _save(figure, "svg", {"svg.hashsalt": name}, metadata={"Date": None})
 
 
+def to_png(figure: Figure) -> bytes:
+    """300 dots an inch, on white."""
+    return _save(figure, "png", {"savefig.transparent": False}, dpi=300, facecolor="white", metadata={"Software": None})
+
+
 def _save(figure: Figure, kind: str, style: Any, **options: Any) -> bytes:
     content = BytesIO()
     with matplotlib.rc_context({**STYLE, **style}), warnings.catch_warnings():
@@ -203,14 +205,6 @@ def inline_svg(figure: Figure, name: str, caption: str) -> str:
     width, height = (round(96 * side) for side in figure.get_size_inches())
     size = f'viewBox="0 0 {0.75 * width:g} {0.75 * height:g}" role="img" aria-label="{caption}" style="max-width: {width}px"'
     return re.sub(r'width="[^"]*pt" height="[^"]*pt" viewBox="[^"]*"', size, svg, count=1)
-
-
-def save_figures(folder: Path, figures: Mapping[str, Figure]) -> None:
-    """Each as PNG (300 dots an inch, on white) and as SVG."""
-    for name, figure in figures.items():
-        write_atomically(folder / f"{name}.svg", to_svg(figure, name))
-        png = _save(figure, "png", {"savefig.transparent": False}, dpi=300, facecolor="white", metadata={"Software": None})
-        write_atomically(folder / f"{name}.png", png)
 
 
 def thumbnail(image: torch.Tensor, *, side: int = 64, quality: int = 70) -> str:

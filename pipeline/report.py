@@ -91,7 +91,9 @@ def write_report(folder: Path, comparisons: Sequence[Comparison], *, figures: Pa
     ):
         write_atomically(folder / name, content.encode("utf-8", "surrogateescape"))
     if figures:
-        plots.save_figures(figures, drawn[0])
+        for name, figure in drawn[0].items():
+            write_atomically(figures / f"{name}.svg", plots.to_svg(figure, name))
+            write_atomically(figures / f"{name}.png", plots.to_png(figure))
 
 
 # Tables
