@@ -36,7 +36,7 @@ REPEATS = 5
 
 
 def plain_loop(network: torch.nn.Module, data: Dataset) -> Head:
-    """Frozen network + head, the images through both in each epoch; no gradient is kept for the network, so it isn't slowed."""
+    """Frozen network + head, training and validation images through both in each of 20 epochs, without gradients in the network."""
     head = Head(network.project.out_features, len(data.train.classes))
     optimiser = torch.optim.Adam(head.parameters(), lr=1e-2)
     for _ in range(EPOCHS):
@@ -48,7 +48,11 @@ def plain_loop(network: torch.nn.Module, data: Dataset) -> Head:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-    return head.eval()
+        with torch.inference_mode():
+            head.eval()
+            for images in data.validation.blocks(256):
+                head(network(images))
+    return head
 
 
 def timed(work) -> float:

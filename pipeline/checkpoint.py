@@ -91,7 +91,7 @@ def load_classifier(path: Path) -> ClassifierCheckpoint:
     embedder = {name.removeprefix("embedding."): value for name, value in tensors.items() if name.startswith("embedding.")}
     if state_digest(embedder) != record["embedding_digest"]:
         raise CheckpointError(f"{path}: its embedder is not the embedding that its record names; run `pipeline classify` again")
-    head = Head(record["network"]["dim"], len(classes), dropout=record["settings"]["dropout"])
+    head = Head(record["network"]["dim"], len(classes), dropout=record["dropout"])
     _load_strictly(path, head.linear, {name: tensors[f"head.{name}"] for name in ("weight", "bias")})
     gallery = Embeddings(tensors["gallery.vectors"], tensors["gallery.labels"], classes)
     network = _network(path, record, embedder)

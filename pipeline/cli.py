@@ -32,11 +32,11 @@ HELP = {
     "lr": "Peak learning rate; in stage two the first step of each line search.",
     "augment": "Shift, turn and scale training images a little.",
     "seed": "Of everything random in training.",
-    "dropout": "Share of coordinates zeroed in training.",
+    "dropout": "Share of coordinates zeroed in training.  [default: 0.5 or 0, as validation chooses]",
     "balance": "Let every class weigh alike, however many images it has.",
 }
 CHOICES = {"resize": RESIZES}
-TYPES = {int: int, float: float, str: str, int | None: int, bool: bool}
+TYPES = {int: int, float: float, str: str, int | None: int, float | None: float, bool: bool}
 
 
 def settings_options(settings: type, *names: str) -> Callable[[Any], Any]:
@@ -157,10 +157,12 @@ def read_config(path: Path, group: Any) -> dict[str, dict[str, Any]]:
         if name not in group.commands or not isinstance(table, dict):
             raise SettingsError(f"--config {path}: no command {name}; tables are {', '.join(group.commands)}")
         options = {flag.lstrip("-"): option.name for option in group.commands[name].params for flag in option.opts}
+        several = {option.name for option in group.commands[name].params if getattr(option, "multiple", False)}
         for key in table:
             if key.replace("_", "-") not in options:
                 raise SettingsError(f"--config {path}: [{name}] has {key}, which `pipeline {name}` doesn't; it has {', '.join(options)}")
         known[name] = {options[key.replace("_", "-")]: value for key, value in table.items()}
+        known[name] |= {key: [value] for key, value in known[name].items() if key in several and isinstance(value, str)}
     return known
 
 

@@ -147,7 +147,7 @@ def classify(
     best = trained.history[trained.epoch - 1]
     accuracy = "" if best.val_accuracy is None else f", validation accuracy {best.val_accuracy:.4f}"
     machine.say(
-        f"head: weight decay {best.weight_decay:g}, {trained.history[-1].epoch} passes{accuracy}; "
+        f"head: dropout {best.dropout:g}, weight decay {best.weight_decay:g}, {trained.history[-1].epoch} passes{accuracy}; "
         f"temperature {trained.temperature:.2f}; k = {trained.k}"
     )
     if not best.converged:
@@ -157,6 +157,7 @@ def classify(
         **{name: embedded.record[name] for name in ("network", "classes", "source", "counts", "skipped")},
         "embedding_digest": embedded.digest,
         "gallery_ids": vectors["ids"],
+        "dropout": best.dropout,
         "temperature": trained.temperature,
         "k": trained.k,
         "epoch": trained.epoch,

@@ -15,11 +15,12 @@ from stages.network import Head, embed_split, state_digest
 from stages.records import Embeddings, HeadLog, Split
 from stages.settings import ClassifySettings
 
-DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)  # strengths of weight decay, of which validation chooses; strong first: each starts the next
-DECAY = 1e-3  # without validation
-MASKED = 8192  # vectors under their own dropout masks that small data is repeated to, at most 16 times
+DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # strengths of weight decay, of which validation chooses; strong first: each starts the next
+DECAY, DROPOUT = 1e-3, 0.5  # without validation; with it, a sixth candidate where no dropout is asked for
+TOLERANCE = 1e-4  # largest gradient at which a minimum is one
+MASKED = 6000  # vectors under their own dropout masks that small data is repeated to, at most 16 times
 LOGITS = 2**23  # handled at once
-NEIGHBOURS = (1, 3, 5, 7, 11, 15, 21)  # values of k to choose from
+NEIGHBOURS = (1, 5, 20)  # values of k to choose from
 USUAL = 5  # k without validation, and among equally good ones the nearest to it
 QUERIES = 1000  # validation vectors that choose k
 
@@ -79,7 +80,11 @@ def fit_head(
     device: torch.device,
     on_epoch: Callable[[HeadLog], None] | None = None,
 ) -> tuple[Head, int, tuple[HeadLog, ...]]:
-    """Minimise cross-entropy under dropout; of four strengths of weight decay the one with the lowest validation loss wins.
+    """Minimise cross-entropy under dropout and weight decay, of which validation chooses the strength.
+
+    Of the candidates the one with the most right validation images wins, among equals the one with the lowest loss there
+    once calibrated: a strong penalty shrinks all scores, which temperature makes good again. Where no dropout is asked for,
+    one candidate has 0.5 and the others none.
 
     With its dropout masks drawn once, the problem is convex and smooth, so L-BFGS comes to its minimum, and knows when
     it has, in some 30 passes where stochastic steps need a schedule and a thousand. Small data is repeated under other
@@ -89,62 +94,80 @@ def fit_head(
     """
     classes, dim = len(train.classes), train.vectors.shape[1]
     scale = math.sqrt(dim)
-    generator = torch.Generator().manual_seed(settings.seed)
-    repeats = max(1, min(16, MASKED // len(train))) if settings.dropout else 1
-    vectors = (train.vectors * scale).repeat(repeats, 1)
-    if settings.dropout:
-        kept = torch.full_like(vectors, 1 - settings.dropout)
-        vectors = vectors * torch.bernoulli(kept, generator=generator) / kept
-    vectors, labels = vectors.to(device), train.labels.repeat(repeats).to(device)
     weights = class_weights(train.labels, classes).to(device) if settings.balance else torch.ones(classes, device=device)
-    head = Head(dim, classes, dropout=settings.dropout).to(device).eval()  # the masks are in the vectors
+    head = Head(dim, classes).to(device).eval()  # the masks are in the vectors
     weight, bias = head.linear.weight, head.linear.bias
-    nn.init.zeros_(weight)
-    nn.init.zeros_(bias)
-    total, step = weights[labels].sum(), max(1, LOGITS // classes)
+    if validation is None:
+        candidates = [(DROPOUT if settings.dropout is None else settings.dropout, DECAY)]
+    else:
+        candidates = [(settings.dropout or 0.0, decay) for decay in DECAYS]
+        candidates += [(DROPOUT, DECAY)] if settings.dropout is None else []
 
     history: list[HeadLog] = []
-    best, best_loss, best_place = (weight.detach().clone(), bias.detach().clone()), math.inf, 0
+    best, best_key, best_place = (weight.detach().clone(), bias.detach().clone()), (-1.0, -math.inf), 0
     passes = 0
-    for decay in DECAYS if validation else (DECAY,):
+    for dropout, decay in candidates:
+        if not history or history[-1].dropout != dropout:
+            vectors, labels = (part.to(device) for part in _under_masks(train, dropout, settings.seed, scale))
+            nn.init.zeros_(weight)
+            nn.init.zeros_(bias)
         optimiser = torch.optim.LBFGS(
             (weight, bias),
             lr=settings.lr,
             max_iter=settings.epochs,
             max_eval=settings.epochs,
-            tolerance_grad=1e-5,
+            tolerance_grad=TOLERANCE,
             line_search_fn="strong_wolfe",
         )
-
-        def loss_and_gradient(decay: float = decay, optimiser: torch.optim.LBFGS = optimiser) -> Tensor:
-            nonlocal passes
-            passes += 1
-            optimiser.zero_grad(set_to_none=True)
-            penalty = decay / 2 * weight.square().sum()
-            penalty.backward()
-            loss = penalty.detach()
-            for start in range(0, len(vectors), step):
-                some = slice(start, start + step)
-                part = F.nll_loss(head(vectors[some]), labels[some], weight=weights, reduction="sum") / total
-                part.backward()
-                loss += part.detach()
-            return loss
-
-        begun = passes
-        optimiser.step(loss_and_gradient)
-        converged = passes - begun < settings.epochs
-        log = HeadLog(passes, float(loss_and_gradient()), *_validate(head, validation, weights, scale), decay, converged)
+        loss = _Loss(head, vectors, labels, weights, decay)
+        optimiser.step(loss)
+        converged = loss.passes < settings.epochs
+        passes += loss.passes
+        log = HeadLog(passes, float(loss()), *_validate(head, validation, weights, scale), dropout, decay, converged)
         history.append(log)
         if on_epoch:
             on_epoch(log)
-        if log.val_loss is None or log.val_loss < best_loss:
-            best, best_loss = (weight.detach().clone(), bias.detach().clone()), log.val_loss or 0.0
-            best_place = len(history)
+        if (key := (log.val_accuracy or 0.0, -(log.val_loss or 0.0))) > best_key:
+            best, best_key, best_place = (weight.detach().clone(), bias.detach().clone()), key, len(history)
     with torch.no_grad():
         weight.copy_(best[0] * scale)
         bias.copy_(best[1])
     head.zero_grad(set_to_none=True)
+    head.dropout.p = history[best_place - 1].dropout if best_place else 0.0
     return head.cpu(), best_place, tuple(history)
+
+
+def _under_masks(train: Embeddings, dropout: float, seed: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Scaled vectors with some of their coordinates zeroed, the others raised in return, and labels."""
+    if not dropout:
+        return train.vectors * scale, train.labels
+    repeats = max(1, min(16, MASKED // len(train)))
+    vectors = (train.vectors * scale).repeat(repeats, 1)
+    kept = torch.full_like(vectors, 1 - dropout)
+    masks = torch.bernoulli(kept, generator=torch.Generator().manual_seed(seed))
+    return vectors * masks / kept, train.labels.repeat(repeats)
+
+
+class _Loss:
+    """The penalised loss over all vectors and its gradient, a part of them at a time; counts the passes."""
+
+    def __init__(self, head: Head, vectors: Tensor, labels: Tensor, weights: Tensor, decay: float):
+        self.head, self.vectors, self.labels, self.weights, self.decay = head, vectors, labels, weights, decay
+        self.total = weights[labels].sum()
+        self.passes = 0
+
+    def __call__(self) -> Tensor:
+        self.passes += 1
+        self.head.zero_grad(set_to_none=True)
+        penalty = self.decay / 2 * self.head.linear.weight.square().sum()
+        penalty.backward()
+        loss = penalty.detach()
+        step = max(1, LOGITS // len(self.weights))
+        for vectors, labels in zip(self.vectors.split(step), self.labels.split(step), strict=True):
+            part = F.nll_loss(self.head(vectors), labels, weight=self.weights, reduction="sum") / self.total
+            part.backward()
+            loss += part.detach()
+        return loss
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
@@ -158,15 +181,17 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
 
 
 def _validate(head: Head, validation: Embeddings | None, weights: Tensor, scale: float) -> tuple[float | None, float | None]:
-    """Loss and accuracy on validation."""
+    """Loss at the best temperature, and accuracy, on validation; each class weighs as in training."""
     if validation is None:
         return None, None
     with torch.inference_mode():
-        scores = head((validation.vectors * scale).to(weights.device))
-    right = (scores.argmax(1).cpu() == validation.labels).double().mean()
-    # A class without weight, absent from training, can't be validated on.
-    loss = F.nll_loss(scores, validation.labels.to(weights.device), weight=weights).item()
-    return loss if math.isfinite(loss) else math.inf, right.item()
+        scores = head((validation.vectors * scale).to(weights.device)).cpu()
+    each = weights.cpu()[validation.labels]
+    right = (scores.argmax(1) == validation.labels) * each
+    calibrated = F.log_softmax(scores / fit_temperature(scores, validation.labels), dim=1)
+    loss = -calibrated.gather(1, validation.labels[:, None])[:, 0] * each
+    total = each.sum().clamp(min=1e-9)  # no validation image of a class that training has: nothing to tell them apart by
+    return float(loss.sum() / total), float(right.sum() / total)
 
 
 def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:

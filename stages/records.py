@@ -108,16 +108,17 @@ class EpochLog:
 
 @dataclass(frozen=True, eq=False)
 class HeadLog:
-    """Where stage two came to rest under one strength of weight decay.
+    """Where stage two came to rest under one strength of dropout and of weight decay.
 
     epoch: passes over the vectors so far, all strengths together. loss: training loss with the penalty.
-    val_loss, val_accuracy: None without validation. converged: False if the passes ran out first.
+    val_loss (at the best temperature), val_accuracy: None without validation. converged: False if the passes ran out first.
     """
 
     epoch: int
     loss: float
     val_loss: float | None
     val_accuracy: float | None
+    dropout: float
     weight_decay: float
     converged: bool
 

@@ -86,21 +86,21 @@ class EmbedSettings:
 class ClassifySettings:
     """Stage two: dropout + linear + log-softmax on frozen vectors.
 
-    dropout: share of each vector's coordinates zeroed in training.
+    dropout: share of each vector's coordinates zeroed in training; None: 0.5 or 0, as validation chooses.
     epochs: passes over the cached vectors at most, for each strength of weight decay; it stops when it has converged.
     lr: first step of each line search, as a share of the quasi-Newton step.
     balance: whether every class weighs alike in the loss, however many images it has.
     seed: of the dropout masks.
     """
 
-    dropout: float = 0.5
+    dropout: float | None = None
     epochs: int = 300
     lr: float = 1.0
     balance: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(0 <= self.dropout < 1, "dropout", self.dropout, "a share from 0 to below 1")
+        _require(self.dropout is None or 0 <= self.dropout < 1, "dropout", self.dropout, "a share from 0 to below 1")
         _require_count(self, "epochs")
         _require(0 < self.lr <= 1, "lr", self.lr, "a rate above 0 and up to 1")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")

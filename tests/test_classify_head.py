@@ -15,6 +15,7 @@ from stages.classify import choose_neighbours, class_weights, embed_frozen, fit_
 from stages.metrics import knn
 from stages.network import EmbeddingNet, state_digest
 from stages.records import Embeddings
+from stages.score import compare_shares
 from stages.settings import ClassifySettings
 
 CPU = torch.device("cpu")
@@ -31,8 +32,9 @@ def clusters(count: int, classes: int = 4, *, dim: int = 16, noise: float = 0.35
 
 @pytest.mark.parametrize("balance", [False, True])
 @pytest.mark.parametrize("classes", [2, 5])
-def test_without_dropout_it_is_the_minimum_that_scikit_learn_finds(classes, balance):
-    """The same convex problem: C = 1 / (N * decay), the intercept free."""
+def test_without_dropout_it_is_the_minimum_that_scikit_learn_finds(monkeypatch, classes, balance):
+    """The same convex problem: C = 1 / (N * decay), the intercept free; followed further down than accuracy asks for."""
+    monkeypatch.setattr(classify, "TOLERANCE", 1e-6)
     train = clusters(301, classes)
     keep = (train.labels != 0) | (torch.arange(301) % 4 == 0)  # class 0 is rare
     train = Embeddings(train.vectors[keep], train.labels[keep], train.classes)
@@ -76,8 +78,8 @@ def test_converges_whatever_the_shape(count, classes, dim, dropout):
     train, validation = clusters(count, classes, dim=dim), clusters(count // 2, classes, dim=dim, seed=1)
     _, epoch, history = fit_head(train, validation, ClassifySettings(dropout=dropout), device=CPU)
     assert all(log.converged for log in history)
-    assert history[epoch - 1].val_loss == min(log.val_loss for log in history)
-    assert max(log.epoch for log in history) == history[-1].epoch < 1200
+    assert (history[epoch - 1].val_accuracy, -history[epoch - 1].val_loss) == max((log.val_accuracy, -log.val_loss) for log in history)
+    assert max(log.epoch for log in history) == history[-1].epoch < 3600
 
 
 def test_too_few_passes_are_admitted():
@@ -95,7 +97,9 @@ def test_large_data_goes_through_in_parts(monkeypatch):
 
 
 def test_same_seed_same_head():
-    one, two, other = (fit_head(clusters(200), None, ClassifySettings(seed=seed), device=CPU)[0].linear.weight for seed in (1, 1, 2))
+    one, two, other = (
+        fit_head(clusters(200), None, ClassifySettings(seed=seed, dropout=0.5), device=CPU)[0].linear.weight for seed in (1, 1, 2)
+    )
     assert torch.equal(one, two)
     assert not torch.equal(one, other)
 
@@ -144,16 +148,41 @@ def test_a_faultless_validation_part_makes_nobody_certain():
 def test_k_is_the_best_on_validation_and_ties_go_to_five():
     train, validation = clusters(300, noise=0.8), clusters(150, noise=0.8, seed=1)
     k = choose_neighbours(validation.vectors, validation.labels, train.vectors, train.labels)
-    right = {
-        n: (knn(validation.vectors, train.vectors, train.labels, k=n).labels == validation.labels.numpy()).sum() for n in (1, 3, 5, 21)
-    }
-    assert right[1] < right[21]
+    right = {n: (knn(validation.vectors, train.vectors, train.labels, k=n).labels == validation.labels.numpy()).sum() for n in (1, 5, 20)}
+    assert right[1] < right[20]
     assert k > 1
     easy = clusters(60, noise=0.01)
     assert choose_neighbours(easy.vectors, easy.labels, easy.vectors, easy.labels) == 5
-    assert choose_neighbours(easy.vectors[:2], easy.labels[:2], easy.vectors[:4], easy.labels[:4]) in (1, 3)
+    assert choose_neighbours(easy.vectors[:2], easy.labels[:2], easy.vectors[:4], easy.labels[:4]) == 1
 
 
 def test_without_validation_there_are_defaults():
     trained = train_classifier(clusters(80), None, ClassifySettings(), device=CPU)
     assert (trained.temperature, trained.k, len(trained.history)) == (1.0, 5, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rare", [False, True])
+@pytest.mark.parametrize("noise", [0.2, 0.3])
+def test_not_inferior_to_logistic_regression(noise, rare):
+    """Its C chosen on validation, the same vectors, three draws pooled; the paired 95 % bound of the difference.
+
+    Where a class is rare in training alone, so that the two parts contradict each other, a point is allowed.
+    """
+    ours, theirs = [], []
+    for seed in range(3):
+        train, validation, test = (
+            clusters(count, 5, dim=32, noise=noise, seed=3 * seed + part) for part, count in enumerate((1500, 400, 2000))
+        )
+        if rare:
+            keep = (train.labels != 0) | (torch.arange(len(train)) % 10 == 0)
+            train = Embeddings(train.vectors[keep], train.labels[keep], train.classes)
+        models = [LogisticRegression(C=c, max_iter=2000).fit(train.vectors.numpy(), train.labels.numpy()) for c in 10.0 ** np.arange(-2, 3)]
+        best = max(models, key=lambda model: model.score(validation.vectors.numpy(), validation.labels.numpy()))
+        head = fit_head(train, validation, ClassifySettings(seed=seed), device=CPU)[0]
+        with torch.inference_mode():
+            ours.append((head(test.vectors).argmax(1) == test.labels).numpy())
+        theirs.append(best.predict(test.vectors.numpy()) == test.labels.numpy())
+    paired = compare_shares("ours", "theirs", "test", np.concatenate(ours), np.concatenate(theirs))
+    assert paired.low > (-0.01 if rare else -0.005), paired
+    assert 0.5 < np.concatenate(ours).mean() < 0.9999  # a set on which they could differ

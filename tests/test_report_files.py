@@ -298,3 +298,20 @@ def test_seeds_are_pooled_from_the_command_line(tmp_path, digit_folder, monkeypa
 def test_bad_seeds_are_a_usage_error(seeds):
     result = CliRunner().invoke(cli.commands, ["run", "--seeds", seeds])
     assert result.exit_code == 2 and seeds in result.output
+
+
+@pytest.mark.parametrize("written", ['"here.safetensors"', '["here.safetensors"]'])
+def test_one_embedding_or_a_list_in_the_config(tmp_path, monkeypatch, written):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.toml").write_text(f"[report]\nembedding = {written}\n")
+    result = CliRunner().invoke(cli.commands, ["--config", "c.toml", "report"])
+    assert str(result.exception).startswith("here.safetensors: no such file")
+
+
+def test_balance_is_asked_for_on_the_command_line(tmp_path):
+    data = make_dataset(WORDS)
+    embedding, _ = train_both(data, tmp_path)
+    out = tmp_path / "balanced.safetensors"
+    result = CliRunner().invoke(cli.commands, ["classify", "--embedding", str(embedding), "--out", str(out), "--balance", "--quiet"])
+    assert result.exit_code == 0, result.output
+    assert checkpoint.load_classifier(out).record["settings"]["balance"] is True
