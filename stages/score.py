@@ -119,8 +119,9 @@ def score_split(
         clean = part(CLEAN, keep, measure_split(test.vectors[keep], test.labels[keep]))
     else:
         clean = tuple(replace(one, split=CLEAN) for one in scores), tuple(replace(one, split=CLEAN) for one in paired)
-    centre = test.vectors.double().mean(0)
-    spread = math.sqrt(max(0.0, 2 - 2 * float(centre @ centre)))
+    wide = test.vectors.double()
+    centre = wide.mean(0)
+    spread = math.sqrt(max(0.0, 2 * float(wide.square().sum(1).mean() - centre @ centre)))
     return Scored((*scores, *clean[0]), (*paired, *clean[1]), prediction, right, measures, spread, tuple(leaked))
 
 
