@@ -106,8 +106,42 @@ def load_classifier(path: Path) -> ClassifierCheckpoint:
     gallery = Embeddings(tensors["gallery.vectors"], tensors["gallery.labels"], classes)
     network = _network(path, record, embedder)
     return ClassifierCheckpoint(
-        network, head.eval(), gallery, tuple(record["gallery_ids"]), classes, record, record["embedding_digest"], header.digest
+        network,
+        head.eval(),
+        gallery,
+        tuple(record["gallery_ids"]),
+        classes,
+        record,
+        record["embedding_digest"],
+        header.digest,
+        record["temperature"],
+        record["k"],
     )
+
+
+def save_vectors(path: Path, train: Embeddings, validation: Embeddings | None, record: Mapping[str, Any]) -> None:
+    """What stage two trains on, so that running it again reads and embeds no image."""
+    tensors = {"train.vectors": train.vectors, "train.labels": train.labels}
+    if validation:
+        tensors |= {"val.vectors": validation.vectors, "val.labels": validation.labels}
+    _save(path, "vectors", tensors, record)
+
+
+def load_vectors(
+    path: Path, *, embedding_digest: str, fingerprint: str, classes: tuple[str, ...]
+) -> tuple[Embeddings, Embeddings | None, dict[str, Any]] | None:
+    """What `save_vectors` saved and its record, or None unless the file is whole and of this embedding and this split."""
+    try:
+        header, tensors = _load(path, "vectors")
+    except CheckpointError:
+        return None
+    if (header.record["embedding_digest"], header.record["fingerprint"]) != (embedding_digest, fingerprint):
+        return None
+    parts = [
+        Embeddings(tensors[f"{part}.vectors"], tensors[f"{part}.labels"], classes) if f"{part}.vectors" in tensors else None
+        for part in ("train", "val")
+    ]
+    return None if parts[0] is None else (parts[0], parts[1], header.record)
 
 
 def _network(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -1,6 +1,7 @@
 """The commands: options in, one call, one line out. Importing this loads neither torch nor anything else that is slow."""
 
 import json
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -32,10 +33,11 @@ HELP = {
     "classes_per_batch": "P.  [default: as many as fill a batch of 160 images]",
     "images_per_class": "K.  [default: the median class size, from 2 to 16]",
     "epochs": "Passes over the training images.  [default: chosen from their number]",
-    "lr": "Peak learning rate.",
+    "lr": "Peak learning rate; in stage two the first step of each line search.",
     "augment": "Shift, turn and scale training images a little.",
     "seed": "Of everything random in training.",
     "dropout": "Share of coordinates zeroed in training.",
+    "balance": "Let every class weigh alike, however many images it has.",
 }
 CHOICES = {"resize": RESIZES, "mining": MININGS, "distance": DISTANCES}
 
@@ -95,6 +97,11 @@ def path_option(flag: str, default: Path, help: str) -> Callable[[Any], Any]:
     return click.option(flag, type=click.Path(path_type=Path), default=default, show_default=True, help=help)
 
 
+def paths_option(flag: str, default: Path, help: str) -> Callable[[Any], Any]:
+    path = click.Path(path_type=Path)
+    return click.option(flag, type=path, default=[default], multiple=True, show_default=str(default), help=help)
+
+
 def data_option(default: str | None, help: str) -> Callable[[Any], Any]:
     return click.option("--data", "source", metavar="SOURCE", default=default, show_default=True, help=help)
 
@@ -110,6 +117,7 @@ def place_options(command: Any) -> Any:
     return command
 
 
+figures_option = click.option("--figures", type=click.Path(path_type=Path), help="A folder for the figures, as PNG and SVG.")
 force_option = click.option("--force", is_flag=True, help="Replace a checkpoint of another source or other settings.")
 SOURCE = (
     "`digits`; a folder: one subfolder a class, or train/ (val/, test/) with one subfolder a class; "
@@ -118,6 +126,17 @@ SOURCE = (
 MOVED = "Only if the images have moved since stage one."
 READ = tuple(field.name for field in fields(ReadSettings))
 EMBED = tuple(field.name for field in fields(EmbedSettings))
+CLASSIFY = tuple(field.name for field in fields(ClassifySettings))
+
+
+def _seeds(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(seed) for seed in value.split(",")) if value else ()
+    except ValueError:
+        raise click.BadParameter(f"{value}: give whole numbers with commas between, such as 0,1,2", param=option) from None
+    if len(set(seeds)) < len(seeds):
+        raise click.BadParameter(f"{value}: a seed stands there twice; give each once", param=option)
+    return seeds
 
 
 def pick(settings: type, options: dict[str, Any]) -> Any:
@@ -142,6 +161,7 @@ def commands(context: click.Context, config: Path | None) -> None:
     pipeline embed --data photos/     stage one: train the embedding
     pipeline classify                 stage two: train the classifier on it, frozen
     pipeline report                   compare both, and baselines, on held-out images
+    pipeline predict photos/new/      classify new images
     """
     context.obj = read_config(config, context.command) if config else {}
     tables = context.obj
@@ -162,10 +182,12 @@ def read_config(path: Path, group: Any) -> dict[str, dict[str, Any]]:
         if name not in group.commands or not isinstance(table, dict):
             raise SettingsError(f"--config {path}: no command {name}; tables are {', '.join(group.commands)}")
         options = {flag.lstrip("-"): option.name for option in group.commands[name].params for flag in option.opts}
+        several = {option.name for option in group.commands[name].params if getattr(option, "multiple", False)}
         for key in table:
             if key.replace("_", "-") not in options:
                 raise SettingsError(f"--config {path}: [{name}] has {key}, which `pipeline {name}` doesn't; it has {', '.join(options)}")
         known[name] = {options[key.replace("_", "-")]: value for key, value in table.items()}
+        known[name] |= {key: [value] for key, value in known[name].items() if key in several and isinstance(value, str)}
     return known
 
 
@@ -201,7 +223,7 @@ def embed(source: str, out: Path, force: bool, **options: Any) -> None:
 @path_option("--out", CLASSIFIER, "Where the checkpoint goes.")
 @data_option(None, MOVED)
 @force_option
-@settings_options(ClassifySettings, "dropout", "epochs", "lr", "seed")
+@settings_options(ClassifySettings, *CLASSIFY)
 @place_options
 @machine_options
 def classify(embedding: Path, out: Path, source: str | None, force: bool, **options: Any) -> None:
@@ -219,13 +241,14 @@ def classify(embedding: Path, out: Path, source: str | None, force: bool, **opti
 
 
 @commands.command()
-@path_option("--embedding", EMBEDDING, "Stage one's checkpoint.")
-@path_option("--classifier", CLASSIFIER, "Stage two's checkpoint.")
+@paths_option("--embedding", EMBEDDING, "Stage one's checkpoint; several make one report of several runs.")
+@paths_option("--classifier", CLASSIFIER, "Stage two's checkpoint, one for each embedding.")
 @path_option("--out", REPORTS, "The folder that the report goes to.")
+@figures_option
 @data_option(None, MOVED)
 @place_options
 @machine_options
-def report(embedding: Path, classifier: Path, out: Path, source: str | None, **options: Any) -> None:
+def report(embedding: list[Path], classifier: list[Path], out: Path, figures: Path | None, source: str | None, **options: Any) -> None:
     """Compare kNN, triplet and classification accuracy on the same held-out images.
 
     \b
@@ -233,7 +256,27 @@ def report(embedding: Path, classifier: Path, out: Path, source: str | None, **o
     """
     from pipeline import run as stages_run
 
-    _show(stages_run.report(embedding, classifier, out=out, machine=machine(options), source=source), out)
+    _show(stages_run.report(embedding, classifier, out=out, machine=machine(options), source=source, figures=figures), out, figures)
+
+
+@commands.command()
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@path_option("--classifier", CLASSIFIER, "Stage two's checkpoint; nothing else is needed.")
+@click.option("--out", type=click.Path(path_type=Path, allow_dash=True), default="-", show_default=True, help="A file, or - for stdout.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line instead of CSV.")
+@machine_options
+def predict(images: tuple[Path, ...], classifier: Path, out: Path, as_json: bool, **options: Any) -> None:
+    """Classify new images: files, and folders with images below them.
+
+    \b
+    pipeline predict photos/new/ --out labels.csv
+    """
+    from pipeline import run as stages_run
+
+    target = None if str(out) == "-" else out
+    count = stages_run.predict(images, classifier, out=target, as_json=as_json, machine=machine(options))
+    if target:
+        click.echo(f"{target} written: {count:,} images")
 
 
 @commands.command()
@@ -242,6 +285,8 @@ def report(embedding: Path, classifier: Path, out: Path, source: str | None, **o
 @path_option("--classifier", CLASSIFIER, "Where stage two's checkpoint goes.")
 @path_option("--out", REPORTS, "The folder that the report goes to.")
 @force_option
+@figures_option
+@click.option("--seeds", metavar="N,N,...", callback=_seeds, help="Run all stages once a seed; the report adds mean and deviation.")
 @settings_options(EmbedSettings, *(name for name in EMBED if name not in ("epochs", "lr")))
 @settings_options(ReadSettings, *READ)
 @place_options
@@ -259,8 +304,9 @@ def run(context: click.Context, /, source: str, embedding: Path, classifier: Pat
     read = pick(ReadSettings, options)
     from pipeline import run as stages_run
 
-    paths = {"embedding": embedding, "classifier": classifier, "out": out}
-    _show(stages_run.run(source, read, embed_settings, classify_settings, **paths, machine=machine(options), force=force), out)
+    where: dict[str, Any] = {"embedding": embedding, "classifier": classifier, "out": out, "figures": options["figures"]}
+    rest: dict[str, Any] = {"machine": machine(options), "force": force, "seeds": options["seeds"]}
+    _show(stages_run.run(source, read, embed_settings, classify_settings, **where, **rest), out, options["figures"], bool(rest["seeds"]))
 
 
 @commands.command()
@@ -287,11 +333,14 @@ def _unless(path: Path, default: Path, flag: str) -> str:
     return "" if path == default else f" {flag} {path}"
 
 
-def _show(scored: Any, out: Path) -> None:
-    from pipeline.report import text_table, verdict
+def _show(comparisons: Any, out: Path, figures: Path | None, pooled: bool = False) -> None:
+    from pipeline.report import text_table, verdicts
 
-    click.echo(f"{text_table(scored.scores)}\n\n{verdict(scored.scores)}\n")
-    click.echo("\n".join(str(out / name) for name in ("accuracy.csv", "predictions.csv", "report.html")))
+    told = "\n".join(verdicts(comparisons, pooled=pooled))
+    click.echo(f"{text_table(comparisons, pooled=pooled)}\n\n{told}\n")
+    click.echo("\n".join(str(out / name) for name in ("accuracy.csv", "comparisons.csv", "predictions.csv", "report.html")))
+    if figures:
+        click.echo(f"{figures}: the figures")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -304,6 +353,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except PipelineError as error:
         click.echo(f"error: {error}", err=True)
         status = 1
+    except BrokenPipeError:  # who reads our output has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         status = 130

@@ -17,8 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.store import FACT, Outcome, Progress, State, Store, file_decoder, file_signature, open_store, square, state_of
-from pipeline.store import decode as decode
-from pipeline.store import to_square as to_square
 from stages.errors import DataError
 from stages.records import Split
 from stages.settings import ReadSettings

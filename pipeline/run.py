@@ -2,26 +2,28 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from pipeline import checkpoint, runtime
 from pipeline.audit import Audit, audit_source, warnings_of
-from pipeline.data import Dataset, load_dataset, read_source
+from pipeline.data import SUFFIXES, Dataset, load_dataset, read_source
+from pipeline.predict import find_images, predict_images, write_predictions
 from pipeline.report import Comparison, write_report
-from stages.classify import train_classifier
+from stages.classify import DECAYS, USUAL, choose_neighbours, embed_frozen, train_classifier
 from stages.embed import automatic_epochs, new_network, train_embedding
-from stages.errors import CheckpointError, DataError
+from stages.errors import CheckpointError, DataError, SettingsError
 from stages.network import embed_images, embed_split
-from stages.records import EpochLog, HeadLog, Scored
+from stages.records import EmbeddingCheckpoint, Embeddings, EpochLog, Split
 from stages.sampler import plan_batches
-from stages.score import score_split
+from stages.score import Baseline, raw_pixels, score_split
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 
@@ -157,37 +159,88 @@ def classify(
     embedded = checkpoint.load_embedding(embedding)
     identity = _classifier_identity(embedded.record, settings)
     _refuse_another(out, "classifier", identity, force)
-    data = _reload(embedded.record, source, machine)
-    network = checkpoint.to_device(embedded.network, device)
-    logs: list[HeadLog] = []
-    with machine.bar("training the head", settings.epochs or 0) as bar:
-
-        def on_epoch(log: HeadLog) -> None:
-            logs.append(log)
-            bar.update()
-
-        trained = train_classifier(network, data.train, data.validation, settings, device=device, on_epoch=on_epoch)
-    best = logs[trained.epoch - 1]
+    train, validation, vectors = _vectors(embedding, embedded, source, device, machine)
+    with machine.bar("training the head", len(DECAYS)) as bar:
+        trained = train_classifier(train, validation, settings, device=device, k=vectors["k"], on_epoch=lambda _: bar.update())
+    best = trained.history[trained.epoch - 1]
     accuracy = "" if best.val_accuracy is None else f", validation accuracy {best.val_accuracy:.4f}"
-    machine.say(f"head: epoch {trained.epoch} of {len(logs)}{accuracy}")
+    machine.say(
+        f"head: weight decay {best.weight_decay:g}, {trained.history[-1].epoch} passes{accuracy}; "
+        f"temperature {trained.temperature:.2f}; k = {trained.k}"
+    )
+    if not best.converged:
+        machine.say(f"warning: the head has not converged; give more than --epochs {settings.epochs}")
     record = {
         **identity,
         **{name: embedded.record[name] for name in ("network", "classes", "source", "counts", "skipped")},
         "embedding_digest": embedded.digest,
-        "gallery_ids": data.train.ids,
+        "gallery_ids": vectors["ids"],
+        "temperature": trained.temperature,
+        "k": trained.k,
         "epoch": trained.epoch,
-        "history": [asdict(log) for log in logs],
+        "history": [asdict(log) for log in trained.history],
         "versions": runtime.versions(),
     }
-    checkpoint.save_classifier(out, network, trained.head, trained.gallery, record)
+    checkpoint.save_classifier(out, embedded.network, trained.head, train, record)
     return out
 
 
-def report(embedding: Path, classifier: Path, *, out: Path, machine: Machine, source: str | Dataset | None = None) -> Scored:
-    """The comparison on the test part, opened only here; written below the folder `out`.
+def _vectors(
+    embedding: Path, embedded: EmbeddingCheckpoint, source: str | Dataset | None, device: torch.device, machine: Machine
+) -> tuple[Embeddings, Embeddings | None, dict[str, Any]]:
+    """What stage two trains on: from the file beside the embedding, or embedded now and left there.
 
-    Raises CheckpointError if the classifier was trained on another embedding, DataError if there is no test image.
+    Images are read only where they must be, or where `source` asks for them to be compared. The record holds the training
+    images' `ids` and kNN's `k`, which depends on the vectors alone.
     """
+    path = embedding.with_name(f"{embedding.stem}.vectors")
+    fingerprint = embedded.record["fingerprint"]
+    cached = checkpoint.load_vectors(path, embedding_digest=embedded.digest, fingerprint=fingerprint, classes=embedded.classes)
+    if cached and source is None:
+        return cached
+    data = _reload(embedded.record, source, machine)
+    if cached:
+        return cached
+    train, validation = embed_frozen(checkpoint.to_device(embedded.network, device), data.train, data.validation, device=device)
+    k = choose_neighbours(validation.vectors, validation.labels, train.vectors, train.labels) if validation else USUAL
+    record = {"embedding_digest": embedded.digest, "fingerprint": fingerprint, "ids": data.train.ids, "k": k}
+    try:
+        checkpoint.save_vectors(path, train, validation, record)
+    except OSError as error:
+        machine.say(f"note: {path}: can't be written ({error.strerror}); the next run of stage two embeds again")
+    return train, validation, record
+
+
+def report(
+    embeddings: Path | Sequence[Path],
+    classifiers: Path | Sequence[Path],
+    *,
+    out: Path,
+    machine: Machine,
+    source: str | Dataset | None = None,
+    figures: Path | None = None,
+) -> tuple[Comparison, ...]:
+    """The comparison on the test part, opened only here; written below the folder `out`, its figures below `figures`.
+
+    Several runs: as many classifiers as embeddings, in the same order.
+    Raises CheckpointError if a classifier was trained on another embedding, DataError if there is no test image.
+    """
+    embeddings, classifiers = ([paths] if isinstance(paths, Path) else list(paths) for paths in (embeddings, classifiers))
+    if len(embeddings) != len(classifiers):
+        raise SettingsError(
+            f"--classifier: {len(classifiers)} given for {len(embeddings)} of --embedding; give one for each, in the same order"
+        )
+    names = _run_names(embeddings)
+    comparisons: list[Comparison] = []
+    for name, embedding, classifier in zip(names, embeddings, classifiers, strict=True):
+        known = source or next((c.data for c in comparisons if _same_data(c.embedding, embedding)), None)
+        comparisons.append(compare(name, embedding, classifier, machine=machine, source=known))
+    write_report(out, comparisons, figures=figures)
+    return tuple(comparisons)
+
+
+def compare(name: str, embedding: Path, classifier: Path, *, machine: Machine, source: str | Dataset | None = None) -> Comparison:
+    """One run of the report, scored and not yet written. Raises as `report` does."""
     device = machine.start()
     embedded, classified = checkpoint.load_embedding(embedding), checkpoint.load_classifier(classifier)
     if classified.embedding_digest != embedded.digest:
@@ -200,16 +253,66 @@ def report(embedding: Path, classifier: Path, *, out: Path, machine: Machine, so
         raise DataError(f"{data.source}: no test image; add a test/ folder, or images enough to split some off (--test, --split-seed)")
     network = checkpoint.to_device(embedded.network, device)
     fresh = checkpoint.to_device(new_network(data.train, EmbedSettings(**embedded.record["settings"])), device)
+    test = embed_split(network, data.test, device=device)
     scored = score_split(
-        embed_split(network, data.test, device=device),
-        classified.gallery,
-        classified.head,
-        pixels=(data.test.take(slice(None)).flatten(1), data.train.take(slice(None)).flatten(1)),
-        untrained=(embed_images(fresh, data.test.blocks(), device=device), embed_images(fresh, data.train.blocks(), device=device)),
+        test,
+        classified,
+        pixels=_baseline(data, raw_pixels),
+        untrained=_baseline(data, lambda part: embed_images(fresh, part.blocks(), device=device)),
+        leaked=data.leaked,
     )
-    comparison = Comparison(embedding.stem, embedded.record, classified.record, data.test, classified.gallery_ids, scored, data.notes)
-    write_report(out, comparison)
-    return scored
+    return Comparison(name, embedded.record, classified.record, data, test, classified.gallery, classified.gallery_ids, scored)
+
+
+def predict(images: Sequence[Path], classifier: Path, *, out: Path | None, as_json: bool, machine: Machine) -> int:
+    """Label files and folders of images, from the classifier's checkpoint alone; returns how many could be read.
+
+    out: a file, or None for stdout. Raises DataError if a path is missing or no image can be read.
+    """
+    device = machine.start()
+    classified = checkpoint.load_classifier(classifier)
+    checkpoint.to_device(classified.network, device)
+    count, skipped = write_predictions(predict_images(find_images(images), classified, device=device), out, as_json=as_json)
+    for path, reason in skipped:
+        machine.say(f"skipped: {path}: {reason}")
+    if not count:
+        raise DataError(f"{images[0]}: none of {len(skipped)} images can be read; give images ({', '.join(sorted(SUFFIXES))})")
+    return count
+
+
+def _baseline(data: Dataset, vectors: Callable[[Split], Tensor]) -> Baseline:
+    """Another space over the same images, with a k of its own that validation chose."""
+    assert data.test is not None
+    gallery, labels = vectors(data.train), data.train.labels
+    k = choose_neighbours(vectors(data.validation), data.validation.labels, gallery, labels) if data.validation else USUAL
+    return Baseline(vectors(data.test), gallery, k)
+
+
+def _run_names(embeddings: Sequence[Path]) -> list[str]:
+    """File names without their endings; with their folder where they would be the same."""
+    names = [path.stem for path in embeddings]
+    if len(set(names)) < len(names):
+        names = [f"{path.absolute().parent.name}/{path.stem}" for path in embeddings]
+    return [name if names.count(name) == 1 else f"{name} {place}" for place, name in enumerate(names, 1)]
+
+
+def _same_data(record: Mapping[str, Any], embedding: Path) -> bool:
+    other = checkpoint.read_header(embedding).record
+    return all(other.get(name) == record[name] for name in ("source", "fingerprint", "read"))
+
+
+class _Run(NamedTuple):
+    """One of several runs: its name, the settings of both stages, its checkpoints."""
+
+    name: str
+    first: EmbedSettings
+    second: ClassifySettings
+    embedding: Path
+    classifier: Path
+
+    def with_seed(self, seed: int) -> "_Run":
+        paths = (path.with_name(f"{path.stem}-seed-{seed}{path.suffix}") for path in (self.embedding, self.classifier))
+        return _Run(f"seed-{seed}", replace(self.first, seed=seed), replace(self.second, seed=seed), *paths)
 
 
 def run(
@@ -223,15 +326,28 @@ def run(
     out: Path,
     machine: Machine,
     force: bool = False,
-) -> Scored:
-    """The three stages in a row, the images read once; both checkpoints are checked before anything is trained."""
+    seeds: Sequence[int] = (),
+    figures: Path | None = None,
+) -> tuple[Comparison, ...]:
+    """The three stages in a row, the images read once; all checkpoints are checked before anything is trained.
+
+    seeds: run it once a seed, on the same split; each run has its own checkpoints, `-seed-N` in their names.
+    """
     data = machine.load(source, read)
-    identity = _embedding_identity(data, embed_settings)
-    _refuse_another(embedding, "embedding", identity, force)
-    _refuse_another(classifier, "classifier", _classifier_identity(identity, classify_settings), force)
-    embed(data, read, embed_settings, out=embedding, machine=machine, force=force)
-    classify(embedding, classify_settings, out=classifier, machine=machine, source=data, force=force)
-    return report(embedding, classifier, out=out, machine=machine, source=data)
+    runs = [_Run(embedding.stem, embed_settings, classify_settings, embedding, classifier)]
+    if seeds:
+        runs = [runs[0].with_seed(seed) for seed in seeds]
+    for one in runs:
+        identity = _embedding_identity(data, one.first)
+        _refuse_another(one.embedding, "embedding", identity, force)
+        _refuse_another(one.classifier, "classifier", _classifier_identity(identity, one.second), force)
+    comparisons = []
+    for one in runs:
+        embed(data, read, one.first, out=one.embedding, machine=machine, force=force)
+        classify(one.embedding, one.second, out=one.classifier, machine=machine, source=data, force=force)
+        comparisons.append(compare(one.name, one.embedding, one.classifier, machine=machine, source=data))
+    write_report(out, comparisons, figures=figures, pooled=len(seeds) > 0)
+    return tuple(comparisons)
 
 
 def _embedding_identity(data: Dataset, settings: EmbedSettings) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Frozen dataclasses with `eq=False`: comparing tensor fields with `==` would rais
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -108,12 +108,18 @@ class EpochLog:
 
 @dataclass(frozen=True, eq=False)
 class HeadLog:
-    """What one epoch of stage two did: mean training loss, validation loss and accuracy (None without validation)."""
+    """Where stage two came to rest under one strength of weight decay.
+
+    epoch: passes over the vectors so far, all strengths together. loss: training loss with the penalty.
+    val_loss (at the best temperature), val_accuracy: None without validation. converged: False if the passes ran out first.
+    """
 
     epoch: int
     loss: float
     val_loss: float | None
     val_accuracy: float | None
+    weight_decay: float
+    converged: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +161,7 @@ class ClassifierCheckpoint:
 
     embedding_digest: of the embedding it was trained on; the embedder's weights and buffers equal it.
     gallery: the training part's embeddings; gallery_ids their images' ids.
+    temperature: divides the head's log-probabilities before the softmax; fitted on validation. k: of kNN, chosen there.
     """
 
     network: nn.Module
@@ -165,6 +172,8 @@ class ClassifierCheckpoint:
     record: dict[str, Any]
     embedding_digest: str
     digest: str
+    temperature: float
+    k: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,10 +199,30 @@ class Score:
 
 
 @dataclass(frozen=True, eq=False)
+class Paired:
+    """Two measures of the same images, compared image by image.
+
+    difference: of a minus b, in [-1, 1], or None where undefined (then count is 0). low, high: its 95 % interval.
+    p_value: two-sided. count: images. test: one sentence.
+    """
+
+    metric_a: str
+    metric_b: str
+    split: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+    count: int
+    test: str
+
+
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """What the report says of each test image; all arrays have one entry an image, in the split's order.
 
-    knn, classifier: int64 class indices. probability: float32, the classifier's for its own label.
+    knn, classifier: int64 class indices. probability: float32, the classifier's for its own label, calibrated;
+    uncalibrated: the same before temperature.
     triplet_accuracy: float64, the share of triplets won with this image as anchor, NaN where it has none.
     nearest: int64, index into the gallery of the nearest training image. distance: float32, to it.
     """
@@ -201,6 +230,7 @@ class Prediction:
     knn: Any
     classifier: Any
     probability: Any
+    uncalibrated: Any
     triplet_accuracy: Any
     nearest: Any
     distance: Any
@@ -208,8 +238,25 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """The report's numbers: one `Score` a metric, one row of `Prediction` an image."""
+    """The report's numbers.
+
+    scores: one a metric and split. comparisons: paired tests within the run. prediction: one entry an image.
+    right: metric -> bool (N,), the images that it names rightly. measures: of the whole test split, image by image.
+    spread: root mean square distance between two test images, in [0, sqrt(2)]. leaked: positions in the test split.
+    """
 
     scores: tuple[Score, ...]
+    comparisons: tuple[Paired, ...]
     prediction: Prediction
-    notes: tuple[str, ...] = field(default=())
+    right: dict[str, Any]
+    measures: Any
+    spread: float
+    leaked: tuple[int, ...] = ()
+
+    def score(self, metric: str, split: str = "test") -> Score:
+        """The one of that name."""
+        return next(score for score in self.scores if (score.metric, score.split) == (metric, split))
+
+    def paired(self, metric_a: str, metric_b: str, split: str = "test") -> Paired:
+        """The one of those two."""
+        return next(one for one in self.comparisons if (one.metric_a, one.metric_b, one.split) == (metric_a, metric_b, split))

@@ -1,84 +1,262 @@
 """Stage three: measure an embedding and its classifier on images that neither has seen."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
 
-from stages.metrics import knn, measure_split, triplet_accuracy
-from stages.records import Embeddings, Prediction, Score, Scored
+from stages.distance import exact_distances
+from stages.metrics import SplitMeasures, knn, measure_split, triplet_accuracy
+from stages.records import ClassifierCheckpoint, Embeddings, Paired, Prediction, Score, Scored, Split
 
-NEIGHBOURS = 5  # k of every kNN in the report
 RESAMPLES = 1000
+BINS = 15  # of confidence, as in Guo et al. 2017
+PIXELS = 32  # side to which the raw-pixel baseline averages larger images
+CLEAN = "test-without-duplicates"
+PAIRS = (  # within a run, a minus b
+    ("classification_accuracy", "knn_accuracy"),
+    ("knn_accuracy", "pixel_knn_accuracy"),
+    ("classification_accuracy", "pixel_knn_accuracy"),
+    ("knn_accuracy", "untrained_knn_accuracy"),
+    ("knn_accuracy", "majority_accuracy"),
+)
+
+BLOCK = 2**22  # distances handled at once
+DISTANCE_BINS = 50  # of [0, 2]
+PAIRED_UP_TO = 10_000  # images whose distances the histogram counts
+MAPPED = 2500
+
+
+class Baseline(NamedTuple):
+    """Another space to search: queries (N, D) and gallery (G, D) in the order of the test and training part, and its k."""
+
+    queries: Tensor
+    gallery: Tensor
+    k: int
+
+
+class Exploration(NamedTuple):
+    """What the pictures show.
+
+    positives, negatives: int64 (DISTANCE_BINS,), pairs of one class and of two by distance, bins even over [0, 2].
+    triplets: int64 (T, 3), anchor, farthest positive, nearest negative; the worst first, one an anchor.
+    sides: float32 (T, 2), their distances. mapped: int64 (M,), the images on the map; points: float32 (M, 2).
+    """
+
+    positives: np.ndarray
+    negatives: np.ndarray
+    triplets: np.ndarray
+    sides: np.ndarray
+    mapped: np.ndarray
+    points: np.ndarray
 
 
 def score_split(
-    test: Embeddings,
-    gallery: Embeddings,
-    head: nn.Module,
-    *,
-    pixels: tuple[Tensor, Tensor],
-    untrained: tuple[Tensor, Tensor],
-    split: str = "test",
+    test: Embeddings, classifier: ClassifierCheckpoint, *, pixels: Baseline, untrained: Baseline, leaked: Sequence[int] = ()
 ) -> Scored:
-    """The comparison: kNN, triplet and classification accuracy, retrieval, and three baselines, on the same images.
+    """The comparison: kNN, triplet and classification accuracy, retrieval, calibration and three baselines, on the same images.
 
-    test, gallery: embeddings of the images to judge and of the training part. head: on the CPU.
-    pixels, untrained: (test, gallery) pairs of (N, D) and (G, D): raw pixels, and the vectors of the network before
-    training. Every interval is a 95 % one.
+    pixels, untrained: raw pixels, and the vectors of the network before training. leaked: positions of test images whose
+    pixels stand in the training or validation part; every figure is given with them and without. Every interval is a
+    95 % one; nothing here is chosen on these images.
     """
-    labels = test.labels.numpy()
-    with torch.inference_mode():
-        probabilities = head(test.vectors).exp()
-    classifier = probabilities.argmax(1).numpy()
-    neighbours = knn(test.vectors, gallery.vectors, gallery.labels, k=NEIGHBOURS)
-    raw, fresh = (knn(queries, known, gallery.labels, k=NEIGHBOURS).labels for queries, known in (pixels, untrained))
+    labels, rows = test.labels.numpy(), np.arange(len(test))
+    gallery = classifier.gallery
+    before, after = (probabilities(classifier.head, test.vectors, temperature=t).numpy() for t in (1.0, classifier.temperature))
+    named = after.argmax(1)
+    found = knn(test.vectors, gallery.vectors, gallery.labels, k=classifier.k)
+    raw, fresh = (knn(queries, known, gallery.labels, k=k).labels for queries, known, k in (pixels, untrained))
     common = int(np.bincount(gallery.labels.numpy()).argmax())
+    right = {
+        "knn_accuracy": found.labels == labels,
+        "classification_accuracy": named == labels,
+        "majority_accuracy": labels == common,
+        "pixel_knn_accuracy": raw == labels,
+        "untrained_knn_accuracy": fresh == labels,
+    }
+    definitions = {
+        "knn_accuracy": _vote(classifier.k, len(gallery)),
+        "classification_accuracy": "share of images that dropout + linear + log-softmax on the frozen embedding names rightly",
+        "majority_accuracy": f"share of images of the most frequent training class, {test.classes[common]}",
+        "pixel_knn_accuracy": _vote(pixels.k, len(gallery))
+        + f", Euclidean distance of raw pixels (images above {PIXELS} pixels averaged down to it)",
+        "untrained_knn_accuracy": _vote(untrained.k, len(gallery)) + ", the same network before training",
+    }
     measures = measure_split(test.vectors, test.labels)
+    with np.errstate(invalid="ignore"):
+        by_anchor = measures.won / measures.total
+    prediction = Prediction(found.labels, named, after[rows, named], before[rows, named], by_anchor, found.nearest, found.distance)
 
-    k = min(NEIGHBOURS, len(gallery))
-    vote = f"majority of the {k} nearest training images (ties at the edge all vote; equal votes go to the nearest voter)"
+    def part(split: str, keep: np.ndarray, measures: SplitMeasures) -> tuple[tuple[Score, ...], tuple[Paired, ...]]:
+        hits = {metric: values[keep] for metric, values in right.items()}
+        shares = {metric: _share(metric, split, hits[metric].astype(float), definitions[metric]) for metric in hits}
+        scores = (
+            shares.pop("knn_accuracy"),
+            _triplets(split, measures),
+            shares.pop("classification_accuracy"),
+            *_retrieval(split, measures),
+            *shares.values(),
+            _calibration("calibration_error", split, prediction.probability[keep], hits["classification_accuracy"], "after temperature"),
+            _calibration(
+                "calibration_error_uncalibrated",
+                split,
+                prediction.uncalibrated[keep],
+                hits["classification_accuracy"],
+                "before temperature",
+            ),
+        )
+        return scores, tuple(compare_shares(a, b, split, hits[a], hits[b]) for a, b in PAIRS)
 
-    def share(metric: str, right: np.ndarray, definition: str) -> Score:
-        return _share(metric, split, right.astype(float), definition)
+    scores, paired = part("test", rows, measures)
+    if len(leaked):
+        keep = np.setdiff1d(rows, np.asarray(leaked))
+        clean = part(CLEAN, keep, measure_split(test.vectors[keep], test.labels[keep]))
+    else:
+        clean = tuple(replace(one, split=CLEAN) for one in scores), tuple(replace(one, split=CLEAN) for one in paired)
+    wide = test.vectors.double()
+    centre = wide.mean(0)
+    spread = math.sqrt(max(0.0, 2 * float(wide.square().sum(1).mean() - centre @ centre)))
+    return Scored((*scores, *clean[0]), (*paired, *clean[1]), prediction, right, measures, spread, tuple(leaked))
 
-    def mean(metric: str, values: np.ndarray, definition: str) -> Score:
-        return _mean(metric, split, values, definition)
 
-    value, low, high = triplet_accuracy(measures)
-    triplets = int(measures.total.sum())
+def probabilities(head: nn.Module, vectors: Tensor, *, temperature: float) -> Tensor:
+    """Calibrated class probabilities, float32 (N, classes), of unit vectors (N, D): softmax of the head's output / temperature."""
+    with torch.inference_mode():
+        scores: Tensor = head(vectors)
+        return F.softmax(scores / temperature, dim=1)
+
+
+def raw_pixels(split: Split) -> Tensor:
+    """Pixels as vectors, float32 (N, C * S * S), S at most 32: a baseline needs no more, and larger ones no memory has."""
+    small = (F.adaptive_avg_pool2d(images.float(), min(PIXELS, images.shape[-1])) for images in split.blocks())
+    return torch.cat([images.flatten(1) for images in small])
+
+
+def compare_shares(metric_a: str, metric_b: str, split: str, a: np.ndarray, b: np.ndarray) -> Paired:
+    """Two ways of naming the same images: exact McNemar test, and an interval for the difference of the shares.
+
+    a, b: bool (N,), right or wrong. McNemar 1947 in its exact, binomial form; the interval is the adjusted Wald one of
+    Bonett and Price 2012 (doi 10.3102/1076998611411915), which keeps its coverage where few images differ.
+    """
+    only_a, only_b, count = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
+    test = f"exact McNemar: {only_a} images right by a alone, {only_b} by b alone; interval: Bonett-Price"
+    if count == 0:
+        return Paired(metric_a, metric_b, split, None, None, None, None, 0, test)
+    p_value = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    share_a, share_b = (only_a + 1) / (count + 2), (only_b + 1) / (count + 2)
+    centre = share_a - share_b
+    half = _z() * math.sqrt((share_a + share_b - centre**2) / (count + 2))
+    low, high = max(-1.0, centre - half), min(1.0, centre + half)
+    return Paired(metric_a, metric_b, split, (only_a - only_b) / count, low, high, p_value, count, test)
+
+
+def compare_runs(a: Scored, b: Scored) -> tuple[Paired, ...]:
+    """Two runs on the same test images, in the same order: run a minus run b, measure by measure.
+
+    Named shares as in `compare_shares`; triplet accuracy by the jackknife over images of the difference; MAP@R by a
+    paired t-test over queries.
+    """
+    names = ("knn_accuracy", "classification_accuracy")
+    named = tuple(compare_shares(name, name, "test", a.right[name], b.right[name]) for name in names)
+    return (*named, _compare_triplets(a.measures, b.measures), _compare_map(a.measures.map_at_r, b.measures.map_at_r))
+
+
+def _compare_triplets(a: SplitMeasures, b: SplitMeasures) -> Paired:
+    metric, test = "triplet_accuracy", "normal test and interval, error by the jackknife over images of the difference"
+    total = int(a.total.sum())
+    left = total - a.total_any
+    if total == 0 or (kept := left > 0).sum() < 2:
+        return Paired(metric, metric, "test", None, None, None, None, 0, test)
+    gap = (a.won - b.won).sum()
+    without = (gap - (a.won_any - b.won_any)[kept]) / left[kept]
+    count = int(kept.sum())
+    error = math.sqrt((count - 1) / count * float(np.square(without - without.mean()).sum()))
+    return _normal(metric, gap / total, error, len(left), test)
+
+
+def _compare_map(a: np.ndarray, b: np.ndarray) -> Paired:
+    metric, test = "map_at_r", "paired t-test and interval over queries"
+    gaps = (a - b)[~np.isnan(a)]
+    if len(gaps) < 2:
+        return Paired(metric, metric, "test", None, None, None, None, 0, test)
+    error = float(gaps.std(ddof=1)) / math.sqrt(len(gaps))
+    return _normal(metric, float(gaps.mean()), error, len(gaps), test, degrees=len(gaps) - 1)
+
+
+def _normal(metric: str, gap: float, error: float, count: int, test: str, *, degrees: float = math.inf) -> Paired:
+    law = stats.t(degrees)
+    half = float(law.ppf(0.975)) * error
+    p_value = 2 * float(law.sf(abs(gap) / error)) if error else float(gap == 0)
+    return Paired(metric, metric, "test", float(gap), max(-1.0, gap - half), min(1.0, gap + half), p_value, count, test)
+
+
+def pool_runs(runs: Sequence[Scored]) -> tuple[tuple[Score, ...], tuple[Score, ...]]:
+    """Mean and standard deviation (n - 1) over runs, figure by figure; `count` is how many runs had a value."""
+    means, deviations = [], []
+    for same in zip(*(run.scores for run in runs), strict=True):
+        values = [score.value for score in same if score.value is not None]
+        metric, split, count = same[0].metric, same[0].split, len(values)
+        mean = min(1.0, math.fsum(values) / count) if values else None
+        means.append(Score(metric, split, mean, None, None, count, f"mean over {count} runs"))
+        deviation = float(np.std(values, ddof=1)) if count > 1 else None
+        deviations.append(
+            Score(metric, split, deviation, None, None, count if count > 1 else 0, f"standard deviation over {count} runs (n - 1)")
+        )
+    return tuple(means), tuple(deviations)
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, mean confidence and share right, each (15,), in even bins of confidence over (0, 1]; NaN in empty bins."""
+    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    counts = np.bincount(bins, minlength=BINS)
+    with np.errstate(invalid="ignore"):
+        return counts, np.bincount(bins, confidence, BINS) / counts, np.bincount(bins, right, BINS) / counts
+
+
+def _vote(k: int, gallery: int) -> str:
+    return (
+        f"share of images that the majority of the {min(k, gallery)} nearest training images (k chosen on validation; "
+        "all ties at the edge vote, equal votes go to the nearest) names rightly"
+    )
+
+
+def _triplets(split: str, measures: SplitMeasures) -> Score:
     pooled = "share of all triplets of the split with d(anchor, positive) < d(anchor, negative), ties lost; interval: jackknife over images"
+    if not (count := int(measures.total.sum())):
+        return Score("triplet_accuracy", split, None, None, None, 0, pooled)
+    return Score("triplet_accuracy", split, *triplet_accuracy(measures), count, pooled)
+
+
+def _retrieval(split: str, measures: SplitMeasures) -> tuple[Score, ...]:
     ranking = "each image queries the others of the split, itself left out"
-    scores = (
-        share("knn_accuracy", neighbours.labels == labels, f"share of images that the {vote} names rightly"),
-        Score("triplet_accuracy", split, value, low, high, triplets, pooled)
-        if triplets
-        else Score("triplet_accuracy", split, None, None, None, 0, pooled),
-        share(
-            "classification_accuracy",
-            classifier == labels,
-            "share of images that dropout + linear + log-softmax on the frozen embedding names rightly",
+    return (
+        _share("precision_at_1", split, measures.precision_at_1, f"share of queries whose nearest image has their class; {ranking}"),
+        _mean(
+            "r_precision", split, measures.r_precision, f"share of a query's class among its R nearest, R = others of its class; {ranking}"
         ),
-        share("precision_at_1", measures.precision_at_1, f"share of queries whose nearest image has their class; {ranking}"),
-        mean("r_precision", measures.r_precision, f"share of a query's class among its R nearest, R = others of its class; {ranking}"),
-        mean("map_at_r", measures.map_at_r, f"mean of precision at the hits among the R nearest, divided by R; {ranking}"),
-        mean(
+        _mean("map_at_r", split, measures.map_at_r, f"mean of precision at the hits among the R nearest, divided by R; {ranking}"),
+        _mean(
             "mean_average_precision",
+            split,
             measures.average_precision,
             f"mean over queries of the average precision of the whole ranking; {ranking}",
         ),
-        share("majority_accuracy", labels == common, f"share of images of the most frequent training class, {test.classes[common]}"),
-        share("pixel_knn_accuracy", raw == labels, f"share of images that the {vote} names rightly, Euclidean distance of raw pixels"),
-        share(
-            "untrained_knn_accuracy", fresh == labels, f"share of images that the {vote} names rightly, the same network before training"
-        ),
     )
-    with np.errstate(invalid="ignore"):
-        by_anchor = measures.won / measures.total
-    confidence = probabilities.numpy()[np.arange(len(labels)), classifier]
-    return Scored(scores, Prediction(neighbours.labels, classifier, confidence, by_anchor, neighbours.nearest, neighbours.distance))
+
+
+def _calibration(metric: str, split: str, confidence: np.ndarray, right: np.ndarray, when: str) -> Score:
+    """Expected calibration error (Guo et al. 2017)."""
+    definition = f"mean gap between the classifier's confidence and its share right, {BINS} even bins, {when}"
+    if len(right) == 0:
+        return Score(metric, split, None, None, None, 0, definition)
+    counts, mean, share = reliability(confidence, right)
+    return Score(metric, split, float(np.nansum(counts * np.abs(mean - share)) / len(right)), None, None, len(right), definition)
 
 
 def _share(metric: str, split: str, right: np.ndarray, definition: str) -> Score:
@@ -98,8 +276,9 @@ def _mean(metric: str, split: str, values: np.ndarray, definition: str) -> Score
     value = min(1.0, math.fsum(kept) / len(kept))
     if len(kept) == 1:
         return Score(metric, split, value, None, None, 1, definition)
-    draws = np.random.default_rng(0).multinomial(len(kept), np.full(len(kept), 1 / len(kept)), size=RESAMPLES)
-    low, high = (float(bound) for bound in np.quantile(draws @ kept / len(kept), (0.025, 0.975)))
+    generator = np.random.default_rng(0)
+    means = [kept[generator.integers(len(kept), size=len(kept))].mean() for _ in range(RESAMPLES)]
+    low, high = (float(bound) for bound in np.quantile(means, (0.025, 0.975)))
     return Score(metric, split, value, low, high, len(kept), f"{definition}; interval: bootstrap over queries")
 
 
@@ -108,3 +287,63 @@ def _defined(values: np.ndarray, definition: str) -> tuple[np.ndarray, str]:
     kept = values[~np.isnan(values)]
     dropped = len(values) - len(kept)
     return kept, f"{definition}; {dropped} queries without another image of their class dropped" if dropped else definition
+
+
+def _z() -> float:
+    return float(stats.norm.ppf(0.975))
+
+
+def explore(test: Embeddings, *, triplets: int = 8) -> Exploration:
+    """Distances between pairs, the worst triplets and a flat map; O(N^2) time, memory for a block of distances.
+
+    Above 10,000 images the pairs are those of 10,000 evenly spaced ones; the map shows at most 2,500, spaced over the classes.
+    """
+    shown = torch.linspace(0, len(test) - 1, min(len(test), PAIRED_UP_TO)).round().long()
+    vectors, labels = test.vectors[shown], test.labels[shown]
+    counts = torch.zeros(2, DISTANCE_BINS, dtype=torch.int64)
+    worst: list[Tensor] = []
+    step = max(1, BLOCK // len(shown))
+    for start in range(0, len(shown), step):
+        rows = torch.arange(start, min(start + step, len(shown)))
+        distances = exact_distances(vectors[rows], vectors)  # (b, N)
+        same = labels[rows][:, None] == labels
+        cells = (distances * (DISTANCE_BINS / 2)).long().clamp_(max=DISTANCE_BINS - 1)
+        counts[1] += torch.bincount(cells[~same], minlength=DISTANCE_BINS)
+        same[torch.arange(len(rows)), rows] = False
+        counts[0] += torch.bincount(cells[same], minlength=DISTANCE_BINS)
+        far, positive = distances.masked_fill(~same, -math.inf).max(dim=1)
+        same[torch.arange(len(rows)), rows] = True
+        near, negative = distances.masked_fill(same, math.inf).min(dim=1)
+        worst.append(torch.stack([rows.float(), positive.float(), negative.float(), far, near], dim=1))
+    table = torch.cat(worst)
+    table = table[torch.isfinite(table).all(1)]  # without a positive, or a negative, there is no triplet
+    table = table[(table[:, 4] - table[:, 3]).argsort(stable=True)[:triplets]]
+    mapped = test.labels.argsort(stable=True)[torch.linspace(0, len(test) - 1, min(len(test), MAPPED)).round().long()]
+    return Exploration(
+        (counts[0] // 2).numpy(),
+        (counts[1] // 2).numpy(),
+        shown[table[:, :3].long()].numpy(),
+        table[:, 3:].numpy(),
+        mapped.numpy(),
+        flat_map(test.vectors[mapped].numpy()),
+    )
+
+
+def flat_map(vectors: np.ndarray) -> np.ndarray:
+    """t-SNE of (M, D), float32 (M, 2), the same each time; principal components where there are too few or too equal points."""
+    if len(vectors) < 10 or vectors.shape[1] < 3 or float(vectors.std(0).max()) < 1e-5:
+        flat = np.zeros((len(vectors), 2), np.float32)
+        left, sizes, _ = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
+        flat[:, : len(sizes[:2])] = left[:, :2] * sizes[:2]
+        return flat
+    from sklearn.manifold import TSNE  # slow to import
+
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    flat = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(vectors)
+    return np.asarray(flat, dtype=np.float32)
+
+
+def nearest(queries: Tensor, gallery: Tensor, *, count: int) -> np.ndarray:
+    """The rows of the nearest gallery vectors, the nearest first, int64 (Q, count or all); for a few queries (Q, D)."""
+    count = min(count, len(gallery))
+    return np.asarray(exact_distances(queries, gallery).topk(count, largest=False).indices)

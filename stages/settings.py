@@ -100,13 +100,16 @@ class ClassifySettings:
     """Stage two: dropout + linear + log-softmax on frozen vectors.
 
     dropout: share of each vector's coordinates zeroed in training.
-    epochs: passes over the cached vectors; None: 100, or as many as make 1,000 steps.
-    lr: peak learning rate of AdamW on vectors scaled to unit variance a coordinate.
+    epochs: passes over the cached vectors at most, for each strength of weight decay; it stops when it has converged.
+    lr: first step of each line search, as a share of the quasi-Newton step.
+    balance: whether every class weighs alike in the loss, however many images it has.
+    seed: of the dropout masks.
     """
 
     dropout: float = 0.5
-    epochs: int | None = None
-    lr: float = 1e-2
+    epochs: int = 300
+    lr: float = 1.0
+    balance: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

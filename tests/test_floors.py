@@ -10,7 +10,7 @@ FLOORS = [
     ["stages.network", "stages.loss", "stages.sampler", "stages.metrics", "stages.augment"],
     ["stages.embed", "stages.classify", "stages.score"],
     ["pipeline.store"],
-    ["pipeline.data", "pipeline.checkpoint", "pipeline.plots", "pipeline.runtime"],
+    ["pipeline.data", "pipeline.checkpoint", "pipeline.plots", "pipeline.runtime", "pipeline.table"],
     ["pipeline.report", "pipeline.predict", "pipeline.audit"],
     ["pipeline.run"],
     ["pipeline.folds"],
