@@ -48,6 +48,8 @@ def test_a_classifier_carries_its_embedder_head_and_gallery(tmp_path):
         "settings": {"dropout": 0.5},
         "embedding_digest": state_digest(network.state_dict()),
         "gallery_ids": ["x", "y", "z"],
+        "temperature": 1.5,
+        "k": 3,
     }
     path = tmp_path / "classifier.safetensors"
     checkpoint.save_classifier(path, network, head, gallery, record)
@@ -56,6 +58,7 @@ def test_a_classifier_carries_its_embedder_head_and_gallery(tmp_path):
     assert {"embedding.project.weight", "head.weight", "head.bias", "gallery.vectors", "gallery.labels"} <= names
     loaded = checkpoint.load_classifier(path)
     assert torch.equal(loaded.head.linear.weight, head.linear.weight) and loaded.gallery_ids == ("x", "y", "z")
+    assert (loaded.temperature, loaded.k) == (1.5, 3)
     assert torch.equal(loaded.gallery.vectors, gallery.vectors)
     checkpoint.save_classifier(path, EmbeddingNet(1, 28, 8), head, gallery, record)  # other weights than the record says
     with pytest.raises(CheckpointError, match="not the embedding that its record names"):

@@ -1,6 +1,7 @@
 """The commands as a person types them: the job end to end, reruns, refusals, exit status."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -53,13 +54,16 @@ def trained(run, digit_folder):
 
 
 def accuracy(folder: str = "reports") -> pd.DataFrame:
-    return pd.read_csv(Path(folder) / "accuracy.csv").set_index("metric")
+    table = pd.read_csv(Path(folder) / "accuracy.csv")
+    return table[table["split"] == "test"].set_index("metric")
 
 
 def test_the_three_stages_and_their_files(run, trained):
     table = accuracy()
     assert set(table.index) >= METRICS and list(table.columns) == ["run", "split", "value", "ci_low", "ci_high", "count", "definition"]
-    assert (table["value"].between(0, 1)).all() and (table["ci_low"] <= table["value"]).all() and (table["value"] <= table["ci_high"]).all()
+    known = table[table["ci_low"].notna()]
+    assert set(known.index) >= METRICS and table["value"].between(0, 1).all()
+    assert (known["ci_low"] <= known["value"]).all() and (known["value"] <= known["ci_high"]).all()
     assert (table["run"] == "embedding").all() and (table["split"] == "test").all()
     assert table["value"]["knn_accuracy"] > 0.8 and table["value"]["triplet_accuracy"] > 0.9
     assert table["value"]["classification_accuracy"] > 0.8 > 0.3 > table["value"]["majority_accuracy"]
@@ -75,7 +79,7 @@ def test_the_three_stages_and_their_files(run, trained):
     assert all(Path(row["id"]).parent.name == row["label"] for _, row in predictions.iterrows())
 
     page = Path("reports/report.html").read_text(encoding="utf-8")
-    assert "<script src" not in page and "http" not in page.replace("http://www.w3.org", "")
+    assert not re.search(r"""<(script|img|link|iframe)[^>]*(src|href)\s*=\s*["'](?!data:)""", page)  # one file, no network
     history = pd.read_csv("checkpoints/embedding.history.csv")
     assert list(history["epoch"]) == list(range(1, 9)) and {"loss", "active_share", "mean_distance", "val_knn"} <= set(history.columns)
 
@@ -143,7 +147,7 @@ def test_run_is_the_three_in_a_row(run, digit_folder, tmp_path):
     record = checkpoint.read_header(Path("checkpoints/embedding.safetensors")).record
     assert [record["settings"][name] for name in ("epochs", "dim", "lr", "margin")] == [4, 24, 0.002, 0.3]
     record = checkpoint.read_header(Path("checkpoints/classifier.safetensors")).record
-    assert record["settings"]["epochs"] == 7 and len(record["history"]) == 7
+    assert record["settings"]["epochs"] == 7
     assert run("--config", config, "report")[0] == 0 and Path("elsewhere/accuracy.csv").is_file()
 
 
