@@ -156,9 +156,9 @@ class _Loss:
     def __call__(self) -> Tensor:
         self.passes += 1
         self.head.zero_grad(set_to_none=True)
-        penalty = self.decay / 2 * self.head.linear.weight.square().sum()
-        penalty.backward()
-        loss = penalty.detach()
+        weight = self.head.linear.weight
+        loss = self.decay / 2 * weight.detach().square().sum()
+        weight.grad = self.decay * weight.detach()
         step = max(1, LOGITS // len(self.weights))
         for vectors, labels in zip(self.vectors.split(step), self.labels.split(step), strict=True):
             part = F.nll_loss(self.head(vectors), labels, weight=self.weights, reduction="sum") / self.total
@@ -209,7 +209,7 @@ def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
         return float(np.mean(np.logaddexp.reduce(scaled, axis=1) - (soft * scaled).sum(1)))
 
     bound = math.log(20)
-    return math.exp(float(minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-4}).x))
+    return math.exp(float(minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-3}).x))
 
 
 def choose_neighbours(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> int:
