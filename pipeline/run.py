@@ -19,7 +19,7 @@ from pipeline.predict import find_images, predict_images, write_predictions
 from pipeline.report import Comparison, write_report
 from stages.classify import DECAYS, USUAL, choose_neighbours, embed_frozen, train_classifier
 from stages.embed import automatic_epochs, new_network, train_embedding
-from stages.errors import CheckpointError, DataError, SettingsError
+from stages.errors import CheckpointError, DataError, PipelineError, SettingsError
 from stages.network import embed_images, embed_split
 from stages.records import EmbeddingCheckpoint, Embeddings, EpochLog, Split
 from stages.sampler import plan_batches
@@ -206,8 +206,8 @@ def _vectors(
     record = {"embedding_digest": embedded.digest, "fingerprint": fingerprint, "ids": data.train.ids, "k": k}
     try:
         checkpoint.save_vectors(path, train, validation, record)
-    except OSError as error:
-        machine.say(f"note: {path}: can't be written ({error.strerror}); the next run of stage two embeds again")
+    except PipelineError as error:
+        machine.say(f"note: {error}; until then each run of stage two embeds again")
     return train, validation, record
 
 

@@ -18,7 +18,8 @@ from stages.settings import ClassifySettings
 DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # strengths of weight decay, of which validation chooses; strong first: each starts the next
 DECAY = 1e-3  # without validation
 TOLERANCE = 1e-4  # largest gradient at which a minimum is one
-MASKED = 6000  # vectors under their own dropout masks that small data is repeated to, at most 16 times
+SMALL = 2000  # vectors; up to here each is used under 16 dropout masks, since the draw of a single one would show in the result
+MASKED = 6000  # vectors that larger data is repeated to
 BLOCK = 128  # images embedded at once; on a CPU a third faster than 512
 LOGITS = 2**23  # handled at once
 NEIGHBOURS = (1, 5, 20)  # values of k to choose from
@@ -138,11 +139,10 @@ def _under_masks(train: Embeddings, dropout: float, seed: int, scale: float) -> 
     """Scaled vectors with some of their coordinates zeroed, the others raised in return, and labels."""
     if not dropout:
         return train.vectors * scale, train.labels
-    repeats = max(1, min(16, MASKED // len(train)))
+    repeats = 16 if len(train) <= SMALL else max(1, MASKED // len(train))
     vectors = (train.vectors * scale).repeat(repeats, 1)
-    kept = torch.full_like(vectors, 1 - dropout)
-    masks = torch.bernoulli(kept, generator=torch.Generator().manual_seed(seed))
-    return vectors * masks / kept, train.labels.repeat(repeats)
+    kept = torch.rand(vectors.shape, generator=torch.Generator().manual_seed(seed)) >= dropout
+    return vectors * kept / (1 - dropout), train.labels.repeat(repeats)
 
 
 class _Loss:
@@ -199,6 +199,7 @@ def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
     (N + 1) / (N + 2), not for certain. Otherwise a validation part without an error would make the head certain.
     """
     scores, targets = log_probabilities.double().numpy(), labels.numpy()
+    scores = scores - scores.max(axis=1, keepdims=True)  # so that no exponential below overflows, at any temperature
     count, classes = scores.shape
     wrong = 1 / (count + 2)
     soft = np.full((count, classes), wrong / max(1, classes - 1))
@@ -206,7 +207,7 @@ def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
 
     def loss(log_temperature: float) -> float:
         scaled = scores / math.exp(log_temperature)
-        return float(np.mean(np.logaddexp.reduce(scaled, axis=1) - (soft * scaled).sum(1)))
+        return float(np.mean(np.log(np.exp(scaled).sum(1)) - (soft * scaled).sum(1)))
 
     bound = math.log(20)
     return math.exp(float(minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-3}).x))

@@ -97,6 +97,13 @@ def test_each_stage_is_rerun_from_the_files_of_the_one_before(run, trained):
     assert Path("checkpoints/embedding.safetensors").read_bytes() == embedding
 
 
+def test_vectors_that_can_not_be_kept_are_no_obstacle(run, trained):
+    Path("checkpoints/embedding.vectors").unlink()
+    Path("checkpoints/embedding.vectors").mkdir()  # no file can take its place
+    status, _, errors = run("classify")
+    assert status == 0 and "each run of stage two embeds again" in errors
+
+
 def test_the_same_seed_gives_the_same_digest(run, digit_folder):
     digests = set()
     for out in ("a.safetensors", "b.safetensors"):
