@@ -24,7 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from pipeline import checkpoint, run
 from pipeline.data import Dataset, load_dataset
 from stages.classify import embed_frozen, train_classifier
-from stages.network import Head, embed_split
+from stages.network import Head, embed_split, to_device
 from stages.records import Embeddings
 from stages.score import compare_shares
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
@@ -64,7 +64,7 @@ def timed(work) -> float:
 def measure_speed(data: Dataset, embedding: Path, folder: Path) -> list[dict]:
     """Medians of 5, the three contenders in turn. The first time includes writing the vectors, the rerun reading them."""
     held = checkpoint.load_embedding(embedding)
-    network, vectors = checkpoint.to_device(held.network, CPU), folder / "vectors"
+    network, vectors = to_device(held.network, CPU), folder / "vectors"
     known = {"embedding_digest": held.digest, "fingerprint": data.fingerprint, "classes": held.classes}
 
     def first() -> None:

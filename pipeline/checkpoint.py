@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -185,8 +184,3 @@ def _open(path: Path) -> tuple[Header, dict[str, Tensor]]:
         return Header(metadata["kind"], metadata["digest"], json.loads(metadata["record"])), tensors
     except (KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: its header is damaged ({error}); make it again") from error
-
-
-def to_device(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network where it will run, in the memory layout that convolutions like."""
-    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]

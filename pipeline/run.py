@@ -20,7 +20,7 @@ from pipeline.report import Comparison, write_report
 from stages.classify import DECAYS, USUAL, choose_neighbours, embed_frozen, train_classifier
 from stages.embed import automatic_epochs, new_network, train_embedding
 from stages.errors import CheckpointError, DataError, PipelineError, SettingsError
-from stages.network import embed_images, embed_split
+from stages.network import embed_images, embed_split, to_device
 from stages.records import EmbeddingCheckpoint, Embeddings, EpochLog, Split
 from stages.sampler import plan_batches
 from stages.score import Baseline, raw_pixels, score_split
@@ -201,7 +201,7 @@ def _vectors(
     data = _reload(embedded.record, source, machine)
     if cached:
         return cached
-    train, validation = embed_frozen(checkpoint.to_device(embedded.network, device), data.train, data.validation, device=device)
+    train, validation = embed_frozen(to_device(embedded.network, device), data.train, data.validation, device=device)
     k = choose_neighbours(validation.vectors, validation.labels, train.vectors, train.labels) if validation else USUAL
     record = {"embedding_digest": embedded.digest, "fingerprint": fingerprint, "ids": data.train.ids, "k": k}
     try:
@@ -251,8 +251,8 @@ def compare(name: str, embedding: Path, classifier: Path, *, machine: Machine, s
     data = _reload(embedded.record, source, machine)
     if data.test is None:
         raise DataError(f"{data.source}: no test image; add a test/ folder, or images enough to split some off (--test, --split-seed)")
-    network = checkpoint.to_device(embedded.network, device)
-    fresh = checkpoint.to_device(new_network(data.train, EmbedSettings(**embedded.record["settings"])), device)
+    network = to_device(embedded.network, device)
+    fresh = to_device(new_network(data.train, EmbedSettings(**embedded.record["settings"])), device)
     test = embed_split(network, data.test, device=device)
     scored = score_split(
         test,
@@ -271,7 +271,7 @@ def predict(images: Sequence[Path], classifier: Path, *, out: Path | None, as_js
     """
     device = machine.start()
     classified = checkpoint.load_classifier(classifier)
-    checkpoint.to_device(classified.network, device)
+    to_device(classified.network, device)
     count, skipped = write_predictions(predict_images(find_images(images), classified, device=device), out, as_json=as_json)
     for path, reason in skipped:
         machine.say(f"skipped: {path}: {reason}")

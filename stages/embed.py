@@ -12,7 +12,7 @@ from stages.augment import random_affine
 from stages.errors import PipelineError
 from stages.loss import triplet_loss
 from stages.metrics import knn, measure_split, triplet_accuracy
-from stages.network import EmbeddingNet, embed_images, pixel_statistics
+from stages.network import EmbeddingNet, embed_images, pixel_statistics, to_device
 from stages.records import EpochLog, Split, TrainingState
 from stages.sampler import PKSampler, plan_batches
 from stages.settings import EmbedSettings
@@ -74,7 +74,7 @@ def train_embedding(
     plan = plan_batches(train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class)
     sampler = PKSampler(train.labels, plan, seed=settings.seed)
     epochs = settings.epochs or automatic_epochs(len(sampler))
-    network = new_network(train, settings).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network: EmbeddingNet = to_device(new_network(train, settings), device)
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: rate_factor(done, epochs * len(sampler)))
     step, sums = 0, (0.0, 0.0, 0.0)

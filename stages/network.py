@@ -88,6 +88,12 @@ class Head(nn.Module):
         return F.log_softmax(self.linear(self.dropout(vectors)), dim=1)
 
 
+def to_device(network: nn.Module, device: torch.device) -> Any:
+    """The network where it will run, in the memory layout that convolutions like; moved in place."""
+    # torch's types know this call for tensors only, though modules take it too.
+    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def build_network(config: Mapping[str, Any]) -> EmbeddingNet:
     """The network that a checkpoint's `network` record describes, its weights not yet loaded."""
     return EmbeddingNet(config["channels"], config["size"], config["dim"])
