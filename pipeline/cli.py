@@ -26,6 +26,7 @@ HELP = {
     "val": "Share split off for validation, if the source doesn't.",
     "test": "Share split off for the test, if the source doesn't.",
     "max_unreadable": "Share of unreadable images above which to stop.",
+    "network": "From pixels to features.",
     "dim": "Length of the embedding vectors.",
     "mining": "Which triplets of a batch count.",
     "margin": "Of the triplet loss: a distance, or `soft`.",

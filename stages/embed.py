@@ -146,7 +146,7 @@ def new_network(train: Split, settings: EmbedSettings) -> EmbeddingNet:
     """
     torch.manual_seed(settings.seed)
     mean, std = pixel_statistics(train)
-    return EmbeddingNet(train.store.shape[1], train.store.shape[-1], settings.dim, mean=mean, std=std)
+    return EmbeddingNet(train.store.shape[1], train.store.shape[-1], settings.dim, name=settings.network, mean=mean, std=std)
 
 
 def bounded_gallery(train: Split) -> Tensor:

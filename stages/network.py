@@ -1,7 +1,7 @@
 """The networks: pixels to unit vectors, and unit vectors to class probabilities."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -26,12 +26,9 @@ def unit_rows(features: Tensor) -> Tensor:
 
 
 class EmbeddingNet(nn.Module):
-    """The FaceNet-like network (Schroff et al. 2015, arXiv 1503.03832, table 1, its first two blocks).
+    """Pixels to unit vectors: pixel scaling, a trunk that makes features, fully connected layers to `dim`, L2-normalisation.
 
-    conv 7x7/2 to 64, max-pool 3/2, conv 1x1 to 64, conv 3x3 to 192, max-pool 3/2, fully connected to `dim`,
-    L2-normalised; each convolution followed by BatchNorm and ReLU.
-
-    channels, size: of the images (C, S, S). dim: length of the vectors.
+    channels, size: of the images (C, S, S). dim: length of the vectors. name: of the trunk, one of `TRUNKS`.
     mean, std: of the training pixels in [0, 1], one value a channel; buffers, so that every user of the
     weights feeds images scaled alike.
     """
@@ -39,40 +36,55 @@ class EmbeddingNet(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, channels: int, size: int, dim: int, *, mean: Tensor | None = None, std: Tensor | None = None):
+    def __init__(self, channels: int, size: int, dim: int, *, name: str = "conv", mean: Tensor | None = None, std: Tensor | None = None):
         super().__init__()
-        self.config = {"name": "conv", "channels": channels, "size": size, "dim": dim}
+        self.config = {"name": name, "channels": channels, "size": size, "dim": dim}
         self.register_buffer("mean", (torch.zeros(channels) if mean is None else mean).float().view(-1, 1, 1))
         self.register_buffer("std", (torch.ones(channels) if std is None else std).float().view(-1, 1, 1))
-        self.trunk = nn.Sequential(
-            nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False),
-            nn.BatchNorm2d(64),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, stride=2, padding=1),
-            nn.Conv2d(64, 64, 1, bias=False),
-            nn.BatchNorm2d(64),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(64, 192, 3, padding=1, bias=False),
-            nn.BatchNorm2d(192),
-            nn.ReLU(inplace=True),
-            nn.MaxPool2d(3, stride=2, padding=1),
-        )
-        side = min(max(size, SMALLEST), ADAPTIVE_ABOVE)
-        for _ in range(3):  # three halvings, each rounding up
-            side = (side + 1) // 2
-        self.pool = nn.AdaptiveAvgPool2d(side) if size > ADAPTIVE_ABOVE else nn.Identity()
-        self.project = nn.Linear(192 * side * side, dim)
+        self.trunk, features = TRUNKS[name](channels, size)
+        self.project = nn.Linear(features, dim)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Unit vectors of images.
-
-        images: uint8, or floating point in [0, 255], (N, C, S, S). Returns float32 (N, dim).
-        """
+    def features(self, images: Tensor) -> Tensor:
+        """What the trunk makes of images. images: uint8, or floating point in [0, 255], (N, C, S, S). Returns (N, F)."""
         pixels = (images.to(self.project.weight.dtype) / 255 - self.mean) / self.std
         if pixels.shape[-1] < SMALLEST:
             pixels = F.interpolate(pixels, size=(SMALLEST, SMALLEST), mode="bilinear", align_corners=False)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return unit_rows(self.project(self.pool(self.trunk(pixels)).flatten(1)))
+        found: Tensor = self.trunk(pixels.contiguous(memory_format=torch.channels_last))
+        return found
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Unit vectors of images as `features` takes them, float32 (N, dim)."""
+        return unit_rows(self.project(self.features(images)))
+
+
+def conv_trunk(channels: int, size: int) -> tuple[nn.Module, int]:
+    """The FaceNet-like network (Schroff et al. 2015, arXiv 1503.03832, table 1, its first two blocks), and how many features.
+
+    conv 7x7/2 to 64, max-pool 3/2, conv 1x1 to 64, conv 3x3 to 192, max-pool 3/2; each convolution followed by BatchNorm
+    and ReLU.
+    """
+    side = min(max(size, SMALLEST), ADAPTIVE_ABOVE)
+    for _ in range(3):  # three halvings, each rounding up
+        side = (side + 1) // 2
+    trunk = nn.Sequential(
+        nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        nn.Conv2d(64, 64, 1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(64, 192, 3, padding=1, bias=False),
+        nn.BatchNorm2d(192),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        nn.AdaptiveAvgPool2d(side) if size > ADAPTIVE_ABOVE else nn.Identity(),
+        nn.Flatten(),
+    )
+    return trunk, 192 * side * side
+
+
+TRUNKS: dict[str, Callable[[int, int], tuple[nn.Module, int]]] = {"conv": conv_trunk}
 
 
 class Head(nn.Module):
@@ -96,7 +108,7 @@ def to_device(network: nn.Module, device: torch.device) -> Any:
 
 def build_network(config: Mapping[str, Any]) -> EmbeddingNet:
     """The network that a checkpoint's `network` record describes, its weights not yet loaded."""
-    return EmbeddingNet(config["channels"], config["size"], config["dim"])
+    return EmbeddingNet(config["channels"], config["size"], config["dim"], name=config["name"])
 
 
 def pixel_statistics(split: Split) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from stages.errors import SettingsError
 
+NETWORKS = ("conv",)
 MININGS = ("batch-all", "batch-hard", "semi-hard", "random")
 DISTANCES = ("euclidean", "squared")
 RESIZES = ("pad-repeat", "pad", "crop", "stretch")
@@ -59,6 +60,7 @@ class ReadSettings:
 class EmbedSettings:
     """Stage one. `None` means: chosen from the data, by the rule that the field's line states.
 
+    network: pixels to features; see `stages.network`.
     dim: length of an embedding vector.
     mining, distance: which triplets count, and how far is measured; see `stages.loss.triplet_loss`.
     margin: of the triplet loss, in the unit of the distance between unit vectors; None: the soft margin.
@@ -69,6 +71,7 @@ class EmbedSettings:
     seed: of everything random in training.
     """
 
+    network: str = "conv"
     dim: int = 128
     mining: str = "batch-all"
     margin: float | None = 0.2
