@@ -88,6 +88,8 @@ def embed(source: str | Dataset, read: ReadSettings, settings: EmbedSettings, *,
     if pretrained or settings.trunk == "frozen":
         network = to_device(new_network(data.train, settings, pretrained), device)
         data = _see_once(data, network, device, machine)
+    if settings.trunk == "frozen" and not pretrained:
+        machine.say("warning: the trunk is frozen and its weights are random; give --weights, or --trunk tune")
     for warning in warnings_of(audit_source(data.origin, dataset=data)):
         machine.say(f"warning: {warning}; `pipeline data` lists them")
     plan = plan_batches(data.train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class)
@@ -123,7 +125,7 @@ def embed(source: str | Dataset, read: ReadSettings, settings: EmbedSettings, *,
     record = {
         **identity,
         "network": trained.network.config,
-        "weights": pretrained and {"from": pretrained.path, "digest": pretrained.digest},
+        "weights": pretrained and {"origin": pretrained.origin, "digest": pretrained.digest},
         "classes": data.train.classes,
         "source": data.source,
         "root": str(machine.root.resolve()) if machine.root else None,
@@ -290,9 +292,9 @@ def _untrained(data: Dataset, embedded: EmbeddingCheckpoint, device: torch.devic
         return with_new_layers(to_device(embedded.network, device), settings.seed).to(device)
     if record["weights"]:
         try:
-            pretrained = weights.load_weights(replace(settings, weights=record["weights"]["from"]))
+            pretrained = weights.load_weights(replace(settings, weights=record["weights"]["origin"]))
             if pretrained and pretrained.digest != record["weights"]["digest"]:
-                raise CheckpointError(f"{pretrained.where}: not what stage one started from; put that back")
+                raise CheckpointError(f"--weights {pretrained.origin}: not what stage one started from; put that back")
         except PipelineError as error:
             machine.say(f"note: the report leaves out the network before training, which its weights are needed for: {error}")
             return None

@@ -59,11 +59,8 @@ def load_weights(settings: EmbedSettings) -> Pretrained | None:
     tensors = _default(settings.network) if settings.weights == "default" else _file(Path(settings.weights))
     if settings.network == LITE0:
         tensors = _in_timms_names(tensors)
-    ours = settings.weights == "default"
-    where, path = (
-        (f"default weights of {settings.network}", "default") if ours else (settings.weights, str(Path(settings.weights).resolve()))
-    )
-    return Pretrained(tensors, torch.tensor(mean), torch.tensor(std), state_digest(tensors), where, path)
+    origin = "default" if settings.weights == "default" else str(Path(settings.weights).resolve())
+    return Pretrained(tensors, torch.tensor(mean), torch.tensor(std), state_digest(tensors), origin)
 
 
 def _file(path: Path) -> dict[str, Tensor]:

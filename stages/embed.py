@@ -180,7 +180,7 @@ def new_network(train: Split, settings: EmbedSettings, pretrained: Pretrained | 
         std=std,
     )
     if pretrained:
-        network.load_trunk(pretrained.tensors, where=pretrained.where)
+        network.load_trunk(pretrained.tensors, where=f"--weights {pretrained.origin}")
     return network
 
 

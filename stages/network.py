@@ -21,17 +21,17 @@ HIDDEN = 512  # of the new layers on a library's network
 
 
 class Pretrained(NamedTuple):
-    """A library network's weights. tensors: by the library's names. mean, std: float32 (3,), of pixels in [0, 1]. digest: of the tensors.
+    """A library network's weights.
 
-    where, path: for messages, and to find them again.
+    tensors: by the library's names. mean, std: float32 (3,), of pixels in [0, 1]. digest: of the tensors. origin: a file's full
+    path, or `default`.
     """
 
     tensors: Mapping[str, Tensor]
     mean: Tensor
     std: Tensor
     digest: str
-    where: str
-    path: str
+    origin: str
 
 
 def unit_rows(features: Tensor) -> Tensor:

@@ -59,6 +59,8 @@ class Split:
         _check_labels(self.labels, len(self.rows), self.classes)
         if len(self.ids) != len(self.rows):
             raise DataError(f"ids: {len(self.ids)} for {len(self.rows)} images")
+        if self.features and len(self.features.values) != len(self.store):
+            raise DataError(f"features: {len(self.features.values)} for {len(self.store)} images")
 
     def __len__(self) -> int:
         return len(self.rows)
