@@ -102,12 +102,6 @@ def embed(
     pretrained = weights.load_weights(settings)
     identity = _embedding_identity(data, settings, pretrained)
     _refuse_another(out, "embedding", identity, force)
-    network = None
-    if pretrained or settings.trunk == "frozen":
-        network = to_device(new_network(data.train, settings, pretrained), device)
-        data = _see_once(data, network, device, machine)
-    if settings.trunk == "frozen" and not pretrained:
-        machine.say("warning: the trunk is frozen and its weights are random; give --weights, or --trunk tune")
     for warning in warnings_of(audit_source(data.origin, dataset=data)):
         machine.say(f"warning: {warning}; `pipeline data` lists them")
     plan = plan_batches(data.train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class)
@@ -133,6 +127,12 @@ def embed(
         machine.say("note: no class is large enough to give up a validation image; the last epoch is taken")
     if processes > 1 and device.type != "cuda":
         machine.say("note: BatchNorm in training sees each process's share of the batch; spanning processes takes CUDA")
+    if settings.trunk == "frozen" and not pretrained:
+        machine.say("warning: the trunk is frozen and its weights are random; give --weights, or --trunk tune")
+    network = None
+    if pretrained or settings.trunk == "frozen":
+        network = to_device(new_network(data.train, settings, pretrained), device)
+        data = _see_once(data, network, device, machine)
     if state:
         machine.say(f"going on after step {state.step} of {state.steps}")
     with (
