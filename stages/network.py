@@ -256,7 +256,8 @@ def _from_timm(name: str, model: str, side: int) -> tuple[nn.Module, tuple[str, 
 
 def new_layers(features: int, dim: int) -> nn.Module:
     """The fully connected layers that take the place of a library network's last one."""
-    return nn.Sequential(nn.Linear(features, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, dim))
+    hidden = (nn.Linear(features, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU())
+    return nn.Sequential(nn.Dropout(0.5), *hidden, nn.Dropout(0.5), nn.Linear(HIDDEN, dim))
 
 
 def trunk_blocks(trunk: nn.Module) -> list[nn.Module]:
