@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from tqdm import tqdm
 
+import pipeline.watch
 from pipeline import checkpoint, runtime
 from pipeline.cli import main
 from pipeline.watch import Watch
@@ -190,7 +191,8 @@ def run_in(folder: Path, *arguments: str) -> None:
     """A child's whole life; its parent has imported what takes long."""
     os.chdir(folder)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the end of the process
-    main([*EMBED, "--epochs", "25", *arguments])
+    pipeline.watch.SHARE = 10  # every epoch is saved, so that kills fall into saves
+    main([*EMBED, "--epochs", "25", "--val", "0.05", "--test", "0.8", *arguments])
 
 
 @pytest.mark.slow
