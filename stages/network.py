@@ -61,7 +61,7 @@ def conv_trunk(channels: int, size: int) -> tuple[nn.Module, int]:
     """The FaceNet-like network (Schroff et al. 2015, arXiv 1503.03832, table 1, its first two blocks), and how many features.
 
     conv 7x7/2 to 64, max-pool 3/2, conv 1x1 to 64, conv 3x3 to 192, max-pool 3/2; each convolution followed by BatchNorm
-    and ReLU.
+    and ReLU (after the pooling, where there is one: the same values at a quarter of the work).
     """
     side = min(max(size, SMALLEST), ADAPTIVE_ABOVE)
     for _ in range(3):  # three halvings, each rounding up
@@ -69,15 +69,15 @@ def conv_trunk(channels: int, size: int) -> tuple[nn.Module, int]:
     trunk = nn.Sequential(
         nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False),
         nn.BatchNorm2d(64),
-        nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2, padding=1),
+        nn.ReLU(inplace=True),
         nn.Conv2d(64, 64, 1, bias=False),
         nn.BatchNorm2d(64),
         nn.ReLU(inplace=True),
         nn.Conv2d(64, 192, 3, padding=1, bias=False),
         nn.BatchNorm2d(192),
-        nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2, padding=1),
+        nn.ReLU(inplace=True),
         nn.AdaptiveAvgPool2d(side) if size > ADAPTIVE_ABOVE else nn.Identity(),
         nn.Flatten(),
     )
