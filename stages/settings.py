@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stages.errors import SettingsError
 
-NETWORKS = ("conv",)
+NETWORKS = ("conv", "conv-deep")
 MININGS = ("batch-all", "batch-hard", "semi-hard", "random")
 DISTANCES = ("euclidean", "squared")
 RESIZES = ("pad-repeat", "pad", "crop", "stretch")
