@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.processes import gather_rows, place
 from stages.records import Embeddings, Split
 
 ADAPTIVE_ABOVE = 64  # pixels; beyond it the map is pooled to what a 64-pixel image has, or the last layer grows huge
@@ -183,9 +184,13 @@ def embed_images(network: nn.Module, blocks: Iterable[Tensor], *, device: torch.
         network.train(training)
 
 
-def embed_split(network: nn.Module, split: Split, *, device: torch.device) -> Embeddings:
-    """`embed_images` of a split, with its labels."""
-    return Embeddings(embed_images(network, split.blocks(), device=device), split.labels, split.classes)
+def embed_split(network: nn.Module, split: Split, *, device: torch.device, block: int = 512) -> Embeddings:
+    """Embed a split, `block` images at a time, as `embed_images` does; the processes of a run share the work."""
+    rank, world = place()
+    share = -(-len(split) // world)
+    rows = torch.arange(rank * share, (rank + 1) * share).clamp(max=len(split) - 1)  # equal shares: the end is padded
+    own = embed_images(network, (split.take(part) for part in rows.split(block)), device=device)
+    return Embeddings(gather_rows(own)[: len(split)], split.labels, split.classes)
 
 
 def state_digest(tensors: Mapping[str, Tensor]) -> str:
