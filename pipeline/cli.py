@@ -357,7 +357,9 @@ def _show(comparisons: Any, out: Path, figures: Path | None, pooled: bool = Fals
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 1 wrong input, 2 wrong usage, 130 interrupted. A bug keeps its traceback."""
-    leads = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+    leads = os.environ.get("RANK", "0") == "0"
+    if not leads:  # of several processes one speaks
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the end
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
