@@ -17,9 +17,10 @@ from pipeline.audit import Audit, audit_source, warnings_of
 from pipeline.data import SUFFIXES, Dataset, load_dataset, read_source
 from pipeline.predict import find_images, predict_images, write_predictions
 from pipeline.report import Comparison, write_report
-from stages.classify import DECAYS, USUAL, choose_neighbours, embed_frozen, train_classifier
+from stages.classify import DECAYS, choose_neighbours, embed_frozen, train_classifier
 from stages.embed import automatic_epochs, new_network, train_embedding
 from stages.errors import CheckpointError, DataError, PipelineError, SettingsError
+from stages.metrics import usual_neighbours
 from stages.network import embed_images, embed_split, to_device
 from stages.records import EmbeddingCheckpoint, Embeddings, EpochLog, Split
 from stages.sampler import plan_batches
@@ -202,7 +203,7 @@ def _vectors(
     if cached:
         return cached
     train, validation = embed_frozen(to_device(embedded.network, device), data.train, data.validation, device=device)
-    k = choose_neighbours(validation.vectors, validation.labels, train.vectors, train.labels) if validation else USUAL
+    k = _neighbours(validation.vectors if validation else None, train.vectors, data)
     record = {"embedding_digest": embedded.digest, "fingerprint": fingerprint, "ids": data.train.ids, "k": k}
     try:
         checkpoint.save_vectors(path, train, validation, record)
@@ -239,8 +240,10 @@ def report(
     return tuple(comparisons)
 
 
-def compare(name: str, embedding: Path, classifier: Path, *, machine: Machine, source: str | Dataset | None = None) -> Comparison:
-    """One run of the report, scored and not yet written. Raises as `report` does."""
+def compare(
+    name: str, embedding: Path, classifier: Path, *, machine: Machine, source: str | Dataset | None = None, within: bool = True
+) -> Comparison:
+    """One run of the report, scored and not yet written; within: as in `score_split`. Raises as `report` does."""
     device = machine.start()
     embedded, classified = checkpoint.load_embedding(embedding), checkpoint.load_classifier(classifier)
     if classified.embedding_digest != embedded.digest:
@@ -260,6 +263,8 @@ def compare(name: str, embedding: Path, classifier: Path, *, machine: Machine, s
         pixels=_baseline(data, raw_pixels),
         untrained=_baseline(data, lambda part: embed_images(fresh, part.blocks(), device=device)),
         leaked=data.leaked,
+        validated=data.validation is not None,
+        within=within,
     )
     return Comparison(name, embedded.record, classified.record, data, test, classified.gallery, classified.gallery_ids, scored)
 
@@ -283,9 +288,15 @@ def predict(images: Sequence[Path], classifier: Path, *, out: Path | None, as_js
 def _baseline(data: Dataset, vectors: Callable[[Split], Tensor]) -> Baseline:
     """Another space over the same images, with a k of its own that validation chose."""
     assert data.test is not None
-    gallery, labels = vectors(data.train), data.train.labels
-    k = choose_neighbours(vectors(data.validation), data.validation.labels, gallery, labels) if data.validation else USUAL
-    return Baseline(vectors(data.test), gallery, k)
+    gallery = vectors(data.train)
+    return Baseline(vectors(data.test), gallery, _neighbours(vectors(data.validation) if data.validation else None, gallery, data))
+
+
+def _neighbours(queries: Tensor | None, gallery: Tensor, data: Dataset) -> int:
+    """k of kNN from validation, or from the class sizes."""
+    if queries is None or data.validation is None:
+        return usual_neighbours(data.train.labels)
+    return choose_neighbours(queries, data.validation.labels, gallery, data.train.labels)
 
 
 def _run_names(embeddings: Sequence[Path]) -> list[str]:

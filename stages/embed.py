@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from stages.augment import random_affine
 from stages.errors import PipelineError
 from stages.loss import triplet_loss
-from stages.metrics import knn, measure_split, triplet_accuracy
+from stages.metrics import knn, measure_split, triplet_accuracy, usual_neighbours
 from stages.network import EmbeddingNet, embed_images, pixel_statistics, to_device
 from stages.records import EpochLog, Split, TrainingState
 from stages.sampler import PKSampler, plan_batches
 from stages.settings import EmbedSettings
 
-NEIGHBOURS = 5  # k of the validation kNN
 GALLERY = 2000  # training images that the validation kNN searches
 WEIGHT_DECAY = 1e-2
 WARM_UP = 0.2  # of all steps
@@ -168,7 +167,7 @@ def validate(
         return None, None
     queries = embed_images(network, validation.blocks(), device=device)
     known = embed_images(network, (train.take(part) for part in gallery.split(512)), device=device)
-    votes = knn(queries, known, train.labels[gallery], k=NEIGHBOURS).labels
+    votes = knn(queries, known, train.labels[gallery], k=usual_neighbours(train.labels[gallery])).labels
     triplets = triplet_accuracy(measure_split(queries, validation.labels))[0]
     return float((votes == validation.labels.numpy()).mean()), None if math.isnan(triplets) else triplets
 
