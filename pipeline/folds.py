@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline.audit import audit_source, warnings_of
-from pipeline.data import Source, assign_parts, split_source, units
+from pipeline.data import Dataset, Source, assign_parts, split_source, units
 from pipeline.report import Comparison, write_report
 from pipeline.run import Machine, classify, compare, embed
 from stages.embed import automatic_epochs
@@ -22,7 +22,7 @@ from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 
 def run_folds(
-    source: str,
+    source: str | Dataset,
     read: ReadSettings,
     first: EmbedSettings,
     second: ClassifySettings,
