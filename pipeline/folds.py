@@ -2,14 +2,14 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from pipeline.audit import audit_source, warnings_of
+from pipeline import weights
 from pipeline.data import Dataset, Source, assign_parts, split_source, units
 from pipeline.report import Comparison, write_report
 from pipeline.run import Machine, classify, compare, embed
@@ -19,6 +19,18 @@ from stages.records import Embeddings, EpochLog, Scored, Split
 from stages.sampler import plan_batches
 from stages.score import pool_folds, pool_runs
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
+
+
+@dataclass(frozen=True)
+class _Once(Machine):
+    """Says what concerns all folds once, and nothing of a single one."""
+
+    said: set[str] = field(default_factory=set)
+
+    def say(self, message: str) -> None:
+        if message.startswith(("note:", "warning:")) and message not in self.said:
+            self.said.add(message)
+            super().say(message)
 
 
 def run_folds(
@@ -37,7 +49,7 @@ def run_folds(
 
     Raises SettingsError if there can't be so many folds.
     """
-    data = machine.load(source, read)
+    data = machine.load(source, weights.fit(read, first))
     notes = list(data.notes)
     if any(entry.part for entry in data.origin.entries):
         notes.append("the parts that the source gives are pooled: folds test every image")
@@ -49,8 +61,6 @@ def run_folds(
         machine.say(f"note: {remark}")
     name, parts = next(iter(plans.items()))
     split = split_source(pool, parts)
-    for warning in warnings_of(audit_source(pool, dataset=split)):
-        machine.say(f"warning: {warning}; `pipeline data` lists them")
     plan = plan_batches(split.train.labels, classes_per_batch=first.classes_per_batch, images_per_class=first.images_per_class)
     counts = Counter(parts)
     machine.say(
@@ -60,21 +70,21 @@ def run_folds(
         f"{first.epochs or automatic_epochs(plan.per_epoch)} epochs of {plan.per_epoch} batches, "
         f"{plan.classes_per_batch} classes x {plan.images_per_class} images"
     )
-    quiet, done = replace(machine, quiet=True), []
+    once, done = _Once(**vars(machine)), []
     with TemporaryDirectory(prefix="pipeline-folds-") as folder, machine.bar("folds", len(plans)) as bar:
         for name, parts in plans.items():
             paths = Path(folder) / f"{name}.safetensors", Path(folder) / f"{name}.classifier.safetensors"
             split = split_source(pool, parts)
-            embed(split, read, first, out=paths[0], machine=quiet)
-            classify(paths[0], second, out=paths[1], machine=quiet, source=split)
-            done.append(compare(name, *paths, machine=quiet, source=split, within=False))
+            embed(split, read, first, out=paths[0], machine=once)
+            classify(paths[0], second, out=paths[1], machine=once, source=split)
+            done.append(compare(name, *paths, machine=once, source=split, within=False))
             for path in Path(folder).iterdir():
                 path.unlink()
             bar.update()
             right = done[-1].scored.score("classification_accuracy")
             machine.say(f"{name}: {round((right.value or 0) * right.count)} of {right.count} right")
-    for alarm in alarms(done):
-        machine.say(f"warning: {alarm}")
+    if collapsed := sum(EpochLog(**one.embedding["history"][one.embedding["epoch"] - 1]).collapsed for one in done):
+        machine.say(f"warning: in {collapsed} of {len(done)} folds the embedding has collapsed; try a lower --lr")
     pooled = pool_comparisons(done, pool, repeats, notes)
     write_report(out, [pooled], figures=figures)
     return (pooled,)
@@ -131,22 +141,11 @@ def plan_folds(source: Source, folds: int, repeats: int) -> tuple[dict[str, list
         small |= 2 * len(held["val"]) < len(held["train"])
     if small:
         plans = {name: ["train" if part == "val" else part for part in parts] for name, parts in plans.items()}
-        remarks.append("most classes are too small to give up a validation image: epochs and k are fixed, the temperature is 1")
+        remarks.append("most classes are too small to give up a validation image: epochs, k and weight decay are fixed, temperature is 1")
     if alone:
         named = ", ".join(sorted(alone)[:5])
         remarks.append(f"{len(alone)} classes ({named}) have a fold with none of their images in training: it can't name them rightly")
     return plans, remarks
-
-
-def alarms(folds: Sequence[Comparison]) -> list[str]:
-    """What went wrong in training, once for all folds."""
-    collapsed = sum(EpochLog(**one.embedding["history"][one.embedding["epoch"] - 1]).collapsed for one in folds)
-    unfinished = sum(not one.classifier["history"][one.classifier["epoch"] - 1]["converged"] for one in folds)
-    told = (
-        (collapsed, "the embedding has collapsed; try a lower --lr, or more classes and images in a batch"),
-        (unfinished, "the head has not converged; give more epochs in the table [classify] of --config"),
-    )
-    return [f"in {count} of {len(folds)} folds {what}" for count, what in told if count]
 
 
 def pool_comparisons(folds: Sequence[Comparison], source: Source, repeats: int, notes: Sequence[str]) -> Comparison:

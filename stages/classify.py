@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
 from stages.metrics import knn, usual_neighbours
-from stages.network import Head, embed_images, state_digest
+from stages.network import Head, embed_split, state_digest
 from stages.records import Embeddings, HeadLog, Split
 from stages.settings import ClassifySettings
 
@@ -44,10 +44,7 @@ def embed_frozen(
     Raises RuntimeError if a weight or buffer of the network moved all the same; that would be a bug.
     """
     before = state_digest(network.state_dict())
-    gallery, queries = (
-        Embeddings(embed_images(network, part.blocks(BLOCK), device=device), part.labels, part.classes) if part else None
-        for part in (train, validation)
-    )
+    gallery, queries = (embed_split(network, part, device=device, block=BLOCK) if part else None for part in (train, validation))
     assert gallery is not None  # only validation may be missing
     if state_digest(network.state_dict()) != before:
         raise RuntimeError("the frozen embedding changed while it was used")

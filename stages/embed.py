@@ -8,11 +8,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stages.augment import random_affine
+from stages.augment import random_affine, random_photo
 from stages.errors import PipelineError
 from stages.loss import triplet_loss
 from stages.metrics import knn, measure_split, triplet_accuracy, usual_neighbours
-from stages.network import EmbeddingNet, embed_images, pixel_statistics, to_device
+from stages.network import (
+    Backbone,
+    EmbeddingNet,
+    Pretrained,
+    embed_images,
+    embed_split,
+    has_features,
+    pixel_statistics,
+    take_input,
+    to_device,
+)
 from stages.records import EpochLog, Split, TrainingState
 from stages.sampler import PKSampler, plan_batches
 from stages.settings import EmbedSettings
@@ -56,6 +66,7 @@ def train_embedding(
     *,
     device: torch.device,
     precision: torch.dtype = torch.float32,
+    network: EmbeddingNet | None = None,
     state: TrainingState | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
@@ -65,16 +76,17 @@ def train_embedding(
     Among epochs with equal kNN accuracy the higher triplet accuracy decides, then the later epoch. Without validation
     images the last epoch is taken.
 
-    state: where to go on; None starts anew, from `settings.seed`. on_step: called after each step with the state; a
-    true return stops training after that step. on_epoch: called after each epoch.
+    network: as training starts it; None: `new_network`. state: where to go on; None starts anew, from `settings.seed`.
+    on_step: called after each step with the state; a true return stops training after that step. on_epoch: called after
+    each epoch.
     Raises SettingsError if the batches can't be formed, PipelineError if the loss stops being finite.
     """
     torch.manual_seed(settings.seed)
     plan = plan_batches(train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class)
     sampler = PKSampler(train.labels, plan, seed=settings.seed)
     epochs = settings.epochs or automatic_epochs(len(sampler))
-    network: EmbeddingNet = to_device(new_network(train, settings), device)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
+    network = to_device(network or new_network(train, settings), device)
+    optimiser = torch.optim.AdamW(network.parameter_groups(settings.lr), weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: rate_factor(done, epochs * len(sampler)))
     step, sums = 0, (0.0, 0.0, 0.0)
     history: tuple[EpochLog, ...] = ()
@@ -91,8 +103,7 @@ def train_embedding(
     while step < epochs * len(sampler):
         network.train()
         for batch in sampler:
-            pixels = train.take(batch).to(device)
-            pixels = random_affine(pixels) if settings.augment else pixels
+            pixels = training_input(network, train, batch, augment=settings.augment, device=device)
             with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
                 vectors = network(pixels)
             result = triplet_loss(
@@ -138,14 +149,38 @@ def train_embedding(
     return _result(network, best, history)
 
 
-def new_network(train: Split, settings: EmbedSettings) -> EmbeddingNet:
-    """The network as training starts it: weights drawn from `settings.seed`, pixel statistics from the training part.
+def training_input(network: EmbeddingNet, train: Split, batch: Tensor, *, augment: bool, device: torch.device) -> Tensor:
+    """Changed images of a batch, or the features of one of their fixed views where the network's trunk has made them."""
+    if train.features and has_features(network, train):
+        views = torch.randint(train.features.values.shape[1] if augment else 1, (len(batch),))
+        return train.features.values[train.rows[batch], views].to(device)
+    pixels = train.take(batch).to(device)
+    if not augment:
+        return pixels
+    photos = isinstance(network.trunk, Backbone) and pixels.shape[1] == 3
+    return random_photo(pixels) if photos else random_affine(pixels)
 
-    It is the report's "untrained" baseline too.
+
+def new_network(train: Split, settings: EmbedSettings, pretrained: Pretrained | None = None) -> EmbeddingNet:
+    """The network as training starts it; it is the report's "untrained" baseline too.
+
+    Weights are drawn from `settings.seed` and pixel statistics taken from the training part, save what is `pretrained`.
     """
     torch.manual_seed(settings.seed)
-    mean, std = pixel_statistics(train)
-    return EmbeddingNet(train.store.shape[1], train.store.shape[-1], settings.dim, name=settings.network, mean=mean, std=std)
+    mean, std = (pretrained.mean, pretrained.std) if pretrained else pixel_statistics(train)
+    network = EmbeddingNet(
+        train.store.shape[1],
+        train.store.shape[-1],
+        settings.dim,
+        name=settings.network,
+        trunk=settings.trunk,
+        pretrained=pretrained is not None,
+        mean=mean,
+        std=std,
+    )
+    if pretrained:
+        network.load_trunk(pretrained.tensors, where=f"--weights {pretrained.origin}")
+    return network
 
 
 def bounded_gallery(train: Split) -> Tensor:
@@ -165,8 +200,8 @@ def validate(
     """kNN accuracy of the validation images in the gallery, and triplet accuracy among them."""
     if validation is None:
         return None, None
-    queries = embed_images(network, validation.blocks(), device=device)
-    known = embed_images(network, (train.take(part) for part in gallery.split(512)), device=device)
+    queries = embed_split(network, validation, device=device).vectors
+    known = embed_images(network, (take_input(network, train, part) for part in gallery.split(512)), device=device)
     votes = knn(queries, known, train.labels[gallery], k=usual_neighbours(train.labels[gallery])).labels
     triplets = triplet_accuracy(measure_split(queries, validation.labels))[0]
     return float((votes == validation.labels.numpy()).mean()), None if math.isnan(triplets) else triplets

@@ -62,34 +62,39 @@ def score_split(
     classifier: ClassifierCheckpoint,
     *,
     pixels: Baseline,
-    untrained: Baseline,
+    untrained: Baseline | None,
     leaked: Sequence[int] = (),
     validated: bool = True,
     within: bool = True,
 ) -> Scored:
     """The comparison: kNN, triplet and classification accuracy, retrieval, calibration and three baselines, on the same images.
 
-    pixels, untrained: raw pixels, and the vectors of the network before training. leaked: positions of test images whose
-    pixels stand in the training or validation part; every figure is given with them and without. validated: whether
-    validation images chose each k. within: whether test images query each other; otherwise, where they are too few, they
-    query the training images. Every interval is a 95 % one; nothing here is chosen on these images.
+    pixels, untrained: raw pixels, and the vectors of the network before training; None where it can't be had, then its
+    scores are undefined. leaked: positions of test images whose pixels stand in the training or validation part; every
+    figure is given with them and without. validated: whether validation images chose each k. within: whether test images
+    query each other; otherwise, where they are too few, they query the training images. Every interval is a 95 % one; nothing
+    here is chosen on these images.
     """
     labels, rows = test.labels.numpy(), np.arange(len(test))
     gallery = classifier.gallery
     before, after = (probabilities(classifier.head, test.vectors, temperature=t).numpy() for t in (1.0, classifier.temperature))
     named = after.argmax(1)
     found = knn(test.vectors, gallery.vectors, gallery.labels, k=classifier.k)
-    raw, fresh = (knn(queries, known, gallery.labels, k=k).labels for queries, known, k in (pixels, untrained))
+
+    def named_by(space: Baseline) -> np.ndarray:
+        return np.asarray(knn(space.queries, space.gallery, gallery.labels, k=space.k).labels == labels)
+
     common = int(np.bincount(gallery.labels.numpy()).argmax())
     right = {
         "knn_accuracy": found.labels == labels,
         "classification_accuracy": named == labels,
         "majority_accuracy": labels == common,
-        "pixel_knn_accuracy": raw == labels,
-        "untrained_knn_accuracy": fresh == labels,
+        "pixel_knn_accuracy": named_by(pixels),
     }
+    if untrained:
+        right["untrained_knn_accuracy"] = named_by(untrained)
     how = "chosen on validation" if validated else "from the class sizes"
-    votes = (f"{min(k, len(gallery))} nearest training images (k {how}" for k in (classifier.k, pixels.k, untrained.k))
+    votes = [f"{min(one.k, len(gallery))} nearest training images (k {how}" if one else None for one in (classifier, pixels, untrained)]
     definitions = _define(f"training class, {test.classes[common]}", *votes)
 
     def measure(keep: np.ndarray) -> SplitMeasures:
@@ -131,7 +136,8 @@ def pool_folds(folds: Sequence[Scored], places: Sequence[np.ndarray], labels: np
     shares = {metric: hits[order[:, 0]] if repeats == 1 else hits[order].mean(1) for metric, hits in right.items()}
     each = [np.concatenate(parts)[order] for parts in zip(*(one.measures for one in folds), strict=True)]
     measures = SplitMeasures(*(part.mean(1) if part.dtype.kind == "f" else part.sum(1) for part in each))
-    definitions = _define(f"class, {classes[common]}", *["k nearest training images (k and these as in each fold"] * 3)
+    vote = "k nearest training images (k and these as in each fold"
+    definitions = _define(f"class, {classes[common]}", vote, vote, vote if "untrained_knn_accuracy" in right else None)
     scores, paired = _figures("test", shares, right, prediction, measures, definitions, within=False)
     told = "; each image tested by models that never saw it" + f"; mean of {repeats} repeats, interval over images" * (repeats > 1)
     scores = tuple(
@@ -142,15 +148,16 @@ def pool_folds(folds: Sequence[Scored], places: Sequence[np.ndarray], labels: np
     return Scored((*scores, *clean[0]), (*paired, *clean[1]), prediction, right, measures, min(one.spread for one in folds))
 
 
-def _define(common: str, known: str, raw: str, fresh: str) -> dict[str, str]:
-    """What each share is; the last three say who votes."""
+def _define(common: str, known: str | None, raw: str | None, fresh: str | None) -> dict[str, str]:
+    """What each share is; the last three say who votes, or None."""
     vote = "share of images that the majority of the {}; all ties at the edge vote, equal votes go to the nearest) names rightly"
     return {
         "knn_accuracy": vote.format(known),
         "classification_accuracy": "share of images that dropout + linear + log-softmax on the frozen embedding names rightly",
         "majority_accuracy": f"share of images of the most frequent {common}",
         "pixel_knn_accuracy": vote.format(raw) + f", Euclidean distance of raw pixels (images above {PIXELS} pixels averaged down to it)",
-        "untrained_knn_accuracy": vote.format(fresh) + ", the same network before training",
+        "untrained_knn_accuracy": (vote.format(fresh) if fresh else "left out: its weights are gone")
+        + ", the same network before training",
     }
 
 
@@ -164,7 +171,8 @@ def _figures(
     within: bool,
 ) -> tuple[tuple[Score, ...], tuple[Paired, ...]]:
     """Every score and paired test. shares, measures: an entry an image; right, prediction: an entry a prediction."""
-    named = {metric: _share(metric, split, hits.astype(float), definitions[metric]) for metric, hits in shares.items()}
+    each = {metric: shares[metric] if metric in shares else np.zeros(0, bool) for metric in definitions}
+    named = {metric: _share(metric, split, each[metric].astype(float), definitions[metric]) for metric in definitions}
     hits = right["classification_accuracy"]
     scores = (
         named.pop("knn_accuracy"),
@@ -175,7 +183,7 @@ def _figures(
         _calibration("calibration_error", split, prediction.probability, hits, "after temperature"),
         _calibration("calibration_error_uncalibrated", split, prediction.uncalibrated, hits, "before temperature"),
     )
-    return scores, tuple(compare_shares(a, b, split, shares[a], shares[b]) for a, b in PAIRS)
+    return scores, tuple(compare_shares(a, b, split, each[a][: len(each[b])], each[b]) for a, b in PAIRS)
 
 
 def _relabel(figures: tuple[tuple[Score, ...], tuple[Paired, ...]]) -> tuple[tuple[Score, ...], tuple[Paired, ...]]:

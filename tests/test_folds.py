@@ -1,6 +1,5 @@
 """Folds: the partition on many random sources, the pooled figures against counting, and small sets end to end."""
 
-import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +18,11 @@ from test_score_statistics import random_embeddings, scored
 
 from pipeline import cli
 from pipeline.data import Dataset, split_source, units
-from pipeline.folds import alarms, divide, plan_folds, run_folds
+from pipeline.folds import divide, plan_folds, run_folds
 from pipeline.report import verdict
 from stages.errors import SettingsError
 from stages.metrics import measure_gallery, triplet_accuracy, usual_neighbours
+from stages.records import EpochLog
 from stages.sampler import plan_batches
 from stages.score import compare_shares, pool_folds
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
@@ -117,8 +117,7 @@ def test_a_lone_image_is_told_of_and_never_in_training_while_it_is_tested():
 
 
 @pytest.mark.parametrize(
-    ("folds", "repeats", "message"),
-    [(1, 1, "2 to 4"), (0, 1, "2 to 4"), (5, 1, "2 to 4"), (2, 1, "more folds"), (4, 0, "--repeats 0")]
+    ("folds", "repeats", "message"), [(1, 1, "2 to 4"), (0, 1, "2 to 4"), (5, 1, "2 to 4"), (2, 1, "more folds"), (4, 0, "--repeats 0")]
 )
 def test_folds_that_can_not_be_are_refused_in_one_message(folds, repeats, message):
     rows = [("ab"[number % 2], number, "", "") for number in range(4)]
@@ -306,11 +305,14 @@ def test_parts_of_the_source_are_pooled_and_copies_stay_together(tmp_path, capsy
     assert not any(each.scored.leaked for each in one.folds)
 
 
-def test_alarms_are_counted_over_folds(tmp_path):
-    one = fold(make_dataset(("a", "b")), tmp_path, 2)
-    assert alarms(one.folds) == []
-    bad = {**one.folds[0].classifier, "history": [{**log, "converged": False} for log in one.folds[0].classifier["history"]]}
-    assert re.match("in 1 of 2 folds the head has not converged", alarms([replace(one.folds[0], classifier=bad), one.folds[1]])[0])
+def test_what_goes_wrong_in_many_folds_is_said_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(EpochLog, "collapsed", True)
+    data = make_dataset(("a", "b"))
+    settings, loud = ClassifySettings(epochs=1), replace(QUIET, quiet=False)
+    run_folds(data, data.read, SHORT, settings, folds=3, repeats=2, out=tmp_path, machine=loud)
+    told = capsys.readouterr().err
+    assert told.count("warning: in 6 of 6 folds the embedding has collapsed") == 1
+    assert told.count("warning: the head has not converged") == 1
 
 
 @pytest.mark.parametrize("arguments", [("--repeats", "2"), ("--folds", "2", "--seeds", "0,1")])
