@@ -24,6 +24,7 @@ BLOCK = 128  # images embedded at once; on a CPU a third faster than 512
 LOGITS = 2**23  # handled at once
 NEIGHBOURS = (1, 5, 20)  # values of k to choose from, beside the usual one
 QUERIES = 1000  # validation vectors that choose k
+CALIBRATING = 50  # validation vectors that a temperature needs: of fewer, all named rightly, even the sure ones count as doubtful
 
 
 class TrainedClassifier(NamedTuple):
@@ -60,15 +61,15 @@ def train_classifier(
     k: int | None = None,
     on_epoch: Callable[[HeadLog], None] | None = None,
 ) -> TrainedClassifier:
-    """The head, its temperature and kNN's k, all chosen on validation, never on the test part.
+    """The head, its temperature and kNN's k, all chosen on validation, never on the test part; without it fixed.
 
-    k: if it has been chosen before; it depends on the vectors alone.
+    k: if it has been chosen before; it depends on the vectors alone. The temperature is 1 below 50 validation vectors.
     """
     head, epoch, history = fit_head(train, validation, settings, device=device, on_epoch=on_epoch)
     if validation is None:
         return TrainedClassifier(head, epoch, history, 1.0, k or usual_neighbours(train.labels))
     with torch.inference_mode():
-        temperature = fit_temperature(head(validation.vectors), validation.labels)
+        temperature = fit_temperature(head(validation.vectors), validation.labels) if len(validation) >= CALIBRATING else 1.0
     k = k or choose_neighbours(validation.vectors, validation.labels, train.vectors, train.labels)
     return TrainedClassifier(head, epoch, history, temperature, k)
 
