@@ -72,7 +72,7 @@ class Comparison:
 
 
 class Finding(NamedTuple):
-    """A sentence of the verdict. kind: `answer`, or `warning` where the figures alone would mislead."""
+    """A sentence of the verdict. kind: `answer`, `note`, or `warning` where the figures alone would mislead."""
 
     kind: str
     text: str
@@ -239,18 +239,6 @@ def summary(comparisons: Sequence[Comparison], *, pooled: bool = False) -> list[
         ]
         text = f"Over {len(comparisons)} runs on the same split, mean and standard deviation: {', '.join(told)}."
         return [Finding("answer", text)]
-    if (one := comparisons[0]).folds:
-        right = one.scored.score("classification_accuracy")
-        moved = next(score for score in one.deviation if score.metric == right.metric)
-        text = (
-            f"{right.count:,} images, each tested by models that never saw it: of so many, {_percent(right.value)} right means that new "
-            f"images of this kind will be named rightly somewhere between {_percent(right.low)} and {_percent(right.high)} of the time. "
-            f"One image more or less is {100 / right.count:.2g} points"
-        )
-        if moved.value is not None:
-            where = "repeat to repeat" if one.repeats > 1 else "fold to fold"
-            text += f"; from {where} the share moves by {100 * moved.value:.1f} points (standard deviation)"
-        return [Finding("answer", f"{text}.")]
     between, refused = ([], []) if pooled else compare_all(comparisons)
     findings = [
         Finding("answer", f"{TITLES[p.metric_a]}, {run_a} against {run_b}: {_difference(p)}.")
@@ -272,6 +260,18 @@ def verdict(comparison: Comparison) -> list[Finding]:
         f"({_percent(right.low)[:-2]}\u2013{_percent(right.high)}); kNN on {_percent(known.value)}; {_chance(versus)}. "
         f"Raw pixels reach {_percent(raw.value)}."
     )
+    findings = [Finding("answer", head)]
+    if comparison.folds:
+        moved = next(score.value for score in comparison.deviation if score.metric == right.metric)
+        where = "repeat to repeat" if comparison.repeats > 1 else "fold to fold"
+        findings.append(
+            Finding(
+                "note",
+                f"Each image was tested by models that never saw it. Of {right.count:,} images, {_percent(right.value)} right means: of new "
+                f"images of this kind somewhere between {_percent(right.low)} and {_percent(right.high)}. One image more or less is "
+                f"{100 / right.count:.2g} points{f'; from {where} the share moves by {100 * moved:.1f}' if moved is not None else ''}.",
+            )
+        )
     warnings = []
     if scored.leaked:
         count, total = len(scored.leaked), right.count
@@ -307,7 +307,7 @@ def verdict(comparison: Comparison) -> list[Finding]:
             "pixel": ("The embedding does harm", "The embedding is not shown to beat raw pixels"),
         }[name][0 if worse else 1]
         warnings.append(f"{what}: {reached} by kNN, the embedding {_percent(known.value)}; {_chance(paired)}.")
-    return [Finding("answer", head), *(Finding("warning", text) for text in warnings)]
+    return [*findings, *(Finding("warning", text) for text in warnings)]
 
 
 def _beats(scored: Scored, baseline: str) -> bool:

@@ -242,7 +242,7 @@ def test_the_pooled_accuracy_equals_recounting_the_predictions(tmp_path, folds, 
     assert set(pooled["count"].drop("triplet_accuracy")) == {count}
     assert "training images" in pooled["definition"]["triplet_accuracy"].iloc[0]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert f"{count} images, each tested by models that never saw it" in page
+    assert f"Each image was tested by models that never saw it. Of {count} images" in page
     assert "somewhere between" in page and 'id="map"' not in page
     assert one.repeats == repeats
     tested = [set(each.images.ids) & set(each.data.train.ids) for each in one.folds]
