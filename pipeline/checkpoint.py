@@ -3,20 +3,23 @@
 safetensors runs no code on loading, so a file from a stranger is safe to open.
 """
 
+import io
 import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from stages.errors import CheckpointError, PipelineError
 from stages.network import Head, build_network, state_digest
-from stages.records import ClassifierCheckpoint, EmbeddingCheckpoint, Embeddings
+from stages.records import ClassifierCheckpoint, EmbeddingCheckpoint, Embeddings, EpochLog, TrainingState
 
 FORMAT_VERSION = 1
 
@@ -141,6 +144,27 @@ def load_vectors(
         for part in ("train", "val")
     ]
     return None if parts[0] is None else (parts[0], parts[1], header.record)
+
+
+def save_state(path: Path, state: TrainingState, record: Mapping[str, Any]) -> None:
+    """What going on with a training run needs. Raises PipelineError if it can't be written; an older file then stays."""
+    content = {field.name: getattr(state, field.name) for field in fields(state)}
+    content["history"] = [asdict(log) for log in state.history]
+    buffer = io.BytesIO()
+    torch.save({"format_version": FORMAT_VERSION, "record": json.dumps(record), "state": content}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_state(path: Path) -> tuple[TrainingState, dict[str, Any]]:
+    """The state, its tensors on the CPU, and its record. Runs no code from the file. Raises CheckpointError if it is damaged."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        content, record = found["state"], json.loads(found["record"])
+        content["history"] = tuple(EpochLog(**log) for log in content["history"])
+        return TrainingState(**content), record
+    except Exception as error:  # torch raises all kinds of error for a damaged or foreign file
+        told = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: not a training state that can be read ({told}); --force starts anew") from error
 
 
 def _network(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:

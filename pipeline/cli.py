@@ -2,7 +2,9 @@
 
 import json
 import os
+import signal
 import sys
+import threading
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -38,6 +40,7 @@ HELP = {
     "epochs": "Passes over the training images.  [default: chosen from their number]",
     "lr": "Peak learning rate; in stage two the first step of each line search.",
     "augment": "Change training images a little at random.",
+    "patience": "Stop after so many epochs without a better validation score.  [default: never]",
     "seed": "Of everything random in training.",
     "dropout": "Share of coordinates zeroed in training.",
     "balance": "Let every class weigh alike, however many images it has.",
@@ -122,6 +125,7 @@ def place_options(command: Any) -> Any:
 
 figures_option = click.option("--figures", type=click.Path(path_type=Path), help="A folder for the figures, as PNG and SVG.")
 force_option = click.option("--force", is_flag=True, help="Replace a checkpoint of another source or other settings.")
+resume_option = click.option("--resume", is_flag=True, help="Go on with an interrupted stage one; start if there is none.")
 SOURCE = (
     "`digits`; a folder: one subfolder a class, or train/ (val/, test/) with one subfolder a class; "
     "a .csv with path,label (split, group); or torchvision:NAME."
@@ -204,20 +208,24 @@ def configured(context: click.Context, command: click.Command) -> dict[str, Any]
 @data_option("digits", SOURCE)
 @path_option("--out", EMBEDDING, "Where the checkpoint goes.")
 @force_option
+@resume_option
+@click.option("--tensorboard", type=click.Path(path_type=Path), help="A folder for TensorBoard's files (an extra).")
 @settings_options(EmbedSettings, *EMBED)
 @settings_options(ReadSettings, *READ)
 @place_options
 @machine_options
-def embed(source: str, out: Path, force: bool, **options: Any) -> None:
+def embed(source: str, out: Path, force: bool, resume: bool, tensorboard: Path | None, **options: Any) -> None:
     """Stage one: train the embedding with triplet loss.
 
     \b
     pipeline embed --data photos/ --epochs 40
+    torchrun --nproc-per-node=2 -m pipeline embed --data photos/
     """
     settings, read = pick(EmbedSettings, options), pick(ReadSettings, options)
     from pipeline import run as stages_run
 
-    path = stages_run.embed(source, read, settings, out=out, machine=machine(options), force=force)
+    rest: dict[str, Any] = {"force": force, "resume": resume, "tensorboard": tensorboard}
+    path = stages_run.embed(source, read, settings, out=out, machine=machine(options), **rest)
     click.echo(f"{path} written; next: pipeline classify{_unless(out, EMBEDDING, '--embedding')}")
 
 
@@ -288,6 +296,7 @@ def predict(images: tuple[Path, ...], classifier: Path, out: Path, as_json: bool
 @path_option("--classifier", CLASSIFIER, "Where stage two's checkpoint goes.")
 @path_option("--out", REPORTS, "The folder that the report goes to.")
 @force_option
+@resume_option
 @figures_option
 @click.option("--seeds", metavar="N,N,...", callback=_seeds, help="Run all stages once a seed; the report adds mean and deviation.")
 @click.option("--folds", type=int, metavar="K", help="Test every image once, in K folds, for few images; no checkpoint is kept.")
@@ -304,8 +313,10 @@ def run(context: click.Context, /, source: str, embedding: Path, classifier: Pat
     pipeline run --data photos/
     """
     folds, repeats = options.pop("folds"), options.pop("repeats")
-    if (repeats is not None and folds is None) or (folds is not None and options["seeds"]):
-        raise click.UsageError("--repeats needs --folds, and --folds can't be combined with --seeds; --repeats shows a deviation too")
+    if repeats is not None and folds is None:
+        raise click.UsageError("--repeats needs --folds")
+    if folds is not None and (options["seeds"] or options["resume"]):
+        raise click.UsageError("--folds goes with neither --seeds (--repeats shows a deviation too) nor --resume (no model is kept)")
     own = {name: value for name, value in configured(context, embed).items() if name in ("epochs", "lr")}
     embed_settings = pick(EmbedSettings, {**options, **own})
     classify_settings = pick(ClassifySettings, {"seed": options["seed"], **configured(context, classify)})
@@ -320,7 +331,7 @@ def run(context: click.Context, /, source: str, embedding: Path, classifier: Pat
     from pipeline import run as stages_run
 
     where: dict[str, Any] = {"embedding": embedding, "classifier": classifier, "out": out, "figures": options["figures"]}
-    rest = {"machine": machine(options), "force": force, "seeds": options["seeds"]}
+    rest = {"machine": machine(options), "force": force, "resume": options["resume"], "seeds": options["seeds"]}
     _show(stages_run.run(source, read, embed_settings, classify_settings, **where, **rest), out, options["figures"], bool(rest["seeds"]))
 
 
@@ -360,18 +371,31 @@ def _show(comparisons: Any, out: Path, figures: Path | None, pooled: bool = Fals
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 1 wrong input, 2 wrong usage, 130 interrupted. A bug keeps its traceback."""
+    leads = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = commands.main(arguments, standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        if leads:
+            error.show()
         status = error.exit_code
     except PipelineError as error:
-        click.echo(f"error: {error}", err=True)
+        if leads:  # all find the same
+            click.echo(f"error: {error}", err=True)
         status = 1
     except BrokenPipeError:  # who reads our output has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+    except (click.Abort, KeyboardInterrupt) as error:
+        if leads:
+            click.echo(str(error.__cause__ or error) or "interrupted", err=True)  # click wraps the interrupt
         status = 130
+    except RuntimeError as error:
+        from pipeline.runtime import lost_process
+
+        if not lost_process(error):
+            raise
+        click.echo("error: another process of this run has died; start the run again, stage one with --resume", err=True)
+        status = 1
     sys.exit(status or 0)

@@ -15,6 +15,7 @@ from pipeline.report import Comparison, write_report
 from pipeline.run import Machine, classify, compare, embed
 from stages.embed import automatic_epochs
 from stages.errors import SettingsError
+from stages.processes import place
 from stages.records import Embeddings, EpochLog, Scored, Split
 from stages.sampler import plan_batches
 from stages.score import pool_folds, pool_runs
@@ -23,12 +24,12 @@ from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 @dataclass(frozen=True)
 class _Once(Machine):
-    """Says what concerns all folds once, and nothing of a single one."""
+    """Says what concerns all folds once, and nothing of a single one: a collapse is counted at the end."""
 
     said: set[str] = field(default_factory=set)
 
     def say(self, message: str) -> None:
-        if message.startswith(("note:", "warning:")) and message not in self.said:
+        if message.startswith(("note:", "warning:")) and "collapsed" not in message and message not in self.said:
             self.said.add(message)
             super().say(message)
 
@@ -47,8 +48,11 @@ def run_folds(
 ) -> tuple[Comparison]:
     """Both stages once a fold and repeat, and one report of all; the models themselves are not kept.
 
-    Raises SettingsError if there can't be so many folds.
+    Raises SettingsError if there can't be so many folds, or for several processes.
     """
+    machine.start()
+    if place()[1] > 1:
+        raise SettingsError("--folds: one process trains all folds in a row; start it without torchrun")
     data = machine.load(source, weights.fit(read, first))
     notes = list(data.notes)
     if any(entry.part for entry in data.origin.entries):
@@ -75,7 +79,10 @@ def run_folds(
         for name, parts in plans.items():
             paths = Path(folder) / f"{name}.safetensors", Path(folder) / f"{name}.classifier.safetensors"
             split = split_source(pool, parts)
-            embed(split, read, first, out=paths[0], machine=once)
+            try:
+                embed(split, read, first, out=paths[0], machine=once)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt("interrupted; folds keep nothing, start them again") from None
             classify(paths[0], second, out=paths[1], machine=once, source=split)
             done.append(compare(name, *paths, machine=once, source=split, within=False))
             for path in Path(folder).iterdir():

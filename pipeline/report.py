@@ -267,8 +267,8 @@ def verdict(comparison: Comparison) -> list[Finding]:
         findings.append(
             Finding(
                 "note",
-                f"Each image was tested by models that never saw it. Of {right.count:,} images, {_percent(right.value)} right means: of new "
-                f"images of this kind somewhere between {_percent(right.low)} and {_percent(right.high)}. One image more or less is "
+                f"Each image was tested by models that never saw it. Of {right.count:,} images, {_percent(right.value)} right means: of "
+                f"new images of this kind somewhere between {_percent(right.low)} and {_percent(right.high)}. One image more or less is "
                 f"{100 / right.count:.2g} points{f'; from {where} the share moves by {100 * moved:.1f}' if moved is not None else ''}.",
             )
         )

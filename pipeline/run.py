@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -18,12 +17,14 @@ from pipeline.data import SUFFIXES, Dataset, default_cache, load_dataset, read_s
 from pipeline.features import see_once
 from pipeline.predict import find_images, predict_images, write_predictions
 from pipeline.report import Comparison, write_report
+from pipeline.watch import Watch, state_path
 from stages.classify import DECAYS, choose_neighbours, embed_frozen, train_classifier
 from stages.embed import automatic_epochs, new_network, train_embedding
 from stages.errors import CheckpointError, DataError, PipelineError, SettingsError
 from stages.metrics import usual_neighbours
 from stages.network import EmbeddingNet, Pretrained, embed_split, to_device, with_new_layers
-from stages.records import EmbeddingCheckpoint, Embeddings, EpochLog, Split
+from stages.processes import place
+from stages.records import EmbeddingCheckpoint, Embeddings, Split, TrainingState
 from stages.sampler import plan_batches
 from stages.score import Baseline, raw_pixels, score_split
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
@@ -46,13 +47,15 @@ class Machine:
 
     def say(self, message: str) -> None:
         """A line for the person who waits, above any progress bar."""
-        if not self.quiet:
+        if not self.quiet and runtime.leads():
             tqdm.write(message, file=sys.stderr)
 
-    def bar(self, caption: str, total: int, items: Iterable[Any] | None = None) -> Any:
+    def bar(self, caption: str, total: int, items: Iterable[Any] | None = None, *, initial: int = 0, unit: str = "it") -> Any:
         """A progress bar, on a terminal only."""
-        hidden = self.quiet or not sys.stderr.isatty()
-        return tqdm(items, total=total, desc=caption, file=sys.stderr, disable=hidden, leave=False)
+        hidden = self.quiet or not sys.stderr.isatty() or not runtime.leads()
+        return tqdm(
+            items, total=total, desc=caption, file=sys.stderr, disable=hidden, leave=False, initial=initial, unit=unit, unit_scale=True
+        )
 
     def show(self, caption: str, total: int, items: Iterable[Any]) -> Iterable[Any]:
         """An iterable under a progress bar."""
@@ -63,7 +66,9 @@ class Machine:
         """Read a source; one that has been read already comes back as it is."""
         if isinstance(source, Dataset):
             return source
-        data = load_dataset(source, read, cache=self.cache, root=self.root, download=self.download, progress=self.show)
+        data = runtime.leader_first(
+            lambda: load_dataset(source, read, cache=self.cache, root=self.root, download=self.download, progress=self.show)
+        )
         for note in data.notes:
             self.say(f"note: {note}")
         return data
@@ -75,44 +80,68 @@ def data(source: str, read: ReadSettings, *, machine: Machine) -> Audit:
     return audit_source(found, near=True, progress=machine.show)
 
 
-def embed(source: str | Dataset, read: ReadSettings, settings: EmbedSettings, *, out: Path, machine: Machine, force: bool = False) -> Path:
-    """Stage one: train the embedding on the source's training part and save it at `out`, its epochs beside it.
+def embed(
+    source: str | Dataset,
+    read: ReadSettings,
+    settings: EmbedSettings,
+    *,
+    out: Path,
+    machine: Machine,
+    force: bool = False,
+    resume: bool = False,
+    tensorboard: Path | None = None,
+) -> Path:
+    """Stage one: train the embedding on the source's training part and save it at `out`; its epochs and state go beside it.
 
-    Raises CheckpointError if `out` holds a run of another source or other settings and `force` is off.
+    resume: go on from the saved state; start if there is none; do nothing if the run is finished.
+    Raises CheckpointError if `out` holds a run of another source or other settings, or its state an unfinished run that is not
+    to be resumed, and `force` is off; KeyboardInterrupt, the state being saved, if a signal has asked to stop.
     """
     device = machine.start()
     data = machine.load(source, weights.fit(read, settings))
+    runtime.same_everywhere(data.source, data.fingerprint)
     pretrained = weights.load_weights(settings)
     identity = _embedding_identity(data, settings, pretrained)
     _refuse_another(out, "embedding", identity, force)
-    network = None
-    if pretrained or settings.trunk == "frozen":
-        network = to_device(new_network(data.train, settings, pretrained), device)
-        data = _see_once(data, network, device, machine)
-    if settings.trunk == "frozen" and not pretrained:
-        machine.say("warning: the trunk is frozen and its weights are random; give --weights, or --trunk tune")
     for warning in warnings_of(audit_source(data.origin, dataset=data)):
         machine.say(f"warning: {warning}; `pipeline data` lists them")
     plan = plan_batches(data.train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class)
     epochs = settings.epochs or automatic_epochs(plan.per_epoch)
     precision = runtime.choose_precision(machine.precision, device)
+    state: TrainingState | None = None
+    speeds: list[float | None] = []
+    if state_path(out).exists():
+        state, speeds = _saved_state(state_path(out), identity | {"precision": str(precision)}, resume=resume, force=force)
+    elif resume and out.exists() and not force:  # of the same source and settings, or it would have been refused
+        machine.say(f"{out}: finished; nothing to resume")
+        return out
     counts = {name: len(part) if part else 0 for name, part in (("train", data.train), ("val", data.validation), ("test", data.test))}
+    batch = plan.classes_per_batch * plan.images_per_class
+    processes = place()[1]
     machine.say(
         f"{data.source}: {len(data.train.classes)} classes, {counts['train']} training, {counts['val']} validation and "
         f"{counts['test']} test images of {data.read.size} x {data.read.size}, {'grey' if data.read.channels == 1 else 'colour'}\n"
         f"{epochs} epochs of {plan.per_epoch} batches, {plan.classes_per_batch} classes x {plan.images_per_class} images, "
-        f"on {device.type} in {str(precision).removeprefix('torch.')}"
+        f"on {device.type} in {str(precision).removeprefix('torch.')}" + (f", {processes} processes" if processes > 1 else "")
     )
     if data.validation is None:
         machine.say("note: there is no validation image; the last epoch is taken")
-    with machine.bar("training", epochs * plan.per_epoch) as bar:
-
-        def on_step(_: Any) -> None:
-            bar.update()
-
-        def on_epoch(log: EpochLog) -> None:
-            machine.say(describe(log, epochs))
-
+    if processes > 1 and device.type != "cuda":
+        machine.say("note: BatchNorm in training sees each process's share of the batch; spanning processes takes CUDA")
+    if settings.trunk == "frozen" and not pretrained:
+        machine.say("warning: the trunk is frozen and its weights are random; give --weights, or --trunk tune")
+    network = None
+    if pretrained or settings.trunk == "frozen":
+        network = to_device(new_network(data.train, settings, pretrained), device)
+        data = _see_once(data, network, device, machine)
+    if state:
+        machine.say(f"going on after step {state.step} of {state.steps}")
+    with (
+        machine.bar("training", epochs * plan.per_epoch * batch, initial=state.step * batch if state else 0, unit=" images") as bar,
+        runtime.stop_signals(machine.say) as stop,
+    ):
+        kept = {**identity, "precision": str(precision)}
+        watch = Watch(out, kept, epochs=epochs, bar=bar, say=machine.say, stop=stop, speeds=speeds, tensorboard=tensorboard)
         trained = train_embedding(
             data.train,
             data.validation,
@@ -120,9 +149,12 @@ def embed(source: str | Dataset, read: ReadSettings, settings: EmbedSettings, *,
             device=device,
             precision=precision,
             network=network,
-            on_step=on_step,
-            on_epoch=on_epoch,
+            state=state,
+            on_step=watch.on_step,
+            on_epoch=watch.on_epoch,
         )
+    if watch.stopped:
+        raise KeyboardInterrupt(f"interrupted; `pipeline embed --resume` goes on from {state_path(out)}")
     record = {
         **identity,
         "network": trained.network.config,
@@ -135,28 +167,32 @@ def embed(source: str | Dataset, read: ReadSettings, settings: EmbedSettings, *,
         "epoch": trained.epoch,
         "history": [asdict(log) for log in trained.history],
         "precision": str(precision).removeprefix("torch."),
+        "processes": processes,
         "versions": runtime.versions(),
     }
-    checkpoint.save_embedding(out, trained.network, record)
-    history = pd.DataFrame(record["history"]).to_csv(index=False)
-    checkpoint.write_atomically(out.with_name(f"{out.stem}.history.csv"), history.encode())
+
+    def write() -> None:
+        checkpoint.save_embedding(out, trained.network, record)
+        watch.write_history(trained.history)
+
+    runtime.leader_only(write)
     return out
 
 
-def describe(log: EpochLog, epochs: int) -> str:
-    """An epoch in one line, and in plain words when the embedding has collapsed."""
-    knn = "-" if log.val_knn is None else f"{log.val_knn:.4f}"
-    triplet = "-" if log.val_triplet is None else f"{log.val_triplet:.5f}"
-    line = (
-        f"epoch {log.epoch:>{len(str(epochs))}}/{epochs}  loss {log.loss:.4f}  active {log.active_share:6.2%}  "
-        f"distance {log.mean_distance:.3f}  val kNN {knn}  val triplet {triplet}"
-    )
-    if log.collapsed:
-        line += (
-            f"\nwarning: the embedding has collapsed: two images lie {log.mean_distance:.3f} apart on average, so nearly all "
-            "look alike to it. Try a lower --lr, or more classes and images in a batch"
-        )
-    return line
+def _saved_state(path: Path, identity: Mapping[str, Any], *, resume: bool, force: bool) -> tuple[TrainingState | None, list[float | None]]:
+    """The state to go on from, None to start anew, and the speeds that it remembers."""
+    if not resume and force:
+        return None, []
+    state, record = checkpoint.load_state(path)
+    if not resume:
+        if not record["finished"]:
+            raise CheckpointError(
+                f"{path}: an unfinished run, at step {state.step} of {state.steps}; go on with --resume, or start anew with --force"
+            )
+        return None, []
+    if differing := _differences(identity, record):
+        raise CheckpointError(f"{path}: can't be resumed: it holds {differing}; give its settings, or start anew with --force")
+    return state, record["speeds"]
 
 
 def classify(
@@ -198,7 +234,7 @@ def classify(
         "history": [asdict(log) for log in trained.history],
         "versions": runtime.versions(),
     }
-    checkpoint.save_classifier(out, embedded.network, trained.head, train, record)
+    runtime.leader_only(lambda: checkpoint.save_classifier(out, embedded.network, trained.head, train, record))
     return out
 
 
@@ -223,7 +259,7 @@ def _vectors(
     k = _neighbours(validation.vectors if validation else None, train.vectors, data)
     record = {"embedding_digest": embedded.digest, "fingerprint": fingerprint, "ids": data.train.ids, "k": k}
     try:
-        checkpoint.save_vectors(path, train, validation, record)
+        runtime.leader_only(lambda: checkpoint.save_vectors(path, train, validation, record))
     except PipelineError as error:
         machine.say(f"note: {error}; until then each run of stage two embeds again")
     return train, validation, record
@@ -253,7 +289,7 @@ def report(
     for name, embedding, classifier in zip(names, embeddings, classifiers, strict=True):
         known = source or next((c.data for c in comparisons if _same_data(c.embedding, embedding)), None)
         comparisons.append(compare(name, embedding, classifier, machine=machine, source=known))
-    write_report(out, comparisons, figures=figures)
+    runtime.leader_only(lambda: write_report(out, comparisons, figures=figures))
     return tuple(comparisons)
 
 
@@ -295,7 +331,7 @@ def _untrained(data: Dataset, embedded: EmbeddingCheckpoint, device: torch.devic
     settings = EmbedSettings(**record["settings"])
     if settings.trunk == "frozen":
         return with_new_layers(to_device(embedded.network, device), settings.seed).to(device)
-    if record["weights"]:
+    if record.get("weights"):
         try:
             pretrained = weights.load_weights(replace(settings, weights=record["weights"]["origin"]))
             if pretrained and pretrained.digest != record["weights"]["digest"]:
@@ -374,12 +410,14 @@ def run(
     out: Path,
     machine: Machine,
     force: bool = False,
+    resume: bool = False,
     seeds: Sequence[int] = (),
     figures: Path | None = None,
 ) -> tuple[Comparison, ...]:
     """The three stages in a row, the images read once; all checkpoints are checked before anything is trained.
 
-    seeds: run it once a seed, on the same split; each run has its own checkpoints, `-seed-N` in their names.
+    resume: of stage one, see `embed`. seeds: run it once a seed, on the same split; each run has its own checkpoints,
+    `-seed-N` in their names.
     """
     data = machine.load(source, weights.fit(read, embed_settings))
     pretrained = weights.load_weights(embed_settings)
@@ -392,10 +430,10 @@ def run(
         _refuse_another(one.classifier, "classifier", _classifier_identity(identity, one.second), force)
     comparisons = []
     for one in runs:
-        embed(data, read, one.first, out=one.embedding, machine=machine, force=force)
+        embed(data, read, one.first, out=one.embedding, machine=machine, force=force, resume=resume)
         classify(one.embedding, one.second, out=one.classifier, machine=machine, source=data, force=force)
         comparisons.append(compare(one.name, one.embedding, one.classifier, machine=machine, source=data))
-    write_report(out, comparisons, figures=figures, pooled=len(seeds) > 0)
+    runtime.leader_only(lambda: write_report(out, comparisons, figures=figures, pooled=len(seeds) > 0))
     return tuple(comparisons)
 
 
@@ -410,7 +448,7 @@ def _embedding_identity(data: Dataset, settings: EmbedSettings, pretrained: Pret
 
 
 def _see_once(data: Dataset, network: EmbeddingNet, device: torch.device, machine: Machine) -> Dataset:
-    return see_once(data, network, cache=machine.cache or default_cache(), device=device, show=machine.show)
+    return runtime.leader_first(lambda: see_once(data, network, cache=machine.cache or default_cache(), device=device, show=machine.show))
 
 
 def _classifier_identity(embedding: Mapping[str, Any], settings: ClassifySettings) -> dict[str, Any]:
@@ -441,17 +479,23 @@ def _refuse_another(path: Path, kind: str, identity: Mapping[str, Any], force: b
     if force or not path.exists():
         return
     header = checkpoint.read_header(path)
-    wanted = json.loads(json.dumps(identity))
     if header.kind != kind:
         raise CheckpointError(f"{path}: holds a checkpoint of kind {header.kind}; give another --out, or --force to replace it")
-    for name, value in wanted.items():
-        found = header.record.get(name)
+    if differing := _differences(identity, header.record):
+        raise CheckpointError(f"{path}: holds {differing}; give another --out, or --force to replace it")
+
+
+def _differences(wanted: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """In words, what another run a record is of; empty if it is of the same."""
+    for name, value in json.loads(json.dumps(wanted)).items():
+        found = record.get(name)
         if found == value:
             continue
-        if isinstance(value, dict) and isinstance(found, dict):
-            differing = [key for key in value if found.get(key) != value[key]]
-            stage = "its embedding's " if name == "embedding_settings" else ""
-            what = "a run with " + stage + ", ".join(f"{key.replace('_', '-')} {found.get(key)}, not {value[key]}" for key in differing)
-        else:
-            what = f"a run on other images, {header.record['source']}"
-        raise CheckpointError(f"{path}: holds {what}; give another --out, or --force to replace it")
+        if name == "fingerprint":
+            return f"a run on other images, {record.get('source', 'or of another split')}"
+        old, new = (one if isinstance(one, dict) else {name: one} for one in (found, value))
+        stage = "its embedding's " if name == "embedding_settings" else ""
+        return f"a run with {stage}" + ", ".join(
+            f"{key.replace('_', '-')} {old.get(key)}, not {new[key]}" for key in new if old.get(key) != new[key]
+        )
+    return ""

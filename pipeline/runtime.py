@@ -1,19 +1,29 @@
-"""The machine: device, precision, threads, versions. Nothing else in the project asks about them."""
+"""The machine: device, precision, threads, processes, signals, versions. Nothing else in the project asks about them."""
 
+import atexit
 import importlib.metadata
+import os
 import platform
+import signal
+import threading
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 
-from stages.errors import SettingsError
+from stages.errors import PipelineError, SettingsError
+from stages.processes import place
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
+T = TypeVar("T")
 
 
 def start(device: str, threads: int | None) -> torch.device:
-    """Choose the device and make what runs on it repeatable.
+    """Choose the device, make what runs on it repeatable, and join the other processes if `torchrun` started several.
 
     device: one of `DEVICES`; `auto` takes CUDA where there is one, else the CPU. threads: of the CPU, None: torch's choice.
     Raises SettingsError for a device that this machine lacks.
@@ -31,7 +41,101 @@ def start(device: str, threads: int | None) -> torch.device:
     torch.use_deterministic_algorithms(True, warn_only=chosen != "cpu")
     if chosen != "cpu":
         warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        _join(chosen)
     return torch.device(chosen)
+
+
+def _join(device: str) -> None:
+    """Open the process group that torchrun's environment describes; NCCL between GPUs, gloo between processors."""
+    local = int(os.environ["LOCAL_RANK"])
+    if device == "cuda":
+        if local >= torch.cuda.device_count():
+            raise SettingsError(
+                f"--nproc-per-node: more processes than the {torch.cuda.device_count()} GPUs of this machine; start one a GPU"
+            )
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    atexit.register(dist.destroy_process_group)
+
+
+def leads() -> bool:
+    """Whether this is the process that speaks and writes for all."""
+    return place()[0] == 0
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process; they agree."""
+    if place()[1] == 1:
+        return flag
+    found = torch.tensor(int(flag))
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
+
+
+def leader_first(action: Callable[[], T]) -> T:
+    """Do something in the first process of each machine, then in the others: they find the files that it has made."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if place()[1] == 1:
+        return action()
+    try:
+        if local == 0:
+            return action()
+    finally:
+        any_process(False)  # after a failure too: the others will fail alike, instead of waiting
+    return action()
+
+
+def leader_only(action: Callable[[], Any]) -> None:
+    """Do something in the first process alone, while the others wait."""
+    try:
+        if leads():
+            action()
+    finally:
+        any_process(False)
+
+
+def same_everywhere(what: str, value: str) -> None:
+    """Raises PipelineError if processes disagree."""
+    values: list[Any] = [None] * place()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+        if len(set(values)) > 1:
+            raise PipelineError(f"{what}: not the same in all processes; give every machine the same images")
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether an error says that another process of this run is gone."""
+    text = str(error).lower()
+    return place()[1] > 1 and (isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text or "connection" in text)
+
+
+class Stop:
+    """Whether a signal has asked to stop."""
+
+    requested = False
+
+
+@contextmanager
+def stop_signals(say: Callable[[str], None]) -> Iterator[Stop]:
+    """SIGINT and SIGTERM ask to stop, where they would have ended the program; a second SIGINT ends it."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may change handlers
+        yield stop
+        return
+
+    def ask(number: int, _: Any) -> None:
+        if stop.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.requested = True
+        say("stopping after this step, and saving the state; Ctrl-C again to stop at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -12,17 +12,8 @@ from stages.augment import random_affine, random_photo
 from stages.errors import PipelineError
 from stages.loss import triplet_loss
 from stages.metrics import knn, measure_split, triplet_accuracy, usual_neighbours
-from stages.network import (
-    Backbone,
-    EmbeddingNet,
-    Pretrained,
-    embed_images,
-    embed_split,
-    has_features,
-    pixel_statistics,
-    take_input,
-    to_device,
-)
+from stages.network import Backbone, EmbeddingNet, Pretrained, embed_split, has_features, pixel_statistics, to_device
+from stages.processes import gather_rows, own_part, place, share_buffers, sum_gradients
 from stages.records import EpochLog, Split, TrainingState
 from stages.sampler import PKSampler, plan_batches
 from stages.settings import EmbedSettings
@@ -34,8 +25,24 @@ STEPS = 500  # that small data gets at least, as far as 200 epochs go
 
 # (kNN accuracy, triplet accuracy), the epoch, its weights
 Best = tuple[tuple[float, float], int, dict[str, Tensor]]
-OnStep = Callable[[TrainingState], bool | None]
 OnEpoch = Callable[[EpochLog], None]
+
+
+class Step(NamedTuple):
+    """One optimiser step. done: how many so far. last: none will follow. images: of its batch, in all processes.
+
+    state: makes the state after it.
+    """
+
+    done: int
+    last: bool
+    loss: float
+    active_share: float
+    images: int
+    state: Callable[[], TrainingState]
+
+
+OnStep = Callable[[Step], bool | None]
 
 
 class TrainedEmbedding(NamedTuple):
@@ -77,17 +84,23 @@ def train_embedding(
     images the last epoch is taken.
 
     network: as training starts it; None: `new_network`. state: where to go on; None starts anew, from `settings.seed`.
-    on_step: called after each step with the state; a true return stops training after that step. on_epoch: called after
-    each epoch.
-    Raises SettingsError if the batches can't be formed, PipelineError if the loss stops being finite.
+    on_epoch: called after each epoch. on_step: called after each step (and after `on_epoch`); a true return stops training
+    there.
+
+    Where a process group is open, each process embeds its share of every batch, mines the whole of it, and all take the
+    same step; BatchNorm spans the processes on CUDA only.
+    Raises SettingsError if the batches can't be formed or shared, PipelineError if the loss stops being finite.
     """
     torch.manual_seed(settings.seed)
     plan = plan_batches(train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class)
+    own = own_part(plan.classes_per_batch, plan.images_per_class)
     sampler = PKSampler(train.labels, plan, seed=settings.seed)
-    epochs = settings.epochs or automatic_epochs(len(sampler))
+    steps = (settings.epochs or automatic_epochs(len(sampler))) * len(sampler)
     network = to_device(network or new_network(train, settings), device)
+    if place()[1] > 1 and device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     optimiser = torch.optim.AdamW(network.parameter_groups(settings.lr), weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: rate_factor(done, epochs * len(sampler)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: rate_factor(done, steps))
     step, sums = 0, (0.0, 0.0, 0.0)
     history: tuple[EpochLog, ...] = ()
     best: Best | None = None
@@ -99,54 +112,71 @@ def train_embedding(
         torch.set_rng_state(state.generator)
         step, history, sums, best = state.step, state.history, state.sums, state.best
 
-    gallery = bounded_gallery(train)
-    while step < epochs * len(sampler):
+    def current_state() -> TrainingState:
+        return TrainingState(
+            step=step,
+            steps=steps,
+            network=network.state_dict(),
+            optimiser=optimiser.state_dict(),
+            schedule=schedule.state_dict(),
+            sampler=sampler.state_dict(),
+            generator=torch.get_rng_state(),
+            history=history,
+            sums=sums,
+            best=best,
+        )
+
+    gallery = train.select(bounded_gallery(train))
+    stopped = _lost_patience(settings, history, best)
+    while step < steps and not stopped:
         network.train()
         for batch in sampler:
-            pixels = training_input(network, train, batch, augment=settings.augment, device=device)
+            pixels = training_input(network, train, batch[own], augment=settings.augment, device=device)
             with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
                 vectors = network(pixels)
             result = triplet_loss(
-                vectors,
+                gather_rows(vectors),
                 train.labels[batch].to(device),
                 mining=settings.mining,
                 margin=settings.margin,
                 distance=settings.distance,
                 ids=batch.to(device),
             )
-            if not torch.isfinite(result.loss):
-                raise PipelineError(f"--lr {settings.lr}: the loss is {result.loss.item()} at step {step + 1}; use a lower rate")
+            loss = result.loss.item()
+            if not math.isfinite(loss):
+                raise PipelineError(f"--lr {settings.lr}: the loss is {loss} at step {step + 1}; use a lower rate")
             optimiser.zero_grad(set_to_none=True)
             result.loss.backward()
+            sum_gradients(network)
             optimiser.step()
             schedule.step()
             step += 1
-            sums = (sums[0] + result.loss.item(), sums[1] + result.active_share, sums[2] + result.mean_distance)
+            sums = (sums[0] + loss, sums[1] + result.active_share, sums[2] + result.mean_distance)
             if step % len(sampler) == 0:
-                loss, active, distance = (value / len(sampler) for value in sums)
-                score = validate(network, train, gallery, validation, device=device)
-                log = EpochLog(step // len(sampler), loss, active, distance, *score)
+                share_buffers(network)
+                score = validate(network, gallery, validation, device=device)
+                mean_loss, active, distance = (value / len(sampler) for value in sums)
+                log = EpochLog(step // len(sampler), mean_loss, active, distance, *score)
                 history, sums = (*history, log), (0.0, 0.0, 0.0)
                 key = (score[0] or 0.0, score[1] or 0.0)
                 if best is None or key >= best[0]:
                     best = key, log.epoch, copy.deepcopy(network.state_dict())
+                stopped = _lost_patience(settings, history, best)
                 if on_epoch:
                     on_epoch(log)
-            if on_step and on_step(
-                TrainingState(
-                    step=step,
-                    network=network.state_dict(),
-                    optimiser=optimiser.state_dict(),
-                    schedule=schedule.state_dict(),
-                    sampler=sampler.state_dict(),
-                    generator=torch.get_rng_state(),
-                    history=history,
-                    sums=sums,
-                    best=best,
-                )
-            ):
-                return _result(network, best, history)
-    return _result(network, best, history)
+            last = stopped or step == steps
+            if on_step and on_step(Step(step, last, loss, result.active_share, len(batch), current_state)):
+                stopped = True
+            if stopped:
+                break
+    if best is not None:
+        network.load_state_dict(best[2])
+    network.eval()
+    return TrainedEmbedding(network, best[1] if best else 0, history)
+
+
+def _lost_patience(settings: EmbedSettings, history: tuple[EpochLog, ...], best: Best | None) -> bool:
+    return settings.patience is not None and best is not None and history[-1].epoch - best[1] >= settings.patience
 
 
 def training_input(network: EmbeddingNet, train: Split, batch: Tensor, *, augment: bool, device: torch.device) -> Tensor:
@@ -194,21 +224,11 @@ def bounded_gallery(train: Split) -> Tensor:
     return by_class[torch.linspace(0, len(train) - 1, GALLERY).round().long()]
 
 
-def validate(
-    network: nn.Module, train: Split, gallery: Tensor, validation: Split | None, *, device: torch.device
-) -> tuple[float | None, float | None]:
+def validate(network: nn.Module, gallery: Split, validation: Split | None, *, device: torch.device) -> tuple[float | None, float | None]:
     """kNN accuracy of the validation images in the gallery, and triplet accuracy among them."""
     if validation is None:
         return None, None
-    queries = embed_split(network, validation, device=device).vectors
-    known = embed_images(network, (take_input(network, train, part) for part in gallery.split(512)), device=device)
-    votes = knn(queries, known, train.labels[gallery], k=usual_neighbours(train.labels[gallery])).labels
-    triplets = triplet_accuracy(measure_split(queries, validation.labels))[0]
+    queries, known = (embed_split(network, part, device=device) for part in (validation, gallery))
+    votes = knn(queries.vectors, known.vectors, known.labels, k=usual_neighbours(known.labels)).labels
+    triplets = triplet_accuracy(measure_split(queries.vectors, queries.labels))[0]
     return float((votes == validation.labels.numpy()).mean()), None if math.isnan(triplets) else triplets
-
-
-def _result(network: EmbeddingNet, best: Best | None, history: tuple[EpochLog, ...]) -> TrainedEmbedding:
-    if best is not None:
-        network.load_state_dict(best[2])
-    network.eval()
-    return TrainedEmbedding(network, best[1] if best else 0, history)

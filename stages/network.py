@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.errors import CheckpointError, SettingsError
+from stages.processes import gather_rows, place
 from stages.records import Embeddings, Split
 
 ADAPTIVE_ABOVE = 64  # pixels; beyond it the map is pooled to what a 64-pixel image has, or the last layer grows huge
@@ -78,7 +79,7 @@ class EmbeddingNet(nn.Module):
         self.project = new_layers(features, dim) if isinstance(self.trunk, Backbone) else nn.Linear(features, dim)
         blocks = trunk_blocks(self.trunk)
         kept = 0 if trunk == "tune" else len(blocks) if trunk == "frozen" else max(0, len(blocks) - int(trunk.removeprefix("last-")))
-        self._kept = [self.trunk] if trunk == "frozen" else blocks[:kept]  # modules that training leaves alone
+        self._kept = kept  # blocks that training leaves alone
         if kept:
             self.trunk.requires_grad_(False)
             for block in blocks[kept:]:
@@ -89,7 +90,8 @@ class EmbeddingNet(nn.Module):
         """As in torch, but what isn't trained stays in evaluation mode: no dropout, no BatchNorm statistics that drift."""
         super().train(mode)
         fixed = [m for m in self.trunk.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if self.config["pretrained"] else []
-        for module in (*self._kept, *fixed):
+        kept = [self.trunk] if self.config["trunk"] == "frozen" else trunk_blocks(self.trunk)[: self._kept]
+        for module in (*kept, *fixed):
             module.eval()
         return self
 
@@ -254,7 +256,8 @@ def _from_timm(name: str, model: str, side: int) -> tuple[nn.Module, tuple[str, 
 
 def new_layers(features: int, dim: int) -> nn.Module:
     """The fully connected layers that take the place of a library network's last one."""
-    return nn.Sequential(nn.Linear(features, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, dim))
+    hidden = (nn.Linear(features, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU())
+    return nn.Sequential(nn.Dropout(0.5), *hidden, nn.Dropout(0.5), nn.Linear(HIDDEN, dim))
 
 
 def trunk_blocks(trunk: nn.Module) -> list[nn.Module]:
@@ -358,9 +361,15 @@ def take_input(network: nn.Module, split: Split, which: Tensor | slice) -> Tenso
 
 
 def embed_split(network: nn.Module, split: Split, *, device: torch.device, block: int = 512) -> Embeddings:
-    """`embed_images` of a split, `block` at a time, with its labels; from its features where this network's trunk made them."""
-    blocks = (take_input(network, split, slice(start, start + block)) for start in range(0, len(split), block))
-    return Embeddings(embed_images(network, blocks, device=device), split.labels, split.classes)
+    """Embed a split, `block` images at a time, as `embed_images` does; the processes of a run share the work.
+
+    From its features where this network's trunk has made them.
+    """
+    rank, world = place()
+    share = -(-len(split) // world)
+    rows = torch.arange(rank * share, (rank + 1) * share).clamp(max=len(split) - 1)  # equal shares: the end is padded
+    own = embed_images(network, (take_input(network, split, part) for part in rows.split(block)), device=device)
+    return Embeddings(gather_rows(own)[: len(split)], split.labels, split.classes)
 
 
 def state_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -69,6 +69,11 @@ class Split:
         """Some of the images, uint8 (n, C, S, S), by position in this split: int64 (n,) or a slice."""
         return self.store[self.rows[which]]
 
+    def select(self, which: Tensor) -> "Split":
+        """Some of the images as a split of their own, by position in this one: int64 (n,), n > 0."""
+        ids = tuple(self.ids[place] for place in which.tolist())
+        return Split(self.store, self.rows[which], self.labels[which], self.classes, ids, self.features)
+
     def blocks(self, size: int = 512) -> Iterator[Tensor]:
         """All images in order, uint8 (up to size, C, S, S) at a time."""
         for start in range(0, len(self), size):
@@ -141,11 +146,13 @@ class HeadLog:
 class TrainingState:
     """Everything that going on with stage one needs; going on from it is going on as if nothing had happened.
 
-    step: optimiser steps done so far in all epochs. sums: running sums of the current epoch's log.
+    Its tensors are the live ones: save or copy it before the next step.
+    step: optimiser steps done so far in all epochs, of `steps` in all. sums: running sums of the current epoch's log.
     best: the weights of the best epoch so far and its score, or None before the first validation.
     """
 
     step: int
+    steps: int
     network: dict[str, Tensor]
     optimiser: dict[str, Any]
     schedule: dict[str, Any]

@@ -49,21 +49,11 @@ class PKSampler:
     epoch is as short as that allows; classes that have run out are drawn again, evenly.
 
     labels: int64 (N,). plan: from `plan_batches`. seed: of the sampler's own generator.
-    rank, world: which process this is, and of how many. All draw the same batch and each yields its part; the parts in
-    the order of the ranks are the batch that a single process would have.
-    Yields int64 (P * K / world,), indices into `labels`, class by class. `len` is the number of batches.
-    Raises SettingsError for a batch that the processes can't share evenly.
+    Yields int64 (P * K,), indices into `labels`, class by class. `len` is the number of batches.
     """
 
-    def __init__(self, labels: Tensor, plan: BatchPlan, *, seed: int, rank: int = 0, world: int = 1):
-        size = plan.classes_per_batch * plan.images_per_class
-        if size % world:
-            raise SettingsError(
-                f"{plan.classes_per_batch} classes x {plan.images_per_class} images a batch: {size} can't be shared evenly by "
-                f"{world} processes; change --classes-per-batch or --images-per-class"
-            )
+    def __init__(self, labels: Tensor, plan: BatchPlan, *, seed: int):
         self.plan = plan
-        self._part = slice(rank * size // world, (rank + 1) * size // world)
         self.members = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
         self.generator = torch.Generator().manual_seed(seed)
         self._start = self.generator.get_state()
@@ -78,7 +68,7 @@ class PKSampler:
         batches = self._epoch()
         while self._position < len(batches):
             self._position += 1
-            yield batches[self._position - 1][self._part]
+            yield batches[self._position - 1]
         self._position = 0
 
     def state_dict(self) -> dict[str, Any]:

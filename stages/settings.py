@@ -72,6 +72,8 @@ class EmbedSettings:
     epochs: None: 20, or as many as make 500 steps, at most 200. An epoch draws each image at least once.
     lr: peak learning rate of AdamW (it warms up, then decays to zero along a cosine).
     augment: whether training images are shifted, turned and scaled a little.
+    patience: epochs without a better validation score after which to stop; None: never, since the rate decays to zero and
+        the last epochs are usually the best.
     seed: of everything random in training.
     """
 
@@ -87,6 +89,7 @@ class EmbedSettings:
     epochs: int | None = None
     lr: float = 3e-3
     augment: bool = True
+    patience: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -102,7 +105,7 @@ class EmbedSettings:
             self.trunk,
             "tune, frozen, or last-N such as last-2",
         )
-        _require_count(self, "dim", "epochs")
+        _require_count(self, "dim", "epochs", "patience")
         _require(self.mining in MININGS, "mining", self.mining, ", ".join(MININGS))
         _require(self.distance in DISTANCES, "distance", self.distance, ", ".join(DISTANCES))
         farthest = 2 if self.distance == "euclidean" else 4

@@ -6,12 +6,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     ["stages.errors"],
-    ["stages.settings", "stages.records", "stages.distance"],
+    ["stages.settings", "stages.records", "stages.distance", "stages.processes"],
     ["stages.network", "stages.loss", "stages.sampler", "stages.metrics", "stages.augment"],
     ["stages.embed", "stages.classify", "stages.score"],
     ["pipeline.store"],
     ["pipeline.data", "pipeline.checkpoint", "pipeline.plots", "pipeline.runtime", "pipeline.table", "pipeline.weights"],
-    ["pipeline.report", "pipeline.predict", "pipeline.audit", "pipeline.features"],
+    ["pipeline.watch", "pipeline.report", "pipeline.predict", "pipeline.audit", "pipeline.features"],
     ["pipeline.run"],
     ["pipeline.folds"],
     ["pipeline.cli"],

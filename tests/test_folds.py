@@ -315,7 +315,7 @@ def test_what_goes_wrong_in_many_folds_is_said_once(tmp_path, capsys, monkeypatc
     assert told.count("warning: the head has not converged") == 1
 
 
-@pytest.mark.parametrize("arguments", [("--repeats", "2"), ("--folds", "2", "--seeds", "0,1")])
+@pytest.mark.parametrize("arguments", [("--repeats", "2"), ("--folds", "2", "--seeds", "0,1"), ("--folds", "2", "--resume")])
 def test_options_that_do_not_go_together_are_a_usage_error(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", *arguments])

@@ -55,17 +55,6 @@ def test_a_restored_sampler_goes_on_where_it_stood(sizes, k, seed, data):
     assert done == whole
 
 
-def test_the_processes_parts_make_the_single_batch():
-    labels = torch.arange(5).repeat(9)
-    plan = plan_batches(labels, classes_per_batch=4, images_per_class=3)
-    whole = list(PKSampler(labels, plan, seed=3))
-    parts = [list(PKSampler(labels, plan, seed=3, rank=rank, world=6)) for rank in range(6)]
-    for batch, *shares in zip(whole, *parts, strict=True):
-        assert {len(share) for share in shares} == {2} and torch.equal(torch.cat(shares), batch)
-    with pytest.raises(SettingsError, match="12 can't be shared evenly by 5 processes"):
-        PKSampler(labels, plan, seed=3, rank=0, world=5)
-
-
 def test_an_epoch_is_no_longer_than_it_must_be():
     # 10 groups of 4 in five classes of two groups each, P = 2: five batches are possible, and enough.
     _, sampler = sampler_of([8, 8, 8, 8, 8], 2, 4)

@@ -1,0 +1,62 @@
+"""What the processes of one run tell each other; with a single process, nothing.
+
+`pipeline.runtime` opens the process group. Every process must come to each of these calls, in the same order.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from stages.errors import SettingsError
+
+
+def place() -> tuple[int, int]:
+    """Which process this is, from 0, and of how many."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def own_part(classes_per_batch: int, images_per_class: int) -> slice:
+    """Which images of each batch this process embeds. Raises SettingsError if the processes can't share evenly."""
+    rank, world = place()
+    size = classes_per_batch * images_per_class
+    if size % world:
+        raise SettingsError(
+            f"{classes_per_batch} classes x {images_per_class} images a batch: {size} can't be shared evenly by "
+            f"{world} processes; change --classes-per-batch or --images-per-class"
+        )
+    return slice(rank * size // world, (rank + 1) * size // world)
+
+
+def gather_rows(own: Tensor) -> Tensor:
+    """The rows of all processes, in the order of the processes: (n, D) each -> (world * n, D).
+
+    Gradient flows to this process's own rows only. That is all of it where every process computes the same loss of all
+    rows, if `sum_gradients` follows.
+    """
+    rank, world = place()
+    if world == 1:
+        return own
+    parts = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(parts, own.detach().contiguous())
+    parts[rank] = own
+    return torch.cat(parts)
+
+
+def sum_gradients(network: nn.Module) -> None:
+    """Give every process the sum of all processes' gradients: what one process would have computed for the whole batch."""
+    if place()[1] == 1:
+        return
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(summed.view(gradient.shape))
+
+
+def share_buffers(network: nn.Module) -> None:
+    """Give every process the first one's buffers: without SyncBatchNorm, running statistics differ between processes."""
+    if place()[1] > 1:
+        for buffer in network.buffers():
+            dist.broadcast(buffer, 0)

@@ -1,0 +1,136 @@
+"""Several processes of one run: the gradient of one, a run as good as one's, and what happens when one dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+import stages.embed
+from pipeline import checkpoint
+from stages.embed import Step, train_embedding
+from stages.errors import SettingsError
+from stages.network import embed_split, unit_rows
+from stages.processes import own_part
+from stages.records import Split
+from stages.settings import DISTANCES, MININGS, EmbedSettings
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+CASES = [(mining, margin, distance) for mining in MININGS for margin in (0.2, None) for distance in DISTANCES]
+
+
+class Plain(nn.Module):
+    """A network without batch statistics, in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 8)).double()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return unit_rows(self.layers(images.double() / 255))
+
+
+def first_gradients(case: tuple[str, float | None, str]) -> Tensor:
+    """Of the first step of stage one itself."""
+    digits = load_digits()
+    images = torch.from_numpy(digits.images[:300] * 15).to(torch.uint8)[:, None]
+    split = Split(images, torch.arange(300), torch.from_numpy(digits.target[:300]).long(), tuple("0123456789"), ("",) * 300)
+    mining, margin, distance = case
+    settings = EmbedSettings(mining=mining, margin=margin, distance=distance, images_per_class=4, epochs=1, augment=False)
+    torch.manual_seed(5)
+    network = Plain()
+    found = []
+
+    def keep(step: Step) -> bool:
+        found.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
+        return True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages.embed, "new_network", lambda *_: network)
+        train_embedding(split, None, settings, device=CPU, on_step=keep)
+    return found[0]
+
+
+def in_process(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    torch.save([first_gradients(case) for case in CASES], f"{folder}/gradients-{rank}")
+    # Embedding shares the work too: 7 images that the processes can't share evenly.
+    torch.manual_seed(3)
+    images = torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8)
+    split = Split(images, torch.arange(7), torch.zeros(7, dtype=torch.int64), ("a",), ("",) * 7)
+    network = Plain().float()
+    network.layers.float()
+    network.forward = lambda pixels: unit_rows(network.layers(pixels.float()))  # type: ignore[method-assign]
+    torch.testing.assert_close(embed_split(network, split, device=CPU).vectors, network(images).detach())
+    with pytest.raises(SettingsError, match=f"{5 * (world + 1)} can't be shared evenly by {world} processes"):
+        own_part(5, world + 1)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_compute_the_gradient_of_one(tmp_path, world):
+    whole = [first_gradients(case) for case in CASES]
+    mp.spawn(in_process, args=(world, str(tmp_path)), nprocs=world)
+    for rank in range(world):
+        parts = torch.load(tmp_path / f"gradients-{rank}")
+        for case, expected, found in zip(CASES, whole, parts, strict=True):
+            assert expected.dtype == torch.float64 and expected.norm() > 1e-6, case
+            assert (found - expected).norm() < 1e-12 * expected.norm() + 1e-15, case
+
+
+def torchrun(folder: Path, processes: int, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "-m", "pipeline"]
+    return subprocess.Popen([*command, *arguments], cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_is_as_good_as_one(tmp_path):
+    process = torchrun(tmp_path, 2, "run", "--device", "cpu", "--images-per-class", "8")
+    out, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    assert "2 processes" in errors and "BatchNorm in training sees each process's share" in errors
+    assert errors.count("epoch  1/") == 1 and out.count("kNN accuracy") == 1  # one process speaks
+    table = pd.read_csv(tmp_path / "reports/accuracy.csv").set_index(["split", "metric"])["value"]
+    assert table["test", "knn_accuracy"] > 0.97 and table["test", "classification_accuracy"] > 0.97
+    record = checkpoint.read_header(tmp_path / "checkpoints/embedding.safetensors").record
+    assert record["processes"] == 2
+
+
+@pytest.mark.slow
+def test_a_batch_that_the_processes_can_not_share_is_refused_once(tmp_path):
+    process = torchrun(tmp_path, 2, "embed", "--images-per-class", "3", "--classes-per-batch", "3")
+    errors = process.communicate(timeout=100)[1]
+    assert process.returncode == 1 and errors.count("9 can't be shared evenly by 2 processes") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_dies_ends_the_run_and_it_can_be_resumed(tmp_path, victim):
+    options = ("embed", "--device", "cpu", "--epochs", "150", "--dim", "16", "--images-per-class", "8")
+    process = torchrun(tmp_path, 2, *options)
+    state = tmp_path / "checkpoints/embedding.state"
+    while not state.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = {Path(f"/proc/{pid}/environ").read_bytes().split(b"\0LOCAL_RANK=")[1][:1]: int(pid) for pid in children}
+    os.kill(ranks[str(victim).encode()], signal.SIGKILL)
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and "another process of this run has died" in errors and "--resume" in errors
+    done = checkpoint.load_state(state)[0].step
+    process = torchrun(tmp_path, 2, *options, "--resume")
+    errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors
+    assert f"going on after step {done} of" in errors and (tmp_path / "checkpoints/embedding.safetensors").is_file()
