@@ -21,7 +21,7 @@ from stages.settings import EmbedSettings
 GALLERY = 2000  # training images that the validation kNN searches
 WEIGHT_DECAY = 1e-2
 WARM_UP = 0.2  # of all steps
-STEPS = 500  # that small data gets at least, as far as 200 epochs go
+STEPS = 500  # that small data gets at least
 
 # (kNN accuracy, triplet accuracy), the epoch, its weights
 Best = tuple[tuple[float, float], int, dict[str, Tensor]]
@@ -54,8 +54,8 @@ class TrainedEmbedding(NamedTuple):
 
 
 def automatic_epochs(steps_per_epoch: int) -> int:
-    """20 epochs, or as many as make 500 steps, at most 200."""
-    return max(20, min(200, math.ceil(STEPS / steps_per_epoch)))
+    """20 epochs, or as many as make 500 steps."""
+    return max(20, math.ceil(STEPS / steps_per_epoch))
 
 
 def rate_factor(done: int, steps: int) -> float:
