@@ -28,7 +28,7 @@ HELP = {
     "val": "Share split off for validation, if the source doesn't.",
     "test": "Share split off for the test, if the source doesn't.",
     "max_unreadable": "Share of unreadable images above which to stop.",
-    "network": "From pixels to features: conv, efficientnet-lite0, torchvision:NAME or timm:NAME.",
+    "network": "From pixels to features: conv, conv-deep, efficientnet-lite0, torchvision:NAME or timm:NAME.",
     "weights": "What the network starts from: none, default (the library's, for ImageNet) or a file.",
     "trunk": "What of the network is trained beside the new layers: tune (all), frozen (nothing) or last-N (its last N blocks).",
     "dim": "Length of the embedding vectors.",

@@ -63,15 +63,14 @@ def draw_curves(history: Sequence[Mapping[str, Any]], kept: int) -> dict[str, Fi
     """One small figure a logged value, an epoch a point, the kept epoch marked; empty below two epochs."""
     figures = {}
     for name, caption in CURVES.items():
-        values = [log[name] for log in history]
-        if len(values) < 2 or None in values:
+        values = {log["epoch"]: log[name] for log in history if log[name] is not None}  # not every epoch is validated
+        if len(values) < 2:
             continue
         with matplotlib.rc_context(STYLE):
             figure, axes = _figure(3.2, 2.1)
-            epochs = range(1, len(values) + 1)
             axes.axvline(kept, color=ORANGE, linewidth=1, linestyle=(0, (3, 2)))
-            axes.plot(epochs, values, color=BLUE, linewidth=1.6)
-            axes.plot([kept], [values[kept - 1]], "o", color=ORANGE, markersize=4)
+            axes.plot(list(values), list(values.values()), color=BLUE, linewidth=1.6)
+            axes.plot([kept], [values[kept]], "o", color=ORANGE, markersize=4)
             axes.set_title(caption, fontsize=9, loc="left", color=INK)
             axes.set_xlabel("epoch")
             axes.locator_params(integer=True, axis="x", nbins=6)

@@ -326,7 +326,7 @@ def _untrained(data: Dataset, embedded: EmbeddingCheckpoint, device: torch.devic
     settings = EmbedSettings(**record["settings"])
     if settings.trunk == "frozen":
         return with_new_layers(to_device(embedded.network, device), settings.seed).to(device)
-    if record["weights"]:
+    if record.get("weights"):
         try:
             pretrained = weights.load_weights(replace(settings, weights=record["weights"]["origin"]))
             if pretrained and pretrained.digest != record["weights"]["digest"]:
@@ -437,7 +437,7 @@ def _embedding_identity(data: Dataset, settings: EmbedSettings, pretrained: Pret
 
 
 def _see_once(data: Dataset, network: EmbeddingNet, device: torch.device, machine: Machine) -> Dataset:
-    return see_once(data, network, cache=machine.cache or default_cache(), device=device, show=machine.show)
+    return runtime.leader_first(lambda: see_once(data, network, cache=machine.cache or default_cache(), device=device, show=machine.show))
 
 
 def _classifier_identity(embedding: Mapping[str, Any], settings: ClassifySettings) -> dict[str, Any]:

@@ -25,8 +25,12 @@ def random_affine(images: Tensor) -> Tensor:
     zoom = 1 + draws[1] * SCALE
     shift = draws[2:] * SHIFT * 2  # grid coordinates run from -1 to 1
     cosine, sine = angle.cos() / zoom, angle.sin() / zoom
-    rows = [torch.stack([cosine, -sine, shift[0]], 1), torch.stack([sine, cosine, shift[1]], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1).to(images.device), list(images.shape), align_corners=False)
+    ones, size = torch.ones(1), images.shape[-1]
+    centre = (torch.arange(size) * 2 + 1) / size - 1  # of each pixel, in grid coordinates
+    places = torch.stack(torch.broadcast_tensors(centre, centre[:, None], ones)).view(3, -1)  # x, y, 1
+    matrices = torch.stack([cosine, -sine, shift[0], sine, cosine, shift[1]], 1).view(-1, 3)  # (2 B, 3)
+    # One product for all images; `affine_grid` multiplies image by image.
+    grid = (matrices @ places).view(count, 2, size, size).permute(0, 2, 3, 1).to(images.device)  # (B, S, S, 2)
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 

@@ -19,7 +19,8 @@ from stages.sampler import PKSampler, plan_batches
 from stages.settings import EmbedSettings
 
 NEIGHBOURS = 5  # k of the validation kNN
-GALLERY = 2000  # training images that the validation kNN searches
+VALIDATIONS = 10  # in a run; where epochs are short, one each would take half as long as training
+QUERIES, GALLERY = 2000, 1000  # validation images at most, and training images that their kNN searches
 WEIGHT_DECAY = 1e-2
 WARM_UP = 0.2  # of all steps
 STEPS = 500  # that small data gets at least, as far as 200 epochs go
@@ -47,7 +48,7 @@ OnStep = Callable[[Step], bool | None]
 
 
 class TrainedEmbedding(NamedTuple):
-    """network: with the weights of `epoch`, the best on validation. history: one log an epoch."""
+    """network: with the weights of `epoch`, the best that validation saw. history: one log an epoch."""
 
     network: EmbeddingNet
     epoch: int
@@ -57,6 +58,11 @@ class TrainedEmbedding(NamedTuple):
 def automatic_epochs(steps_per_epoch: int) -> int:
     """20 epochs, or as many as make 500 steps, at most 200."""
     return max(20, min(200, math.ceil(STEPS / steps_per_epoch)))
+
+
+def is_validated(epoch: int, epochs: int) -> bool:
+    """Ten epochs of a run, evenly spaced, and the last; all of a run of fewer than 20."""
+    return epoch % max(1, epochs // VALIDATIONS) == 0 or epoch == epochs
 
 
 def rate_factor(done: int, steps: int) -> float:
@@ -79,7 +85,7 @@ def train_embedding(
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainedEmbedding:
-    """Train a network on P x K batches; the epoch with the best validation kNN accuracy wins.
+    """Train a network on P x K batches; of the epochs that are validated the one with the best kNN accuracy wins.
 
     Among epochs with equal kNN accuracy the higher triplet accuracy decides, then the later epoch. Without validation
     images the last epoch is taken.
@@ -96,7 +102,8 @@ def train_embedding(
     plan = plan_batches(train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class)
     own = own_part(plan.classes_per_batch, plan.images_per_class)
     sampler = PKSampler(train.labels, plan, seed=settings.seed)
-    steps = (settings.epochs or automatic_epochs(len(sampler))) * len(sampler)
+    epochs = settings.epochs or automatic_epochs(len(sampler))
+    steps = epochs * len(sampler)
     network = to_device(network or new_network(train, settings), device)
     if place()[1] > 1 and device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
@@ -127,7 +134,7 @@ def train_embedding(
             best=best,
         )
 
-    gallery = train.select(bounded_gallery(train))
+    gallery, queries = bounded(train, GALLERY), validation and bounded(validation, QUERIES)
     stopped = _lost_patience(settings, history, best)
     while step < steps and not stopped:
         network.train()
@@ -155,13 +162,15 @@ def train_embedding(
             sums = (sums[0] + loss, sums[1] + result.active_share, sums[2] + result.mean_distance)
             if step % len(sampler) == 0:
                 share_buffers(network)
-                score = validate(network, gallery, validation, device=device)
+                epoch = step // len(sampler)
+                validated = is_validated(epoch, epochs)
+                score = validate(network, gallery, queries if validated else None, device=device)
                 mean_loss, active, distance = (value / len(sampler) for value in sums)
-                log = EpochLog(step // len(sampler), mean_loss, active, distance, *score)
+                log = EpochLog(epoch, mean_loss, active, distance, *score)
                 history, sums = (*history, log), (0.0, 0.0, 0.0)
                 key = (score[0] or 0.0, score[1] or 0.0)
-                if best is None or key >= best[0]:
-                    best = key, log.epoch, copy.deepcopy(network.state_dict())
+                if validated and (best is None or key >= best[0]):
+                    best = key, epoch, copy.deepcopy(network.state_dict())
                 stopped = _lost_patience(settings, history, best)
                 if on_epoch:
                     on_epoch(log)
@@ -177,7 +186,9 @@ def train_embedding(
 
 
 def _lost_patience(settings: EmbedSettings, history: tuple[EpochLog, ...], best: Best | None) -> bool:
-    return settings.patience is not None and best is not None and history[-1].epoch - best[1] >= settings.patience
+    if settings.patience is None or best is None or history[-1].val_knn is None:
+        return False
+    return history[-1].epoch - best[1] >= settings.patience
 
 
 def training_input(network: EmbeddingNet, train: Split, batch: Tensor, *, augment: bool, device: torch.device) -> Tensor:
@@ -214,15 +225,12 @@ def new_network(train: Split, settings: EmbedSettings, pretrained: Pretrained | 
     return network
 
 
-def bounded_gallery(train: Split) -> Tensor:
-    """Which training images the validation kNN searches: all up to 2,000, else evenly spaced ones of each class.
-
-    Returns int64, indices into the split.
-    """
-    if len(train) <= GALLERY:
-        return torch.arange(len(train))
-    by_class = train.labels.argsort(stable=True)
-    return by_class[torch.linspace(0, len(train) - 1, GALLERY).round().long()]
+def bounded(split: Split, most: int) -> Split:
+    """The split if it has no more than `most` images, else evenly spaced ones of each class."""
+    if len(split) <= most:
+        return split
+    by_class = split.labels.argsort(stable=True)
+    return split.select(by_class[torch.linspace(0, len(split) - 1, most).round().long()])
 
 
 def validate(network: nn.Module, gallery: Split, validation: Split | None, *, device: torch.device) -> tuple[float | None, float | None]:

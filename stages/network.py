@@ -156,7 +156,7 @@ def conv_trunk(channels: int, size: int) -> tuple[nn.Module, int]:
     """The FaceNet-like network (Schroff et al. 2015, arXiv 1503.03832, table 1, its first two blocks), and how many features.
 
     conv 7x7/2 to 64, max-pool 3/2, conv 1x1 to 64, conv 3x3 to 192, max-pool 3/2; each convolution followed by BatchNorm
-    and ReLU.
+    and ReLU (after the pooling, where there is one: the same values at a quarter of the work).
     """
     side = min(max(size, SMALLEST), ADAPTIVE_ABOVE)
     for _ in range(3):  # three halvings, each rounding up
@@ -164,22 +164,61 @@ def conv_trunk(channels: int, size: int) -> tuple[nn.Module, int]:
     trunk = nn.Sequential(
         nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False),
         nn.BatchNorm2d(64),
-        nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2, padding=1),
+        nn.ReLU(inplace=True),
         nn.Conv2d(64, 64, 1, bias=False),
         nn.BatchNorm2d(64),
         nn.ReLU(inplace=True),
         nn.Conv2d(64, 192, 3, padding=1, bias=False),
         nn.BatchNorm2d(192),
-        nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2, padding=1),
+        nn.ReLU(inplace=True),
         nn.AdaptiveAvgPool2d(side) if size > ADAPTIVE_ABOVE else nn.Identity(),
         nn.Flatten(),
     )
     return trunk, 192 * side * side
 
 
-TRUNKS: dict[str, Callable[[int, int], tuple[nn.Module, int]]] = {"conv": conv_trunk}
+class _Residual(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; the last BatchNorm starts at zero, so that the block starts as its shortcut."""
+
+    def __init__(self, inside: int, outside: int, stride: int):
+        super().__init__()
+        self.branch = nn.Sequential(
+            nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(outside),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outside, outside, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outside),
+        )
+        nn.init.zeros_(self.branch[-1].weight)  # type: ignore[arg-type]
+        self.shortcut: nn.Module = nn.Identity()
+        if inside != outside:  # averaging first: a strided 1x1 convolution would see a quarter of the map
+            halve = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
+            self.shortcut = nn.Sequential(halve, nn.Conv2d(inside, outside, 1, bias=False), nn.BatchNorm2d(outside))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return F.relu(self.branch(maps) + self.shortcut(maps))
+
+
+def deep_trunk(channels: int, size: int) -> tuple[nn.Module, int]:
+    """A residual network (He et al. 2015, arXiv 1512.03385; ResNet-D's stem and shortcuts, arXiv 1812.01187), and its features.
+
+    A stem that brings any size to at most 32 pixels, then two blocks each of 64, 128 and 256 channels, every stage at half the
+    side of the one before; averaged over places, so that neither parameters nor, above 32 pixels, most of the time grow with the size.
+    """
+    layers: list[nn.Module] = [nn.Conv2d(channels, 32, 3, padding=1, stride=2 if size > 32 else 1, bias=False)]
+    side = (size + 1) // 2 if size > 32 else size
+    while side > 32:
+        layers += [nn.BatchNorm2d(32), nn.ReLU(inplace=True), nn.Conv2d(32, 32, 3, padding=1, stride=2, bias=False)]
+        side = (side + 1) // 2
+    layers += [nn.BatchNorm2d(32), nn.ReLU(inplace=True)]
+    for inside, outside in ((32, 64), (64, 128), (128, 256)):
+        layers += [_Residual(inside, outside, 2), _Residual(outside, outside, 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 256
+
+
+TRUNKS: dict[str, Callable[[int, int], tuple[nn.Module, int]]] = {"conv": conv_trunk, "conv-deep": deep_trunk}
 
 
 class Backbone(nn.Module):

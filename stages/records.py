@@ -110,7 +110,7 @@ class EpochLog:
 
     epoch: from 1. loss: mean over steps. active_share: of the batches' triplets, those with a loss above 0.
     mean_distance: mean distance between two rows of a batch, in the loss's unit: [0, 2], squared [0, 4].
-    val_knn, val_triplet: kNN and triplet accuracy on validation, None where there is nothing to measure.
+    val_knn, val_triplet: kNN and triplet accuracy on validation, None where nothing was measured.
     """
 
     epoch: int

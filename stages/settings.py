@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from stages.errors import SettingsError
 
-NETWORKS = ("conv", "efficientnet-lite0")
+NETWORKS = ("conv", "conv-deep", "efficientnet-lite0")
 LIBRARIES = ("torchvision:", "timm:")  # a network's name may follow
 MININGS = ("batch-all", "batch-hard", "semi-hard", "random")
 DISTANCES = ("euclidean", "squared")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stages.augment import random_affine
-from stages.embed import Step, automatic_epochs, bounded_gallery, new_network, rate_factor, train_embedding, validate
+from stages.embed import Step, automatic_epochs, bounded, is_validated, new_network, rate_factor, train_embedding, validate
 from stages.errors import PipelineError, SettingsError
 from stages.network import state_digest
 from stages.records import EpochLog, TrainingState
@@ -21,7 +21,7 @@ SHORT = EmbedSettings(dim=16, epochs=3, images_per_class=4)
 def test_it_learns(digit_split):
     train, validation = digit_split(slice(0, 600)), digit_split(slice(600, 800))
     settings = EmbedSettings(epochs=15)
-    gallery = train.select(bounded_gallery(train))
+    gallery = bounded(train, 1000)
     before = validate(new_network(train, settings), gallery, validation, device=CPU)
     logs: list[EpochLog] = []
     trained = train_embedding(train, validation, settings, device=CPU, on_epoch=logs.append)
@@ -104,7 +104,7 @@ def test_the_gallery_is_bounded_and_keeps_every_class(digit_split):
         labels=torch.cat([train.labels] * 3),
         ids=train.ids * 3,
     )
-    chosen = bounded_gallery(many)
+    chosen = bounded(many, 2000).rows  # XX
     assert len(chosen) == len(chosen.unique()) == 2000
     share = torch.bincount(many.labels[chosen]) / torch.bincount(many.labels)
     assert float(share.max() - share.min()) < 0.02
