@@ -40,7 +40,7 @@ def start(device: str, threads: int | None) -> torch.device:
     # On CUDA some operations have no deterministic form: there the rest is, and a warning each would help nobody.
     torch.use_deterministic_algorithms(True, warn_only=chosen != "cpu")
     # Filling fresh memory would find reads of it, of which there are none, at a seventh of the training time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # an object that stands for its module
     if chosen != "cpu":
         warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
