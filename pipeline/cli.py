@@ -21,14 +21,16 @@ CLASSIFIER = Path("checkpoints/classifier.safetensors")
 REPORTS = Path("reports")
 
 HELP = {
-    "size": "Side of the square images in pixels.  [default: the images' own if they share one of at most 64, else 64]",
+    "size": "Side of the square images in pixels.  [default: the weights'; else the images' own if they share one of at most 64; else 64]",
     "channels": "1 or 3.  [default: 1 if all images are grey]",
     "resize": "How an image fills the square.",
     "split_seed": "Which images are split off.",
     "val": "Share split off for validation, if the source doesn't.",
     "test": "Share split off for the test, if the source doesn't.",
     "max_unreadable": "Share of unreadable images above which to stop.",
-    "network": "From pixels to features.",
+    "network": "From pixels to features: conv, conv-deep, efficientnet-lite0, torchvision:NAME or timm:NAME.",
+    "weights": "What the network starts from: none, default (the library's, for ImageNet) or a file.",
+    "trunk": "What of the network is trained beside the new layers: tune (all), frozen (nothing) or last-N (its last N blocks).",
     "dim": "Length of the embedding vectors.",
     "mining": "Which triplets of a batch count.",
     "margin": "Of the triplet loss: a distance, or `soft`.",
@@ -37,7 +39,7 @@ HELP = {
     "images_per_class": "K.  [default: the median class size, from 2 to 16]",
     "epochs": "Passes over the training images.  [default: chosen from their number]",
     "lr": "Peak learning rate; in stage two the first step of each line search.",
-    "augment": "Shift, turn and scale training images a little.",
+    "augment": "Change training images a little at random.",
     "patience": "Stop after so many epochs without a better validation score.  [default: never]",
     "seed": "Of everything random in training.",
     "dropout": "Share of coordinates zeroed in training.",

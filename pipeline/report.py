@@ -276,7 +276,7 @@ def verdict(comparison: Comparison) -> list[Finding]:
         ("pixel", f"raw pixels reach {_percent(raw.value)}"),
     ):
         paired = scored.paired("knn_accuracy", f"{name}_knn_accuracy")
-        if _beats(scored, f"{name}_knn_accuracy"):
+        if _beats(scored, f"{name}_knn_accuracy") or paired.count == 0:
             continue
         worse = paired.p_value is not None and paired.p_value < 0.05
         what = {

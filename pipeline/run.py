@@ -11,16 +11,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pipeline import checkpoint, runtime
+from pipeline import checkpoint, runtime, weights
 from pipeline.audit import Audit, audit_source, warnings_of
-from pipeline.data import SUFFIXES, Dataset, load_dataset, read_source
+from pipeline.data import SUFFIXES, Dataset, default_cache, load_dataset, read_source
+from pipeline.features import see_once
 from pipeline.predict import find_images, predict_images, write_predictions
 from pipeline.report import Comparison, write_report
 from pipeline.watch import Watch, state_path
 from stages.classify import DECAYS, USUAL, choose_neighbours, embed_frozen, train_classifier
 from stages.embed import automatic_epochs, new_network, train_embedding
 from stages.errors import CheckpointError, DataError, PipelineError, SettingsError
-from stages.network import embed_split, to_device
+from stages.network import EmbeddingNet, Pretrained, embed_split, to_device, with_new_layers
 from stages.processes import place
 from stages.records import EmbeddingCheckpoint, Embeddings, Split, TrainingState
 from stages.sampler import plan_batches
@@ -96,9 +97,10 @@ def embed(
     to be resumed, and `force` is off; KeyboardInterrupt, the state being saved, if a signal has asked to stop.
     """
     device = machine.start()
-    data = machine.load(source, read)
+    data = machine.load(source, weights.fit(read, settings))
     runtime.same_everywhere(data.source, data.fingerprint)
-    identity = _embedding_identity(data, settings)
+    pretrained = weights.load_weights(settings)
+    identity = _embedding_identity(data, settings, pretrained)
     _refuse_another(out, "embedding", identity, force)
     for warning in warnings_of(audit_source(data.origin, dataset=data)):
         machine.say(f"warning: {warning}; `pipeline data` lists them")
@@ -125,6 +127,12 @@ def embed(
         machine.say("note: no class is large enough to give up a validation image; the last epoch is taken")
     if processes > 1 and device.type != "cuda":
         machine.say("note: BatchNorm in training sees each process's share of the batch; spanning processes takes CUDA")
+    if settings.trunk == "frozen" and not pretrained:
+        machine.say("warning: the trunk is frozen and its weights are random; give --weights, or --trunk tune")
+    network = None
+    if pretrained or settings.trunk == "frozen":
+        network = to_device(new_network(data.train, settings, pretrained), device)
+        data = _see_once(data, network, device, machine)
     if state:
         machine.say(f"going on after step {state.step} of {state.steps}")
     with (
@@ -139,6 +147,7 @@ def embed(
             settings,
             device=device,
             precision=precision,
+            network=network,
             state=state,
             on_step=watch.on_step,
             on_epoch=watch.on_epoch,
@@ -148,6 +157,7 @@ def embed(
     record = {
         **identity,
         "network": trained.network.config,
+        "weights": pretrained and {"origin": pretrained.origin, "digest": pretrained.digest},
         "classes": data.train.classes,
         "source": data.source,
         "root": str(machine.root.resolve()) if machine.root else None,
@@ -243,7 +253,8 @@ def _vectors(
     data = _reload(embedded.record, source, machine)
     if cached:
         return cached
-    train, validation = embed_frozen(to_device(embedded.network, device), data.train, data.validation, device=device)
+    data = _see_once(data, to_device(embedded.network, device), device, machine)
+    train, validation = embed_frozen(embedded.network, data.train, data.validation, device=device)
     k = choose_neighbours(validation.vectors, validation.labels, train.vectors, train.labels) if validation else USUAL
     record = {"embedding_digest": embedded.digest, "fingerprint": fingerprint, "ids": data.train.ids, "k": k}
     try:
@@ -291,19 +302,39 @@ def compare(name: str, embedding: Path, classifier: Path, *, machine: Machine, s
             f"run `pipeline classify --embedding {embedding} --out {classifier} --force`"
         )
     data = _reload(embedded.record, source, machine)
+    network = to_device(embedded.network, device)
+    data = _see_once(data, network, device, machine)
     if data.test is None:
         raise DataError(f"{data.source}: no test image; add a test/ folder, or images enough to split some off (--test, --split-seed)")
-    network = to_device(embedded.network, device)
-    fresh = to_device(new_network(data.train, EmbedSettings(**embedded.record["settings"])), device)
+    fresh = _untrained(data, embedded, device, machine)
     test = embed_split(network, data.test, device=device)
     scored = score_split(
         test,
         classified,
         pixels=_baseline(data, raw_pixels),
-        untrained=_baseline(data, lambda part: embed_split(fresh, part, device=device).vectors),
+        untrained=_baseline(data, lambda part: embed_split(fresh, part, device=device).vectors) if fresh else None,
         leaked=data.leaked,
     )
     return Comparison(name, embedded.record, classified.record, data, test, classified.gallery, classified.gallery_ids, scored)
+
+
+def _untrained(data: Dataset, embedded: EmbeddingCheckpoint, device: torch.device, machine: Machine) -> EmbeddingNet | None:
+    """The network as stage one started it. None, and a note, if that takes a file of weights that is gone: a trunk that was
+    trained isn't kept as it was before, a frozen one is.
+    """
+    record, pretrained = embedded.record, None
+    settings = EmbedSettings(**record["settings"])
+    if settings.trunk == "frozen":
+        return with_new_layers(to_device(embedded.network, device), settings.seed).to(device)
+    if record.get("weights"):
+        try:
+            pretrained = weights.load_weights(replace(settings, weights=record["weights"]["origin"]))
+            if pretrained and pretrained.digest != record["weights"]["digest"]:
+                raise CheckpointError(f"--weights {pretrained.origin}: not what stage one started from; put that back")
+        except PipelineError as error:
+            machine.say(f"note: the report leaves out the network before training, which its weights are needed for: {error}")
+            return None
+    return new_network(data.train, settings, pretrained).to(device)
 
 
 def predict(images: Sequence[Path], classifier: Path, *, out: Path | None, as_json: bool, machine: Machine) -> int:
@@ -377,12 +408,13 @@ def run(
     resume: of stage one, see `embed`. seeds: run it once a seed, on the same split; each run has its own checkpoints,
     `-seed-N` in their names.
     """
-    data = machine.load(source, read)
+    data = machine.load(source, weights.fit(read, embed_settings))
+    pretrained = weights.load_weights(embed_settings)
     runs = [_Run(embedding.stem, embed_settings, classify_settings, embedding, classifier)]
     if seeds:
         runs = [runs[0].with_seed(seed) for seed in seeds]
     for one in runs:
-        identity = _embedding_identity(data, one.first)
+        identity = _embedding_identity(data, one.first, pretrained)
         _refuse_another(one.embedding, "embedding", identity, force)
         _refuse_another(one.classifier, "classifier", _classifier_identity(identity, one.second), force)
     comparisons = []
@@ -394,9 +426,18 @@ def run(
     return tuple(comparisons)
 
 
-def _embedding_identity(data: Dataset, settings: EmbedSettings) -> dict[str, Any]:
-    """What makes a stage one run the same run: its images, how they were read and split, its settings."""
+def _embedding_identity(data: Dataset, settings: EmbedSettings, pretrained: Pretrained | None) -> dict[str, Any]:
+    """What makes a stage one run the same run: its images, how they were read and split, its settings.
+
+    A file of weights counts by what it holds, wherever it lies.
+    """
+    if pretrained and settings.weights != "default":
+        settings = replace(settings, weights=pretrained.digest)
     return {"fingerprint": data.fingerprint, "read": asdict(data.read), "settings": asdict(settings)}
+
+
+def _see_once(data: Dataset, network: EmbeddingNet, device: torch.device, machine: Machine) -> Dataset:
+    return runtime.leader_first(lambda: see_once(data, network, cache=machine.cache or default_cache(), device=device, show=machine.show))
 
 
 def _classifier_identity(embedding: Mapping[str, Any], settings: ClassifySettings) -> dict[str, Any]:

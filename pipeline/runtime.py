@@ -41,7 +41,7 @@ def start(device: str, threads: int | None) -> torch.device:
     # (`use_deterministic_algorithms` does the same, and imports torch's compiler for a second first.)
     torch.set_deterministic_debug_mode("error" if chosen == "cpu" else "warn")
     # Filling fresh memory would find reads of it, of which there are none, at a seventh of the training time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # an object that stands for its module
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it up by name
     if chosen != "cpu":
         warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():

@@ -130,10 +130,10 @@ def _place(cache: Path, signature: str, size: int, channels: int, resize: str) -
 
 def _sweep(cache: Path) -> None:
     """Remove what killed builds left. A living one writes all the time, so age tells them apart."""
-    for folder in cache.glob("*.partial"):
+    for left in cache.glob("*.partial"):
         with suppress(OSError):
-            if time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir())) > ABANDONED:
-                shutil.rmtree(folder, ignore_errors=True)
+            if time.time() - max(path.stat().st_mtime for path in (left, *left.glob("*"))) > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
 
 
 def _replace(path: Path, content: bytes) -> None:

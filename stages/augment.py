@@ -9,6 +9,8 @@ from torch import Tensor
 SHIFT = 0.1  # of the side
 TURN = 15.0  # degrees
 SCALE = 0.15
+PART = 0.4  # of a photo's area that is seen at least
+COLOUR = 0.3  # brightness, contrast and saturation change by up to this share
 
 
 def random_affine(images: Tensor) -> Tensor:
@@ -30,3 +32,25 @@ def random_affine(images: Tensor) -> Tensor:
     # One product for all images; `affine_grid` multiplies image by image.
     grid = (matrices @ places).view(count, 2, size, size).permute(0, 2, 3, 1).to(images.device)  # (B, S, S, 2)
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+
+
+def random_photo(images: Tensor) -> Tensor:
+    """Mirror each colour photo or not, enlarge a random part of it to the whole, change its light and colour a little.
+
+    images: floating point or uint8 in [0, 255], (B, 3, S, S). Returns float32 (B, 3, S, S) in [0, 255]. Draws as
+    `random_affine` does.
+    """
+    draws = torch.rand(8, len(images))  # (8, B), each in [0, 1)
+    spread = draws * 2 - 1
+    area, ratio = 1 - draws[0] * (1 - PART), (spread[1] * math.log(4 / 3)).exp()
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    flip, none = torch.where(draws[2] < 0.5, -1.0, 1.0), torch.zeros(len(images))
+    rows = [torch.stack([width * flip, none, spread[3] * (1 - width)], 1), torch.stack([none, height, spread[4] * (1 - height)], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1).to(images.device), list(images.shape), align_corners=False)
+    pixels = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    light, contrast, colour = (1 + spread[5:] * COLOUR).to(images.device).view(3, -1, 1, 1, 1)
+    grey = pixels.mean(1, keepdim=True)
+    pixels = grey + (pixels - grey) * colour
+    mean = pixels.mean((1, 2, 3), keepdim=True)
+    changed: Tensor = (mean + (pixels - mean) * contrast) * light
+    return changed.clamp(0, 255)

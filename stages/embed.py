@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stages.augment import random_affine
+from stages.augment import random_affine, random_photo
 from stages.errors import PipelineError
 from stages.loss import triplet_loss
 from stages.metrics import knn, measure_split, triplet_accuracy
-from stages.network import EmbeddingNet, embed_split, pixel_statistics, to_device
+from stages.network import Backbone, EmbeddingNet, Pretrained, embed_split, has_features, pixel_statistics, to_device
 from stages.processes import gather_rows, own_part, place, share_buffers, sum_gradients
 from stages.records import EpochLog, Split, TrainingState
 from stages.sampler import PKSampler, plan_batches
@@ -23,7 +23,7 @@ VALIDATIONS = 10  # in a run; where epochs are short, one each would take half a
 QUERIES, GALLERY = 2000, 1000  # validation images at most, and training images that their kNN searches
 WEIGHT_DECAY = 1e-2
 WARM_UP = 0.2  # of all steps
-STEPS = 500  # that small data gets at least, as far as 200 epochs go
+STEPS = 400  # that small data gets at least, as far as 200 epochs go
 
 # (kNN accuracy, triplet accuracy), the epoch, its weights
 Best = tuple[tuple[float, float], int, dict[str, Tensor]]
@@ -56,7 +56,7 @@ class TrainedEmbedding(NamedTuple):
 
 
 def automatic_epochs(steps_per_epoch: int) -> int:
-    """20 epochs, or as many as make 500 steps, at most 200."""
+    """20 epochs, or as many as make 400 steps, at most 200."""
     return max(20, min(200, math.ceil(STEPS / steps_per_epoch)))
 
 
@@ -80,6 +80,7 @@ def train_embedding(
     *,
     device: torch.device,
     precision: torch.dtype = torch.float32,
+    network: EmbeddingNet | None = None,
     state: TrainingState | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
@@ -89,8 +90,9 @@ def train_embedding(
     Among epochs with equal kNN accuracy the higher triplet accuracy decides, then the later epoch. Without validation
     images the last epoch is taken.
 
-    state: where to go on; None starts anew, from `settings.seed`. on_epoch: called after each epoch. on_step: called
-    after each step (and after `on_epoch`); a true return stops training there.
+    network: as training starts it; None: `new_network`. state: where to go on; None starts anew, from `settings.seed`.
+    on_epoch: called after each epoch. on_step: called after each step (and after `on_epoch`); a true return stops training
+    there.
 
     Where a process group is open, each process embeds its share of every batch, mines the whole of it, and all take the
     same step; BatchNorm spans the processes on CUDA only.
@@ -102,10 +104,10 @@ def train_embedding(
     sampler = PKSampler(train.labels, plan, seed=settings.seed)
     epochs = settings.epochs or automatic_epochs(len(sampler))
     steps = epochs * len(sampler)
-    network: EmbeddingNet = to_device(new_network(train, settings), device)
+    network = to_device(network or new_network(train, settings), device)
     if place()[1] > 1 and device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
+    optimiser = torch.optim.AdamW(network.parameter_groups(settings.lr), weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: rate_factor(done, steps))
     step, sums = 0, (0.0, 0.0, 0.0)
     history: tuple[EpochLog, ...] = ()
@@ -137,8 +139,7 @@ def train_embedding(
     while step < steps and not stopped:
         network.train()
         for batch in sampler:
-            pixels = train.take(batch[own]).to(device)
-            pixels = random_affine(pixels) if settings.augment else pixels
+            pixels = training_input(network, train, batch[own], augment=settings.augment, device=device)
             with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
                 vectors = network(pixels)
             result = triplet_loss(
@@ -190,14 +191,38 @@ def _lost_patience(settings: EmbedSettings, history: tuple[EpochLog, ...], best:
     return history[-1].epoch - best[1] >= settings.patience
 
 
-def new_network(train: Split, settings: EmbedSettings) -> EmbeddingNet:
-    """The network as training starts it: weights drawn from `settings.seed`, pixel statistics from the training part.
+def training_input(network: EmbeddingNet, train: Split, batch: Tensor, *, augment: bool, device: torch.device) -> Tensor:
+    """Changed images of a batch, or the features of one of their fixed views where the network's trunk has made them."""
+    if train.features and has_features(network, train):
+        views = torch.randint(train.features.values.shape[1] if augment else 1, (len(batch),))
+        return train.features.values[train.rows[batch], views].to(device)
+    pixels = train.take(batch).to(device)
+    if not augment:
+        return pixels
+    photos = isinstance(network.trunk, Backbone) and pixels.shape[1] == 3
+    return random_photo(pixels) if photos else random_affine(pixels)
 
-    It is the report's "untrained" baseline too.
+
+def new_network(train: Split, settings: EmbedSettings, pretrained: Pretrained | None = None) -> EmbeddingNet:
+    """The network as training starts it; it is the report's "untrained" baseline too.
+
+    Weights are drawn from `settings.seed` and pixel statistics taken from the training part, save what is `pretrained`.
     """
     torch.manual_seed(settings.seed)
-    mean, std = pixel_statistics(train)
-    return EmbeddingNet(train.store.shape[1], train.store.shape[-1], settings.dim, name=settings.network, mean=mean, std=std)
+    mean, std = (pretrained.mean, pretrained.std) if pretrained else pixel_statistics(train)
+    network = EmbeddingNet(
+        train.store.shape[1],
+        train.store.shape[-1],
+        settings.dim,
+        name=settings.network,
+        trunk=settings.trunk,
+        pretrained=pretrained is not None,
+        mean=mean,
+        std=std,
+    )
+    if pretrained:
+        network.load_trunk(pretrained.tensors, where=f"--weights {pretrained.origin}")
+    return network
 
 
 def bounded(split: Split, most: int) -> Split:

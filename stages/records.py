@@ -21,12 +21,24 @@ def _check_labels(labels: Tensor, count: int, classes: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True, eq=False)
+class Features:
+    """What a frozen trunk makes of the images of a store, so that it sees each of them once.
+
+    values: float32 (M, V, F), of V fixed views of all M images, the first unchanged. digest: of the trunk, as
+    `EmbeddingNet.trunk_digest` gives it.
+    """
+
+    values: Tensor
+    digest: str
+
+
+@dataclass(frozen=True, eq=False)
 class Split:
     """Labelled images of one part (train, val or test).
 
     store: uint8 (M, C, S, S), the images of all parts; it may be a memory-mapped file larger than memory, so no
     stage copies it. rows: int64 (N,), which of them are this part's. labels: int64 (N,), indices into `classes`.
-    ids: N names that people know.
+    ids: N names that people know. features: what a frozen trunk made of `store`, for networks with that trunk.
     Raises DataError if these don't fit together or there is no image.
     """
 
@@ -35,6 +47,7 @@ class Split:
     labels: Tensor
     classes: tuple[str, ...]
     ids: tuple[str, ...]
+    features: Features | None = None
 
     def __post_init__(self) -> None:
         if self.store.dtype != torch.uint8 or self.store.ndim != 4 or len(self.rows) == 0:
@@ -46,6 +59,8 @@ class Split:
         _check_labels(self.labels, len(self.rows), self.classes)
         if len(self.ids) != len(self.rows):
             raise DataError(f"ids: {len(self.ids)} for {len(self.rows)} images")
+        if self.features and len(self.features.values) != len(self.store):
+            raise DataError(f"features: {len(self.features.values)} for {len(self.store)} images")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,7 +72,7 @@ class Split:
     def select(self, which: Tensor) -> "Split":
         """Some of the images as a split of their own, by position in this one: int64 (n,), n > 0."""
         ids = tuple(self.ids[place] for place in which.tolist())
-        return Split(self.store, self.rows[which], self.labels[which], self.classes, ids)
+        return Split(self.store, self.rows[which], self.labels[which], self.classes, ids, self.features)
 
     def blocks(self, size: int = 512) -> Iterator[Tensor]:
         """All images in order, uint8 (up to size, C, S, S) at a time."""

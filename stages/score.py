@@ -58,35 +58,40 @@ class Exploration(NamedTuple):
 
 
 def score_split(
-    test: Embeddings, classifier: ClassifierCheckpoint, *, pixels: Baseline, untrained: Baseline, leaked: Sequence[int] = ()
+    test: Embeddings, classifier: ClassifierCheckpoint, *, pixels: Baseline, untrained: Baseline | None, leaked: Sequence[int] = ()
 ) -> Scored:
     """The comparison: kNN, triplet and classification accuracy, retrieval, calibration and three baselines, on the same images.
 
-    pixels, untrained: raw pixels, and the vectors of the network before training. leaked: positions of test images whose
-    pixels stand in the training or validation part; every figure is given with them and without. Every interval is a
-    95 % one; nothing here is chosen on these images.
+    pixels, untrained: raw pixels, and the vectors of the network before training; None where it can't be had, then its
+    scores are undefined. leaked: positions of test images whose pixels stand in the training or validation part; every
+    figure is given with them and without. Every interval is a 95 % one; nothing here is chosen on these images.
     """
     labels, rows = test.labels.numpy(), np.arange(len(test))
     gallery = classifier.gallery
     before, after = (probabilities(classifier.head, test.vectors, temperature=t).numpy() for t in (1.0, classifier.temperature))
     named = after.argmax(1)
     found = knn(test.vectors, gallery.vectors, gallery.labels, k=classifier.k)
-    raw, fresh = (knn(queries, known, gallery.labels, k=k).labels for queries, known, k in (pixels, untrained))
+
+    def named_by(space: Baseline) -> np.ndarray:
+        return np.asarray(knn(space.queries, space.gallery, gallery.labels, k=space.k).labels == labels)
+
     common = int(np.bincount(gallery.labels.numpy()).argmax())
     right = {
         "knn_accuracy": found.labels == labels,
         "classification_accuracy": named == labels,
         "majority_accuracy": labels == common,
-        "pixel_knn_accuracy": raw == labels,
-        "untrained_knn_accuracy": fresh == labels,
+        "pixel_knn_accuracy": named_by(pixels),
     }
+    if untrained:
+        right["untrained_knn_accuracy"] = named_by(untrained)
     definitions = {
         "knn_accuracy": _vote(classifier.k, len(gallery)),
         "classification_accuracy": "share of images that dropout + linear + log-softmax on the frozen embedding names rightly",
         "majority_accuracy": f"share of images of the most frequent training class, {test.classes[common]}",
         "pixel_knn_accuracy": _vote(pixels.k, len(gallery))
         + f", Euclidean distance of raw pixels (images above {PIXELS} pixels averaged down to it)",
-        "untrained_knn_accuracy": _vote(untrained.k, len(gallery)) + ", the same network before training",
+        "untrained_knn_accuracy": (_vote(untrained.k, len(gallery)) if untrained else "left out: its weights are gone")
+        + ", the same network before training",
     }
     measures = measure_split(test.vectors, test.labels)
     with np.errstate(invalid="ignore"):
@@ -94,7 +99,7 @@ def score_split(
     prediction = Prediction(found.labels, named, after[rows, named], before[rows, named], by_anchor, found.nearest, found.distance)
 
     def part(split: str, keep: np.ndarray, measures: SplitMeasures) -> tuple[tuple[Score, ...], tuple[Paired, ...]]:
-        hits = {metric: values[keep] for metric, values in right.items()}
+        hits = {metric: right[metric][keep] if metric in right else np.zeros(0, bool) for metric in definitions}
         shares = {metric: _share(metric, split, hits[metric].astype(float), definitions[metric]) for metric in hits}
         scores = (
             shares.pop("knn_accuracy"),
@@ -111,7 +116,7 @@ def score_split(
                 "before temperature",
             ),
         )
-        return scores, tuple(compare_shares(a, b, split, hits[a], hits[b]) for a, b in PAIRS)
+        return scores, tuple(compare_shares(a, b, split, hits[a][: len(hits[b])], hits[b]) for a, b in PAIRS)
 
     scores, paired = part("test", rows, measures)
     if len(leaked):

@@ -3,11 +3,13 @@
 The commands read their defaults from here, so this module imports nothing heavy.
 """
 
+import re
 from dataclasses import dataclass
 
 from stages.errors import SettingsError
 
-NETWORKS = ("conv", "conv-deep")
+NETWORKS = ("conv", "conv-deep", "efficientnet-lite0")
+LIBRARIES = ("torchvision:", "timm:")  # a network's name may follow
 MININGS = ("batch-all", "batch-hard", "semi-hard", "random")
 DISTANCES = ("euclidean", "squared")
 RESIZES = ("pad-repeat", "pad", "crop", "stretch")
@@ -60,12 +62,14 @@ class ReadSettings:
 class EmbedSettings:
     """Stage one. `None` means: chosen from the data, by the rule that the field's line states.
 
-    network: pixels to features; see `stages.network`.
+    network: pixels to features: one of `NETWORKS`, or torchvision:NAME, or timm:NAME; see `stages.network`.
+    weights: what its trunk starts from: `none` (random), `default` (the library's, for ImageNet) or a file.
+    trunk: what of it is trained: `tune` (all of it), `frozen` (nothing) or `last-N` (its last N blocks).
     dim: length of an embedding vector.
     mining, distance: which triplets count, and how far is measured; see `stages.loss.triplet_loss`.
     margin: of the triplet loss, in the unit of the distance between unit vectors; None: the soft margin.
     classes_per_batch, images_per_class: P and K of the batches; None: see `stages.sampler.plan_batches`.
-    epochs: None: 20, or as many as make 500 steps, at most 200. An epoch draws each image at least once.
+    epochs: None: 20, or as many as make 400 steps, at most 200. An epoch draws each image at least once.
     lr: peak learning rate of AdamW (it warms up, then decays to zero along a cosine).
     augment: whether training images are shifted, turned and scaled a little.
     patience: epochs without a better validation score after which to stop; None: never, since the rate decays to zero and
@@ -74,6 +78,8 @@ class EmbedSettings:
     """
 
     network: str = "conv"
+    weights: str = "none"
+    trunk: str = "tune"
     dim: int = 128
     mining: str = "batch-all"
     margin: float | None = 0.2
@@ -87,6 +93,18 @@ class EmbedSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        library, _, name = self.network.partition(":")
+        known = self.network in NETWORKS or (f"{library}:" in LIBRARIES and name != "")
+        _require(known, "network", self.network, f"{', '.join(NETWORKS)}, torchvision:NAME (such as resnet18) or timm:NAME")
+        _require(self.weights != "", "weights", self.weights, "none, default or a file")
+        if self.weights != "none" and self.network.startswith("conv"):
+            raise SettingsError(f"--weights {self.weights}: there are none for --network {self.network}; choose torchvision:NAME, say")
+        _require(
+            re.fullmatch(r"tune|frozen|last-[1-9]\d*", self.trunk) is not None,
+            "trunk",
+            self.trunk,
+            "tune, frozen, or last-N such as last-2",
+        )
         _require_count(self, "dim", "epochs", "patience")
         _require(self.mining in MININGS, "mining", self.mining, ", ".join(MININGS))
         _require(self.distance in DISTANCES, "distance", self.distance, ", ".join(DISTANCES))

@@ -100,7 +100,7 @@ def test_the_rate_warms_up_and_decays_to_nothing():
 
 
 def test_small_data_gets_more_epochs():
-    assert automatic_epochs(1) == 200 and automatic_epochs(10) == 50 and automatic_epochs(1000) == 20
+    assert automatic_epochs(1) == 200 and automatic_epochs(10) == 40 and automatic_epochs(1000) == 20
 
 
 def test_what_validation_sees_is_bounded_and_keeps_every_class(digit_split):

