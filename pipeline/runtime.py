@@ -38,7 +38,8 @@ def start(device: str, threads: int | None) -> torch.device:
         found = ", ".join(name for name, there in available.items() if there)
         raise SettingsError(f"--device {device}: not on this machine, which has {found}; use one of these, or auto")
     # On CUDA some operations have no deterministic form: there the rest is, and a warning each would help nobody.
-    torch.use_deterministic_algorithms(True, warn_only=chosen != "cpu")
+    # (`use_deterministic_algorithms` does the same, and imports torch's compiler for a second first.)
+    torch.set_deterministic_debug_mode("error" if chosen == "cpu" else "warn")
     # Filling fresh memory would find reads of it, of which there are none, at a seventh of the training time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it up by name
     if chosen != "cpu":

@@ -22,7 +22,7 @@ VALIDATIONS = 10  # in a run; where epochs are short, one each would take half a
 QUERIES, GALLERY = 2000, 1000  # validation images at most, and training images that their kNN searches
 WEIGHT_DECAY = 1e-2
 WARM_UP = 0.2  # of all steps
-STEPS = 500  # that small data gets at least
+STEPS = 400  # that small data gets at least
 
 # (kNN accuracy, triplet accuracy), the epoch, its weights
 Best = tuple[tuple[float, float], int, dict[str, Tensor]]
@@ -55,7 +55,7 @@ class TrainedEmbedding(NamedTuple):
 
 
 def automatic_epochs(steps_per_epoch: int) -> int:
-    """20 epochs, or as many as make 500 steps."""
+    """20 epochs, or as many as make 400 steps."""
     return max(20, math.ceil(STEPS / steps_per_epoch))
 
 

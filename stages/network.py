@@ -180,42 +180,44 @@ def conv_trunk(channels: int, size: int) -> tuple[nn.Module, int]:
 
 
 class _Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; the last BatchNorm starts at zero, so that the block starts as its shortcut."""
+    """Two 3x3 convolutions at half the side, beside a shortcut; the last BatchNorm starts at zero, so the block starts as its shortcut."""
 
-    def __init__(self, inside: int, outside: int, stride: int):
+    def __init__(self, inside: int, outside: int):
         super().__init__()
+        last = nn.BatchNorm2d(outside)
+        nn.init.zeros_(last.weight)
         self.branch = nn.Sequential(
-            nn.Conv2d(inside, outside, 3, stride=stride, padding=1, bias=False),
+            nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(outside),
             nn.ReLU(inplace=True),
             nn.Conv2d(outside, outside, 3, padding=1, bias=False),
+            last,
+        )
+        self.shortcut = nn.Sequential(  # averaging first: a strided 1x1 convolution would see a quarter of the map
+            nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),
+            nn.Conv2d(inside, outside, 1, bias=False),
             nn.BatchNorm2d(outside),
         )
-        nn.init.zeros_(self.branch[-1].weight)  # type: ignore[arg-type]
-        self.shortcut: nn.Module = nn.Identity()
-        if inside != outside:  # averaging first: a strided 1x1 convolution would see a quarter of the map
-            halve = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False)
-            self.shortcut = nn.Sequential(halve, nn.Conv2d(inside, outside, 1, bias=False), nn.BatchNorm2d(outside))
 
     def forward(self, maps: Tensor) -> Tensor:
         return F.relu(self.branch(maps) + self.shortcut(maps))
 
 
 def deep_trunk(channels: int, size: int) -> tuple[nn.Module, int]:
-    """A residual network (He et al. 2015, arXiv 1512.03385; ResNet-D's stem and shortcuts, arXiv 1812.01187), and its features.
+    """A residual network (He et al. 2015, arXiv 1512.03385; shortcuts as in ResNet-D, arXiv 1812.01187), and how many features.
 
-    A stem that brings any size to at most 32 pixels, then two blocks each of 64, 128 and 256 channels, every stage at half the
-    side of the one before; averaged over places, so that neither parameters nor, above 32 pixels, most of the time grow with the size.
+    3x3 convolutions that bring any size to at most 40 pixels, then blocks of 64, 128 and 256 channels, each at half the side of
+    the one before, and a 4 x 4 map of the last: neither the weights nor, beyond the first layers, the work grow with the size.
     """
-    layers: list[nn.Module] = [nn.Conv2d(channels, 32, 3, padding=1, stride=2 if size > 32 else 1, bias=False)]
-    side = (size + 1) // 2 if size > 32 else size
-    while side > 32:
-        layers += [nn.BatchNorm2d(32), nn.ReLU(inplace=True), nn.Conv2d(32, 32, 3, padding=1, stride=2, bias=False)]
-        side = (side + 1) // 2
-    layers += [nn.BatchNorm2d(32), nn.ReLU(inplace=True)]
-    for inside, outside in ((32, 64), (64, 128), (128, 256)):
-        layers += [_Residual(inside, outside, 2), _Residual(outside, outside, 1)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 256
+    side, inside, layers = max(size, SMALLEST), channels, list[nn.Module]()
+    while not layers or side > 40:
+        stride = 2 if side > 40 else 1
+        layers += [nn.Conv2d(inside, 32, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)]
+        side, inside = -(-side // stride), 32
+    for outside in (64, 128, 256):
+        layers.append(_Residual(inside, outside))
+        side, inside = (side + 1) // 2, outside
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4) if side != 4 else nn.Identity(), nn.Flatten()), inside * 16
 
 
 TRUNKS: dict[str, Callable[[int, int], tuple[nn.Module, int]]] = {"conv": conv_trunk, "conv-deep": deep_trunk}

@@ -35,6 +35,13 @@ def test_it_learns(digit_split):
     assert logs[-1].active_share < logs[0].active_share
 
 
+def test_conv_deep_learns(digit_split):
+    train, validation = digit_split(slice(0, 300)), digit_split(slice(300, 400))
+    trained = train_embedding(train, validation, replace(SHORT, network="conv-deep", epochs=5), device=CPU)
+    before, after = trained.history[0], trained.history[-1]
+    assert after.val_triplet > max(0.95, before.val_triplet) and after.val_knn > 0.9
+
+
 def test_the_same_seed_gives_the_same_weights(digit_split):
     train, validation = digit_split(slice(0, 200)), digit_split(slice(200, 260))
     digests = {
@@ -93,10 +100,10 @@ def test_the_rate_warms_up_and_decays_to_nothing():
 
 
 def test_small_data_gets_more_epochs():
-    assert automatic_epochs(1) == 500 and automatic_epochs(10) == 50 and automatic_epochs(1000) == 20
+    assert automatic_epochs(1) == 400 and automatic_epochs(10) == 40 and automatic_epochs(1000) == 20
 
 
-def test_the_gallery_is_bounded_and_keeps_every_class(digit_split):
+def test_what_validation_sees_is_bounded_and_keeps_every_class(digit_split):
     train = digit_split(slice(0, 1700))
     many = replace(
         train,
@@ -104,10 +111,26 @@ def test_the_gallery_is_bounded_and_keeps_every_class(digit_split):
         labels=torch.cat([train.labels] * 3),
         ids=train.ids * 3,
     )
-    chosen = bounded(many, 2000).rows  # XX
-    assert len(chosen) == len(chosen.unique()) == 2000
-    share = torch.bincount(many.labels[chosen]) / torch.bincount(many.labels)
+    chosen = bounded(many, 2000)
+    assert len(chosen) == 2000 and len(set(chosen.ids)) > 1300
+    share = torch.bincount(chosen.labels) / torch.bincount(many.labels)
     assert float(share.max() - share.min()) < 0.02
+    assert bounded(train, 2000) is train
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 19, 20, 63, 200])
+def test_a_run_is_validated_about_ten_times_and_at_its_end(epochs):
+    validated = [epoch for epoch in range(1, epochs + 1) if is_validated(epoch, epochs)]
+    assert validated[-1] == epochs and min(epochs, 10) <= len(validated) <= 20
+    gaps = [b - a for a, b in zip([0, *validated[:-1]], validated, strict=True)]
+    assert max(gaps) == gaps[0]
+
+
+def test_epochs_without_validation_neither_win_nor_cost_patience(digit_split):
+    train, validation = digit_split(slice(0, 100)), digit_split(slice(200, 260))
+    trained = train_embedding(train, validation, replace(SHORT, epochs=40, patience=3, lr=1e-6), device=CPU)
+    seen = [log.epoch for log in trained.history if log.val_knn is not None]
+    assert trained.epoch in seen and seen == list(range(4, len(trained.history) + 1, 4))
 
 
 def test_augmentation_changes_each_image_differently_and_keeps_the_range():

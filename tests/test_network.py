@@ -41,6 +41,14 @@ def test_the_layers_are_those_of_the_mission():
     torch.testing.assert_close(head(torch.randn(4, 128)).exp().sum(1), torch.ones(4))
 
 
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (1, 28), (3, 33), (3, 64), (1, 100)])
+def test_conv_deep_takes_any_image_with_the_same_few_weights(channels, size):
+    network = EmbeddingNet(channels, size, 16, name="conv-deep")
+    vectors = embed_images(network, [torch.randint(0, 256, (3, channels, size, size), dtype=torch.uint8)], device=CPU)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+    assert sum(weights.numel() for weights in network.parameters()) < 3e6
+
+
 def test_above_64_pixels_the_last_layer_stays_small():
     assert EmbeddingNet(3, 299, 128).project.in_features == EmbeddingNet(3, 64, 128).project.in_features
 
