@@ -299,6 +299,8 @@ def predict(images: tuple[Path, ...], classifier: Path, out: Path, as_json: bool
 @resume_option
 @figures_option
 @click.option("--seeds", metavar="N,N,...", callback=_seeds, help="Run all stages once a seed; the report adds mean and deviation.")
+@click.option("--folds", type=int, metavar="K", help="Test every image once, in K folds, for few images; no checkpoint is kept.")
+@click.option("--repeats", type=int, metavar="R", help="Divide into folds R times.  [default: 1]")
 @settings_options(EmbedSettings, *(name for name in EMBED if name not in ("epochs", "lr")))
 @settings_options(ReadSettings, *READ)
 @place_options
@@ -310,14 +312,26 @@ def run(context: click.Context, /, source: str, embedding: Path, classifier: Pat
     \b
     pipeline run --data photos/
     """
+    folds, repeats = options.pop("folds"), options.pop("repeats")
+    if repeats is not None and folds is None:
+        raise click.UsageError("--repeats needs --folds")
+    if folds is not None and (options["seeds"] or options["resume"]):
+        raise click.UsageError("--folds goes with neither --seeds (--repeats shows a deviation too) nor --resume (no model is kept)")
     own = {name: value for name, value in configured(context, embed).items() if name in ("epochs", "lr")}
     embed_settings = pick(EmbedSettings, {**options, **own})
     classify_settings = pick(ClassifySettings, {"seed": options["seed"], **configured(context, classify)})
     read = pick(ReadSettings, options)
+    rest: dict[str, Any]
+    if folds is not None:
+        from pipeline.folds import run_folds
+
+        rest = {"folds": folds, "repeats": 1 if repeats is None else repeats, "out": out, "figures": options["figures"]}
+        _show(run_folds(source, read, embed_settings, classify_settings, **rest, machine=machine(options)), out, options["figures"])
+        return
     from pipeline import run as stages_run
 
     where: dict[str, Any] = {"embedding": embedding, "classifier": classifier, "out": out, "figures": options["figures"]}
-    rest: dict[str, Any] = {"machine": machine(options), "force": force, "resume": options["resume"], "seeds": options["seeds"]}
+    rest = {"machine": machine(options), "force": force, "resume": options["resume"], "seeds": options["seeds"]}
     _show(stages_run.run(source, read, embed_settings, classify_settings, **where, **rest), out, options["figures"], bool(rest["seeds"]))
 
 
@@ -357,7 +371,9 @@ def _show(comparisons: Any, out: Path, figures: Path | None, pooled: bool = Fals
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 1 wrong input, 2 wrong usage, 130 interrupted. A bug keeps its traceback."""
-    leads = os.environ.get("RANK", "0") == "0"  # of several processes one speaks
+    leads = os.environ.get("RANK", "0") == "0"
+    if not leads:  # of several processes one speaks
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the end
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

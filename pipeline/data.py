@@ -393,14 +393,15 @@ def _read_arrays(source: str, sets: dict[str, Any], read: ReadSettings, cache: P
 # Splits
 
 
-def split_source(source: Source) -> Dataset:
+def split_source(source: Source, parts: Sequence[str] | None = None) -> Dataset:
     """Give each image its part, and check that there is something to train on.
 
+    parts: each image's, if they have been chosen; then a class may be missing in the training part.
     Raises DataError for fewer than two classes to train on, or a class that only validation or test has.
     """
-    entries = source.entries
-    parts = assign_parts(source)
-    sizes = Counter(entry.label for entry, part in zip(entries, parts, strict=True) if part == "train")
+    entries, chosen = source.entries, parts is not None
+    parts = parts or assign_parts(source)
+    sizes = Counter(entry.label for entry, part in zip(entries, parts, strict=True) if chosen or part == "train")
     classes = tuple(sorted(sizes, key=natural))
     if len(classes) < 2:
         raise DataError(f"{source.name}: {len(classes)} class to train on ({', '.join(classes)}); triplets need at least 2")
@@ -457,8 +458,8 @@ def describe_skipped(source: Source) -> str:
     return f"{len(skipped)} of {len(source.entries) + len(skipped)} images skipped: {named}{more}"
 
 
-def assign_parts(source: Source) -> list[str]:
-    """Each image's part: the given one, or one split off the training part.
+def assign_parts(source: Source, salt: str = "") -> list[str]:
+    """Each image's part: the given one, or one split off the training part; another salt splits differently.
 
     Images with the same pixels, in whatever class, and images of the same group stay together, as one unit. Units are
     ordered by a hash of their pixels and the split seed, so that neither the order nor the number of the others moves one.
@@ -474,7 +475,7 @@ def assign_parts(source: Source) -> list[str]:
         return parts
     left = Counter(entries[row].label for row in pool)
     missing = {name: {label: round(share * count) for label, count in left.items()} for name, share in wanted.items()}
-    for rows in _units(source, pool):
+    for rows in units(source, pool, salt):
         counts: dict[str, int] = {}
         for row in rows:
             counts[entries[row].label] = counts.get(entries[row].label, 0) + 1
@@ -490,7 +491,7 @@ def assign_parts(source: Source) -> list[str]:
     return parts
 
 
-def _units(source: Source, pool: Sequence[int]) -> list[list[int]]:
+def units(source: Source, pool: Sequence[int], salt: str = "") -> list[list[int]]:
     """Rows that must not be separated, in the order of a hash."""
     hashes = source.facts["pixels"][pool].tolist()
     head: dict[object, object] = {}
@@ -503,15 +504,15 @@ def _units(source: Source, pool: Sequence[int]) -> list[list[int]]:
     for row, pixels in zip(pool, hashes, strict=True):
         if group := source.entries[row].group:
             head[find(pixels)] = find(group)  # bytes and str never collide
-    units: dict[object, list[int]] = {}
+    together: dict[object, list[int]] = {}
     keys: dict[object, bytes] = {}
-    seed = f"{source.read.split_seed}:".encode()
+    seed = f"{source.read.split_seed}:{salt}".encode()
     for row, pixels in zip(pool, hashes, strict=True):
         unit = find(pixels)
-        units.setdefault(unit, []).append(row)
+        together.setdefault(unit, []).append(row)
         key = hashlib.sha256(seed + pixels).digest()
         keys[unit] = min(key, keys.get(unit, key))
-    return [units[unit] for unit in sorted(units, key=keys.__getitem__)]
+    return [together[unit] for unit in sorted(together, key=keys.__getitem__)]
 
 
 def natural(label: str) -> tuple[int, int, str]:

@@ -44,7 +44,10 @@ WORST = 30  # classes in the table before the fold
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """One run, scored: its name, both checkpoints' records, the images it was judged on, their vectors and the figures."""
+    """One run, scored: its name, both checkpoints' records, the images it was judged on, their vectors and the figures.
+
+    folds: the runs that it pools, repeat after repeat, and then deviation: of each figure over repeats, or else over folds.
+    """
 
     run: str
     embedding: Mapping[str, Any]
@@ -54,15 +57,22 @@ class Comparison:
     gallery: Embeddings
     gallery_ids: tuple[str, ...]
     scored: Scored
+    folds: tuple["Comparison", ...] = ()
+    deviation: tuple[Score, ...] = ()
 
     @property
     def images(self) -> Split:
         assert self.data.test is not None  # or there had been nothing to score
         return self.data.test
 
+    @property
+    def repeats(self) -> int:
+        """How often each image was predicted."""
+        return len(self.images) // self.scored.score("knn_accuracy").count
+
 
 class Finding(NamedTuple):
-    """A sentence of the verdict. kind: `answer`, or `warning` where the figures alone would mislead."""
+    """A sentence of the verdict. kind: `answer`, `note`, or `warning` where the figures alone would mislead."""
 
     kind: str
     text: str
@@ -81,12 +91,12 @@ def write_report(folder: Path, comparisons: Sequence[Comparison], *, figures: Pa
 
     pooled: the runs are repetitions of one, so that their mean and deviation mean something.
     """
-    explored = explore(comparisons[0].test)
+    explored = None if comparisons[0].folds else explore(comparisons[0].test)  # folds share no space
     drawn = [draw_figures(comparison, explored if place == 0 else None) for place, comparison in enumerate(comparisons)]
     for name, content in (
         ("accuracy.csv", accuracy_table(comparisons, pooled=pooled).to_csv(index=False)),
         ("comparisons.csv", comparison_table(comparisons, pooled=pooled).to_csv(index=False)),
-        ("predictions.csv", pd.concat([prediction_table(comparison) for comparison in comparisons]).to_csv(index=False)),
+        ("predictions.csv", pd.concat([prediction_table(fold) for one in comparisons for fold in one.folds or (one,)]).to_csv(index=False)),
         ("report.html", render_page(comparisons, explored, drawn, pooled=pooled)),
     ):
         write_atomically(folder / name, content.encode("utf-8", "surrogateescape"))
@@ -100,8 +110,9 @@ def write_report(folder: Path, comparisons: Sequence[Comparison], *, figures: Pa
 
 
 def accuracy_table(comparisons: Sequence[Comparison], *, pooled: bool = False) -> pd.DataFrame:
-    """One row a run and figure, with the contract's columns; pooled, the runs `mean` and `std` too."""
-    runs = [(one.run, one.scored.scores) for one in comparisons]
+    """One row a run and figure, with the contract's columns; pooled, the runs `mean` and `std` too; of folds, each and `std`."""
+    runs = [(run.run, run.scored.scores) for one in comparisons for run in (*one.folds, one)]
+    runs += [("std", one.deviation) for one in comparisons if one.folds]
     if pooled:
         runs += zip(("mean", "std"), pool_runs([one.scored for one in comparisons]), strict=True)
     rows = [
@@ -249,6 +260,18 @@ def verdict(comparison: Comparison) -> list[Finding]:
         f"({_percent(right.low)[:-2]}\u2013{_percent(right.high)}); kNN on {_percent(known.value)}; {_chance(versus)}. "
         f"Raw pixels reach {_percent(raw.value)}."
     )
+    findings = [Finding("answer", head)]
+    if comparison.folds:
+        moved = next(score.value for score in comparison.deviation if score.metric == right.metric)
+        where = "repeat to repeat" if comparison.repeats > 1 else "fold to fold"
+        findings.append(
+            Finding(
+                "note",
+                f"Each image was tested by models that never saw it. Of {right.count:,} images, {_percent(right.value)} right means: of "
+                f"new images of this kind somewhere between {_percent(right.low)} and {_percent(right.high)}. One image more or less is "
+                f"{100 / right.count:.2g} points{f'; from {where} the share moves by {100 * moved:.1f}' if moved is not None else ''}.",
+            )
+        )
     warnings = []
     if scored.leaked:
         count, total = len(scored.leaked), right.count
@@ -284,7 +307,7 @@ def verdict(comparison: Comparison) -> list[Finding]:
             "pixel": ("The embedding does harm", "The embedding is not shown to beat raw pixels"),
         }[name][0 if worse else 1]
         warnings.append(f"{what}: {reached} by kNN, the embedding {_percent(known.value)}; {_chance(paired)}.")
-    return [Finding("answer", head), *(Finding("warning", text) for text in warnings)]
+    return [*findings, *(Finding("warning", text) for text in warnings)]
 
 
 def _beats(scored: Scored, baseline: str) -> bool:
@@ -354,7 +377,7 @@ def _confusion(comparison: Comparison) -> np.ndarray:
 
 
 def render_page(
-    comparisons: Sequence[Comparison], explored: Exploration, drawn: Sequence[Mapping[str, Any]], *, pooled: bool = False
+    comparisons: Sequence[Comparison], explored: Exploration | None, drawn: Sequence[Mapping[str, Any]], *, pooled: bool = False
 ) -> str:
     """`report.html`: one file that needs no network. Class and file names are untrusted, so escaping is on.
 
@@ -378,9 +401,9 @@ def render_page(
         points=lambda share: f"{100 * share:+.2f}".replace("-", "\u2212"),
         p_value=_p_value,
         galleries=_galleries(first, explored),
-        map=_map(first, explored),
+        map=_map(first, explored) if explored else None,
         legend=list(zip(first.test.classes, plots.PALETTE, strict=False)) if len(first.test.classes) <= len(plots.PALETTE) else [],
-        map_count=len(explored.mapped),
+        map_count=len(explored.mapped) if explored else 0,
         map_script=Markup(plots.map_script()),  # Bokeh's own, nothing of the user's in it
     )
 
@@ -392,12 +415,12 @@ def _view(comparison: Comparison, figures: Mapping[str, Any], place: str) -> dic
     confused = sorted(((-int(confusion[a, b]), a, b) for a, b in zip(*np.nonzero(confusion), strict=True) if a != b))
     classes = []
     for c, name in enumerate(test.classes):
-        mine, count = labels == c, int(confusion[c].sum())
+        mine, count = labels == c, int(confusion[c].sum())  # predictions
         triplets = prediction.triplet_accuracy[mine]
         classes.append(
             {
                 "name": name,
-                "count": count,
+                "count": count // comparison.repeats,
                 "classifier": confusion[c, c] / count if count else None,
                 "knn": float((prediction.knn[mine] == c).mean()) if count else None,
                 "triplet": float(triplets.mean()) if count and not np.isnan(triplets).any() else None,
@@ -424,17 +447,25 @@ def _view(comparison: Comparison, figures: Mapping[str, Any], place: str) -> dic
         "classifier": comparison.classifier,
         "notes": comparison.data.notes,
         "leaked": len(comparison.scored.leaked),
+        "folds": [fold.run for fold in comparison.folds],
+        "repeats": comparison.repeats,
     }
 
 
-def _galleries(comparison: Comparison, explored: Exploration) -> dict[str, Any]:
-    """Errors with their nearest training images, disagreements, and the worst triplets."""
-    test, train, prediction = comparison.images, comparison.data.train, comparison.scored.prediction
-    labels, names = test.labels.numpy(), test.classes
+def _galleries(comparison: Comparison, explored: Exploration | None) -> dict[str, Any]:
+    """Errors with their nearest training images, disagreements, and the worst triplets; of folds those of the first repeat."""
+    test, prediction = comparison.images, comparison.scored.prediction
+    once = len(test) // comparison.repeats
+    labels, names = test.labels.numpy()[:once], test.classes
+    home = [(one, row) for one in comparison.folds or (comparison,) for row in range(len(one.images))]  # where an image was tested
 
     def picture(split: Split, row: int) -> dict[str, Any]:
         name = names[int(split.labels[row])]
         return {"image": plots.thumbnail(split.take(slice(row, row + 1))[0]), "id": split.ids[row], "label": name}
+
+    def neighbours(row: int) -> list[dict[str, Any]]:
+        one, place = home[row]
+        return [picture(one.data.train, int(near)) for near in nearest(one.test.vectors[[place]], one.gallery.vectors, count=4)[0]]
 
     def judged(row: int) -> dict[str, Any]:
         return {
@@ -444,21 +475,17 @@ def _galleries(comparison: Comparison, explored: Exploration) -> dict[str, Any]:
             "knn": names[prediction.knn[row]],
         }
 
-    wrong = np.flatnonzero(prediction.classifier != labels)
+    wrong = np.flatnonzero(prediction.classifier[:once] != labels)
     surest = wrong[np.argsort(-prediction.probability[wrong], kind="stable")][:SHOWN]
-    found = nearest(comparison.test.vectors[surest], comparison.gallery.vectors, count=4)
-    split = np.flatnonzero(prediction.classifier != prediction.knn)
+    split = np.flatnonzero(prediction.classifier[:once] != prediction.knn[:once])
     return {
         "wrong": len(wrong),
-        "errors": [
-            {**judged(int(row)), "nearest": [picture(train, int(place)) for place in places]}
-            for row, places in zip(surest, found, strict=True)
-        ],
+        "errors": [{**judged(int(row)), "nearest": neighbours(int(row))} for row in surest],
         "disagree": len(split),
         "disagreements": [judged(int(row)) for row in split[:SHOWN]],
         "triplets": [
             {"images": [picture(test, int(row)) for row in three], "near": float(near), "far": float(far)}
-            for three, (far, near) in zip(explored.triplets, explored.sides, strict=True)
+            for three, (far, near) in (zip(explored.triplets, explored.sides, strict=True) if explored else ())
         ],
     }
 

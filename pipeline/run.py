@@ -18,9 +18,10 @@ from pipeline.features import see_once
 from pipeline.predict import find_images, predict_images, write_predictions
 from pipeline.report import Comparison, write_report
 from pipeline.watch import Watch, state_path
-from stages.classify import DECAYS, USUAL, choose_neighbours, embed_frozen, train_classifier
+from stages.classify import DECAYS, choose_neighbours, embed_frozen, train_classifier
 from stages.embed import automatic_epochs, new_network, train_embedding
 from stages.errors import CheckpointError, DataError, PipelineError, SettingsError
+from stages.metrics import usual_neighbours
 from stages.network import EmbeddingNet, Pretrained, embed_split, to_device, with_new_layers
 from stages.processes import place
 from stages.records import EmbeddingCheckpoint, Embeddings, Split, TrainingState
@@ -124,7 +125,7 @@ def embed(
         f"on {device.type} in {str(precision).removeprefix('torch.')}" + (f", {processes} processes" if processes > 1 else "")
     )
     if data.validation is None:
-        machine.say("note: no class is large enough to give up a validation image; the last epoch is taken")
+        machine.say("note: there is no validation image; the last epoch is taken")
     if processes > 1 and device.type != "cuda":
         machine.say("note: BatchNorm in training sees each process's share of the batch; spanning processes takes CUDA")
     if settings.trunk == "frozen" and not pretrained:
@@ -255,7 +256,7 @@ def _vectors(
         return cached
     data = _see_once(data, to_device(embedded.network, device), device, machine)
     train, validation = embed_frozen(embedded.network, data.train, data.validation, device=device)
-    k = choose_neighbours(validation.vectors, validation.labels, train.vectors, train.labels) if validation else USUAL
+    k = _neighbours(validation.vectors if validation else None, train.vectors, data)
     record = {"embedding_digest": embedded.digest, "fingerprint": fingerprint, "ids": data.train.ids, "k": k}
     try:
         runtime.leader_only(lambda: checkpoint.save_vectors(path, train, validation, record))
@@ -292,8 +293,10 @@ def report(
     return tuple(comparisons)
 
 
-def compare(name: str, embedding: Path, classifier: Path, *, machine: Machine, source: str | Dataset | None = None) -> Comparison:
-    """One run of the report, scored and not yet written. Raises as `report` does."""
+def compare(
+    name: str, embedding: Path, classifier: Path, *, machine: Machine, source: str | Dataset | None = None, within: bool = True
+) -> Comparison:
+    """One run of the report, scored and not yet written; within: as in `score_split`. Raises as `report` does."""
     device = machine.start()
     embedded, classified = checkpoint.load_embedding(embedding), checkpoint.load_classifier(classifier)
     if classified.embedding_digest != embedded.digest:
@@ -314,6 +317,8 @@ def compare(name: str, embedding: Path, classifier: Path, *, machine: Machine, s
         pixels=_baseline(data, raw_pixels),
         untrained=_baseline(data, lambda part: embed_split(fresh, part, device=device).vectors) if fresh else None,
         leaked=data.leaked,
+        validated=data.validation is not None,
+        within=within,
     )
     return Comparison(name, embedded.record, classified.record, data, test, classified.gallery, classified.gallery_ids, scored)
 
@@ -356,9 +361,15 @@ def predict(images: Sequence[Path], classifier: Path, *, out: Path | None, as_js
 def _baseline(data: Dataset, vectors: Callable[[Split], Tensor]) -> Baseline:
     """Another space over the same images, with a k of its own that validation chose."""
     assert data.test is not None
-    gallery, labels = vectors(data.train), data.train.labels
-    k = choose_neighbours(vectors(data.validation), data.validation.labels, gallery, labels) if data.validation else USUAL
-    return Baseline(vectors(data.test), gallery, k)
+    gallery = vectors(data.train)
+    return Baseline(vectors(data.test), gallery, _neighbours(vectors(data.validation) if data.validation else None, gallery, data))
+
+
+def _neighbours(queries: Tensor | None, gallery: Tensor, data: Dataset) -> int:
+    """k of kNN from validation, or from the class sizes."""
+    if queries is None or data.validation is None:
+        return usual_neighbours(data.train.labels)
+    return choose_neighbours(queries, data.validation.labels, gallery, data.train.labels)
 
 
 def _run_names(embeddings: Sequence[Path]) -> list[str]:

@@ -1,7 +1,9 @@
 """Where a network's pretrained weights come from: a file, a package, or the library that has them."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
@@ -57,6 +59,8 @@ def load_weights(settings: EmbedSettings) -> Pretrained | None:
         return None
     _, mean, std = wanted(settings.network)
     tensors = _default(settings.network) if settings.weights == "default" else _file(Path(settings.weights))
+    # torchvision's densenets were saved under names that they no longer have.
+    tensors = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)", r"\1", name): value for name, value in tensors.items()}
     if settings.network == LITE0:
         tensors = _in_timms_names(tensors)
     origin = "default" if settings.weights == "default" else str(Path(settings.weights).resolve())
@@ -69,7 +73,7 @@ def _file(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"--weights {path}: no such file; {advice}")
     try:
         tensors: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, ImportError) as error:
+    except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise CheckpointError(f"--weights {path}: can't be read ({' '.join(str(error).split())[:200]}); {advice}") from error
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise CheckpointError(f"--weights {path}: holds something else than named tensors; {advice}")

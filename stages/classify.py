@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 
-from stages.metrics import knn
+from stages.metrics import knn, usual_neighbours
 from stages.network import Head, embed_split, state_digest
 from stages.records import Embeddings, HeadLog, Split
 from stages.settings import ClassifySettings
@@ -22,9 +22,9 @@ SMALL = 2000  # vectors; up to here each is used under 16 dropout masks, since t
 MASKED = 6000  # vectors that larger data is repeated to
 BLOCK = 128  # images embedded at once; on a CPU a third faster than 512
 LOGITS = 2**23  # handled at once
-NEIGHBOURS = (1, 5, 20)  # values of k to choose from
-USUAL = 5  # k without validation, and among equally good ones the nearest to it
+NEIGHBOURS = (1, 5, 20)  # values of k to choose from, beside the usual one
 QUERIES = 1000  # validation vectors that choose k
+CALIBRATING = 50  # validation vectors that a temperature needs: of fewer, all named rightly, even the sure ones count as doubtful
 
 
 class TrainedClassifier(NamedTuple):
@@ -61,15 +61,15 @@ def train_classifier(
     k: int | None = None,
     on_epoch: Callable[[HeadLog], None] | None = None,
 ) -> TrainedClassifier:
-    """The head, its temperature and kNN's k, all chosen on validation, never on the test part.
+    """The head, its temperature and kNN's k, all chosen on validation, never on the test part; without it fixed.
 
-    k: if it has been chosen before; it depends on the vectors alone.
+    k: if it has been chosen before; it depends on the vectors alone. The temperature is 1 below 50 validation vectors.
     """
     head, epoch, history = fit_head(train, validation, settings, device=device, on_epoch=on_epoch)
     if validation is None:
-        return TrainedClassifier(head, epoch, history, 1.0, k or USUAL)
+        return TrainedClassifier(head, epoch, history, 1.0, k or usual_neighbours(train.labels))
     with torch.inference_mode():
-        temperature = fit_temperature(head(validation.vectors), validation.labels)
+        temperature = fit_temperature(head(validation.vectors), validation.labels) if len(validation) >= CALIBRATING else 1.0
     k = k or choose_neighbours(validation.vectors, validation.labels, train.vectors, train.labels)
     return TrainedClassifier(head, epoch, history, temperature, k)
 
@@ -211,11 +211,11 @@ def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
 
 
 def choose_neighbours(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> int:
-    """The k of kNN with the most right validation images; of equally good ones the nearest to 5, then the smaller.
+    """The k of kNN with the most right validation images; of equally good ones the nearest to the usual, then the smaller.
 
     queries: (Q, D), of which at most 1,000, evenly spaced, are asked. gallery: (G, D). labels, gallery_labels: int64.
     """
     rows = torch.linspace(0, len(queries) - 1, min(QUERIES, len(queries))).round().long()
-    asked, truth = queries[rows], labels[rows].numpy()
-    right = {k: int((knn(asked, gallery, gallery_labels, k=k).labels == truth).sum()) for k in NEIGHBOURS if k <= len(gallery)}
-    return max(right, key=lambda k: (right[k], -abs(k - USUAL), -k))
+    asked, truth, usual = queries[rows], labels[rows].numpy(), usual_neighbours(gallery_labels)
+    right = {k: int((knn(asked, gallery, gallery_labels, k=k).labels == truth).sum()) for k in {*NEIGHBOURS, usual} if k <= len(gallery)}
+    return max(right, key=lambda k: (right[k], -abs(k - usual), -k))

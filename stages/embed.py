@@ -11,19 +11,18 @@ from torch import Tensor, nn
 from stages.augment import random_affine, random_photo
 from stages.errors import PipelineError
 from stages.loss import triplet_loss
-from stages.metrics import knn, measure_split, triplet_accuracy
+from stages.metrics import knn, measure_split, triplet_accuracy, usual_neighbours
 from stages.network import Backbone, EmbeddingNet, Pretrained, embed_split, has_features, pixel_statistics, to_device
 from stages.processes import gather_rows, own_part, place, share_buffers, sum_gradients
 from stages.records import EpochLog, Split, TrainingState
 from stages.sampler import PKSampler, plan_batches
 from stages.settings import EmbedSettings
 
-NEIGHBOURS = 5  # k of the validation kNN
 VALIDATIONS = 10  # in a run; where epochs are short, one each would take half as long as training
 QUERIES, GALLERY = 2000, 1000  # validation images at most, and training images that their kNN searches
 WEIGHT_DECAY = 1e-2
 WARM_UP = 0.2  # of all steps
-STEPS = 400  # that small data gets at least, as far as 200 epochs go
+STEPS = 400  # that small data gets at least
 
 # (kNN accuracy, triplet accuracy), the epoch, its weights
 Best = tuple[tuple[float, float], int, dict[str, Tensor]]
@@ -56,8 +55,8 @@ class TrainedEmbedding(NamedTuple):
 
 
 def automatic_epochs(steps_per_epoch: int) -> int:
-    """20 epochs, or as many as make 400 steps, at most 200."""
-    return max(20, min(200, math.ceil(STEPS / steps_per_epoch)))
+    """20 epochs, or as many as make 400 steps."""
+    return max(20, math.ceil(STEPS / steps_per_epoch))
 
 
 def is_validated(epoch: int, epochs: int) -> bool:
@@ -238,6 +237,6 @@ def validate(network: nn.Module, gallery: Split, validation: Split | None, *, de
     if validation is None:
         return None, None
     queries, known = (embed_split(network, part, device=device) for part in (validation, gallery))
-    votes = knn(queries.vectors, known.vectors, known.labels, k=NEIGHBOURS).labels
+    votes = knn(queries.vectors, known.vectors, known.labels, k=usual_neighbours(known.labels)).labels
     triplets = triplet_accuracy(measure_split(queries.vectors, queries.labels))[0]
     return float((votes == validation.labels.numpy()).mean()), None if math.isnan(triplets) else triplets

@@ -23,8 +23,8 @@ class SplitMeasures(NamedTuple):
 
     won, tied, total: int64 (Q,), its triplets with d(a,p) < d(a,n), with d(a,p) = d(a,n), and all.
     won_by_margin: int64 (Q,), those with d(a,p) + margin < d(a,n).
-    won_any, total_any: int64 (Q,), triplets in which the image stands in any of the three roles; within one split only,
-    zeros against a gallery.
+    won_any, total_any: int64 (Q,), triplets in which the image stands in any of the three roles; against a gallery those
+    are its own, as anchor.
     first_hit: int64 (Q,), rank of the nearest positive, from 1; 0 without a positive. Recall@k is the share of queries
     with 1 <= first_hit <= k.
     precision_at_1, r_precision, map_at_r, average_precision: float64 (Q,), in [0, 1]; NaN for a query without a
@@ -105,6 +105,8 @@ def _measure(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: T
                 against = _wins_against(ahead, by_distance)
                 won_any[:begin] += against[:begin]
                 won_any[end:] += against[begin:]
+    if not within:
+        integers[4:6] = integers[[0, 2]]
     back = torch.empty_like(row_order).scatter_(0, row_order, torch.arange(count))
     return SplitMeasures(*integers[:, back].numpy(), *shares[:, back].numpy())
 
@@ -159,6 +161,15 @@ def triplet_accuracy(measures: SplitMeasures) -> tuple[float, float, float]:
         return value, 0.0, 1.0
     error = math.sqrt((count - 1) / count * float(np.square(without - without.mean()).sum()))
     return value, max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error)
+
+
+def usual_neighbours(gallery_labels: Tensor) -> int:
+    """k of kNN where nothing chooses it: 5, or the largest odd number that does not exceed the median class size.
+
+    gallery_labels: int64 (G,), G > 0.
+    """
+    sizes = torch.bincount(gallery_labels)
+    return min(5, (int(sizes[sizes > 0].median()) - 1) // 2 * 2 + 1)
 
 
 class Neighbours(NamedTuple):

@@ -1,7 +1,7 @@
 """Stage three: measure an embedding and its classifier on images that neither has seen."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from stages.distance import exact_distances
-from stages.metrics import SplitMeasures, knn, measure_split, triplet_accuracy
+from stages.metrics import SplitMeasures, knn, measure_gallery, measure_split, triplet_accuracy
 from stages.records import ClassifierCheckpoint, Embeddings, Paired, Prediction, Score, Scored, Split
 
 RESAMPLES = 1000
@@ -58,13 +58,22 @@ class Exploration(NamedTuple):
 
 
 def score_split(
-    test: Embeddings, classifier: ClassifierCheckpoint, *, pixels: Baseline, untrained: Baseline | None, leaked: Sequence[int] = ()
+    test: Embeddings,
+    classifier: ClassifierCheckpoint,
+    *,
+    pixels: Baseline,
+    untrained: Baseline | None,
+    leaked: Sequence[int] = (),
+    validated: bool = True,
+    within: bool = True,
 ) -> Scored:
     """The comparison: kNN, triplet and classification accuracy, retrieval, calibration and three baselines, on the same images.
 
     pixels, untrained: raw pixels, and the vectors of the network before training; None where it can't be had, then its
     scores are undefined. leaked: positions of test images whose pixels stand in the training or validation part; every
-    figure is given with them and without. Every interval is a 95 % one; nothing here is chosen on these images.
+    figure is given with them and without. validated: whether validation images chose each k. within: whether test images
+    query each other; otherwise, where they are too few, they query the training images. Every interval is a 95 % one; nothing
+    here is chosen on these images.
     """
     labels, rows = test.labels.numpy(), np.arange(len(test))
     gallery = classifier.gallery
@@ -84,50 +93,102 @@ def score_split(
     }
     if untrained:
         right["untrained_knn_accuracy"] = named_by(untrained)
-    definitions = {
-        "knn_accuracy": _vote(classifier.k, len(gallery)),
-        "classification_accuracy": "share of images that dropout + linear + log-softmax on the frozen embedding names rightly",
-        "majority_accuracy": f"share of images of the most frequent training class, {test.classes[common]}",
-        "pixel_knn_accuracy": _vote(pixels.k, len(gallery))
-        + f", Euclidean distance of raw pixels (images above {PIXELS} pixels averaged down to it)",
-        "untrained_knn_accuracy": (_vote(untrained.k, len(gallery)) if untrained else "left out: its weights are gone")
-        + ", the same network before training",
-    }
-    measures = measure_split(test.vectors, test.labels)
+    how = "chosen on validation" if validated else "from the class sizes"
+    votes = [f"{min(one.k, len(gallery))} nearest training images (k {how}" if one else None for one in (classifier, pixels, untrained)]
+    definitions = _define(f"training class, {test.classes[common]}", *votes)
+
+    def measure(keep: np.ndarray) -> SplitMeasures:
+        queries = test.vectors[keep], test.labels[keep]
+        return measure_split(*queries) if within else measure_gallery(*queries, gallery.vectors, gallery.labels)
+
+    measures = measure(rows)
     with np.errstate(invalid="ignore"):
         by_anchor = measures.won / measures.total
     prediction = Prediction(found.labels, named, after[rows, named], before[rows, named], by_anchor, found.nearest, found.distance)
-
-    def part(split: str, keep: np.ndarray, measures: SplitMeasures) -> tuple[tuple[Score, ...], tuple[Paired, ...]]:
-        hits = {metric: right[metric][keep] if metric in right else np.zeros(0, bool) for metric in definitions}
-        shares = {metric: _share(metric, split, hits[metric].astype(float), definitions[metric]) for metric in hits}
-        scores = (
-            shares.pop("knn_accuracy"),
-            _triplets(split, measures),
-            shares.pop("classification_accuracy"),
-            *_retrieval(split, measures),
-            *shares.values(),
-            _calibration("calibration_error", split, prediction.probability[keep], hits["classification_accuracy"], "after temperature"),
-            _calibration(
-                "calibration_error_uncalibrated",
-                split,
-                prediction.uncalibrated[keep],
-                hits["classification_accuracy"],
-                "before temperature",
-            ),
-        )
-        return scores, tuple(compare_shares(a, b, split, hits[a][: len(hits[b])], hits[b]) for a, b in PAIRS)
-
-    scores, paired = part("test", rows, measures)
+    figures = _figures("test", right, right, prediction, measures, definitions, within)
     if len(leaked):
         keep = np.setdiff1d(rows, np.asarray(leaked))
-        clean = part(CLEAN, keep, measure_split(test.vectors[keep], test.labels[keep]))
+        part, hits = (Prediction(*(values[keep] for values in vars(prediction).values())), {m: r[keep] for m, r in right.items()})
+        clean = _figures(CLEAN, hits, hits, part, measure(keep), definitions, within)
     else:
-        clean = tuple(replace(one, split=CLEAN) for one in scores), tuple(replace(one, split=CLEAN) for one in paired)
-    wide = test.vectors.double()
-    centre = wide.mean(0)
-    spread = math.sqrt(max(0.0, 2 * float(wide.square().sum(1).mean() - centre @ centre)))
-    return Scored((*scores, *clean[0]), (*paired, *clean[1]), prediction, right, measures, spread, tuple(leaked))
+        clean = _relabel(figures)
+    centre, other = (vectors.double().mean(0) for vectors in (test.vectors, test.vectors if within else gallery.vectors))
+    spread = math.sqrt(max(0.0, 2 - 2 * float(centre @ other)))  # of unit vectors
+    return Scored((*figures[0], *clean[0]), (*figures[1], *clean[1]), prediction, right, measures, spread, tuple(leaked))
+
+
+def pool_folds(folds: Sequence[Scored], places: Sequence[np.ndarray], labels: np.ndarray, classes: Sequence[str]) -> Scored:
+    """The test images of all folds as one test of every image.
+
+    folds: all of one repeat, then all of the next; scored against their training images. places: int64 (n,) for each,
+    where its test images stand among all N. labels: int64 (R * N,), fold after fold as `right` and `prediction` of the result.
+    A figure is the mean over images of the mean over repeats; its interval is over the N images, since predicting an image
+    again makes no new one.
+    """
+    where = np.concatenate(places)
+    count = int(where.max()) + 1
+    repeats = len(where) // count
+    order = np.argsort(where, kind="stable").reshape(count, repeats)  # of each image its repeats
+    prediction = Prediction(*(np.concatenate(parts) for parts in zip(*(vars(one.prediction).values() for one in folds), strict=True)))
+    right = {metric: np.concatenate([one.right[metric] for one in folds]) for metric in folds[0].right}
+    common = int(np.bincount(labels).argmax())
+    right["majority_accuracy"] = labels == common  # of all: the class most frequent in training is the rarest in the test
+    shares = {metric: hits[order[:, 0]] if repeats == 1 else hits[order].mean(1) for metric, hits in right.items()}
+    each = [np.concatenate(parts)[order] for parts in zip(*(one.measures for one in folds), strict=True)]
+    measures = SplitMeasures(*(part.mean(1) if part.dtype.kind == "f" else part.sum(1) for part in each))
+    vote = "k nearest training images (k and these as in each fold"
+    definitions = _define(f"class, {classes[common]}", vote, vote, vote if "untrained_knn_accuracy" in right else None)
+    scores, paired = _figures("test", shares, right, prediction, measures, definitions, within=False)
+    told = "; each image tested by models that never saw it" + f"; mean of {repeats} repeats, interval over images" * (repeats > 1)
+    scores = tuple(
+        replace(one, definition=one.definition + told, count=one.count if one.metric == "triplet_accuracy" else min(one.count, count))
+        for one in scores
+    )
+    clean = _relabel((scores, paired))
+    return Scored((*scores, *clean[0]), (*paired, *clean[1]), prediction, right, measures, min(one.spread for one in folds))
+
+
+def _define(common: str, known: str | None, raw: str | None, fresh: str | None) -> dict[str, str]:
+    """What each share is; the last three say who votes, or None."""
+    vote = "share of images that the majority of the {}; all ties at the edge vote, equal votes go to the nearest) names rightly"
+    return {
+        "knn_accuracy": vote.format(known),
+        "classification_accuracy": "share of images that dropout + linear + log-softmax on the frozen embedding names rightly",
+        "majority_accuracy": f"share of images of the most frequent {common}",
+        "pixel_knn_accuracy": vote.format(raw) + f", Euclidean distance of raw pixels (images above {PIXELS} pixels averaged down to it)",
+        "untrained_knn_accuracy": (vote.format(fresh) if fresh else "left out: its weights are gone")
+        + ", the same network before training",
+    }
+
+
+def _figures(
+    split: str,
+    shares: Mapping[str, np.ndarray],
+    right: Mapping[str, np.ndarray],
+    prediction: Prediction,
+    measures: SplitMeasures,
+    definitions: Mapping[str, str],
+    within: bool,
+) -> tuple[tuple[Score, ...], tuple[Paired, ...]]:
+    """Every score and paired test. shares, measures: an entry an image; right, prediction: an entry a prediction."""
+    each = {metric: shares[metric] if metric in shares else np.zeros(0, bool) for metric in definitions}
+    named = {metric: _share(metric, split, each[metric].astype(float), definitions[metric]) for metric in definitions}
+    hits = right["classification_accuracy"]
+    scores = (
+        named.pop("knn_accuracy"),
+        _triplets(split, measures, within),
+        named.pop("classification_accuracy"),
+        *_retrieval(split, measures, within),
+        *named.values(),
+        _calibration("calibration_error", split, prediction.probability, hits, "after temperature"),
+        _calibration("calibration_error_uncalibrated", split, prediction.uncalibrated, hits, "before temperature"),
+    )
+    return scores, tuple(compare_shares(a, b, split, each[a][: len(each[b])], each[b]) for a, b in PAIRS)
+
+
+def _relabel(figures: tuple[tuple[Score, ...], tuple[Paired, ...]]) -> tuple[tuple[Score, ...], tuple[Paired, ...]]:
+    """The figures without duplicates, where there are none."""
+    return tuple(replace(one, split=CLEAN) for one in figures[0]), tuple(replace(one, split=CLEAN) for one in figures[1])
 
 
 def probabilities(head: nn.Module, vectors: Tensor, *, temperature: float) -> Tensor:
@@ -146,19 +207,23 @@ def raw_pixels(split: Split) -> Tensor:
 def compare_shares(metric_a: str, metric_b: str, split: str, a: np.ndarray, b: np.ndarray) -> Paired:
     """Two ways of naming the same images: exact McNemar test, and an interval for the difference of the shares.
 
-    a, b: bool (N,), right or wrong. McNemar 1947 in its exact, binomial form; the interval is the adjusted Wald one of
+    a, b: bool (N,), right or wrong; or float64 (N,), the share of repeats in which an image was named rightly. McNemar 1947
+    in its exact, binomial form, which over shares is the sign test; the interval is the adjusted Wald one of
     Bonett and Price 2012 (doi 10.3102/1076998611411915), which keeps its coverage where few images differ.
     """
-    only_a, only_b, count = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
+    gap, count = a.astype(float) - b, len(a)
+    only_a, only_b = int((gap > 0).sum()), int((gap < 0).sum())
     test = f"exact McNemar: {only_a} images right by a alone, {only_b} by b alone; interval: Bonett-Price"
+    if a.dtype != bool:
+        test = f"exact sign test over images: {only_a} right more often by a, {only_b} by b; interval: Bonett-Price"
     if count == 0:
         return Paired(metric_a, metric_b, split, None, None, None, None, 0, test)
     p_value = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    share_a, share_b = (only_a + 1) / (count + 2), (only_b + 1) / (count + 2)
+    share_a, share_b = ((part.clip(min=0).sum() + 1) / (count + 2) for part in (gap, -gap))
     centre = share_a - share_b
     half = _z() * math.sqrt((share_a + share_b - centre**2) / (count + 2))
     low, high = max(-1.0, centre - half), min(1.0, centre + half)
-    return Paired(metric_a, metric_b, split, (only_a - only_b) / count, low, high, p_value, count, test)
+    return Paired(metric_a, metric_b, split, float(gap.mean()), low, high, p_value, count, test)
 
 
 def compare_runs(a: Scored, b: Scored) -> tuple[Paired, ...]:
@@ -201,17 +266,17 @@ def _normal(metric: str, gap: float, error: float, count: int, test: str, *, deg
     return Paired(metric, metric, "test", float(gap), max(-1.0, gap - half), min(1.0, gap + half), p_value, count, test)
 
 
-def pool_runs(runs: Sequence[Scored]) -> tuple[tuple[Score, ...], tuple[Score, ...]]:
-    """Mean and standard deviation (n - 1) over runs, figure by figure; `count` is how many runs had a value."""
+def pool_runs(runs: Sequence[Scored], what: str = "runs") -> tuple[tuple[Score, ...], tuple[Score, ...]]:
+    """Mean and standard deviation (n - 1) over runs, figure by figure; `count` is how many of them had a value."""
     means, deviations = [], []
     for same in zip(*(run.scores for run in runs), strict=True):
         values = [score.value for score in same if score.value is not None]
         metric, split, count = same[0].metric, same[0].split, len(values)
         mean = min(1.0, math.fsum(values) / count) if values else None
-        means.append(Score(metric, split, mean, None, None, count, f"mean over {count} runs"))
+        means.append(Score(metric, split, mean, None, None, count, f"mean over {count} {what}"))
         deviation = float(np.std(values, ddof=1)) if count > 1 else None
         deviations.append(
-            Score(metric, split, deviation, None, None, count if count > 1 else 0, f"standard deviation over {count} runs (n - 1)")
+            Score(metric, split, deviation, None, None, count if count > 1 else 0, f"standard deviation over {count} {what} (n - 1)")
         )
     return tuple(means), tuple(deviations)
 
@@ -224,26 +289,23 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, 
         return counts, np.bincount(bins, confidence, BINS) / counts, np.bincount(bins, right, BINS) / counts
 
 
-def _vote(k: int, gallery: int) -> str:
-    return (
-        f"share of images that the majority of the {min(k, gallery)} nearest training images (k chosen on validation; "
-        "all ties at the edge vote, equal votes go to the nearest) names rightly"
-    )
-
-
-def _triplets(split: str, measures: SplitMeasures) -> Score:
-    pooled = "share of all triplets of the split with d(anchor, positive) < d(anchor, negative), ties lost; interval: jackknife over images"
+def _triplets(split: str, measures: SplitMeasures, within: bool) -> Score:
+    which = "of the split" if within else "of a test image and two training images, of its class and of another,"
+    pooled = f"share of all triplets {which} with d(anchor, positive) < d(anchor, negative), ties lost; interval: jackknife over images"
     if not (count := int(measures.total.sum())):
         return Score("triplet_accuracy", split, None, None, None, 0, pooled)
     return Score("triplet_accuracy", split, *triplet_accuracy(measures), count, pooled)
 
 
-def _retrieval(split: str, measures: SplitMeasures) -> tuple[Score, ...]:
-    ranking = "each image queries the others of the split, itself left out"
+def _retrieval(split: str, measures: SplitMeasures, within: bool) -> tuple[Score, ...]:
+    ranking = "each image queries the others of the split, itself left out" if within else "each test image queries the training images"
     return (
         _share("precision_at_1", split, measures.precision_at_1, f"share of queries whose nearest image has their class; {ranking}"),
         _mean(
-            "r_precision", split, measures.r_precision, f"share of a query's class among its R nearest, R = others of its class; {ranking}"
+            "r_precision",
+            split,
+            measures.r_precision,
+            f"share of a query's class among its R nearest, R = others of its class; {ranking}",
         ),
         _mean("map_at_r", split, measures.map_at_r, f"mean of precision at the hits among the R nearest, divided by R; {ranking}"),
         _mean(
@@ -265,12 +327,14 @@ def _calibration(metric: str, split: str, confidence: np.ndarray, right: np.ndar
 
 
 def _share(metric: str, split: str, right: np.ndarray, definition: str) -> Score:
-    """A share of images (1 right, 0 wrong, NaN dropped) with Wilson's interval."""
+    """A share of images (1 right, 0 wrong, a share of repeats between, NaN dropped) with Wilson's interval."""
     kept, definition = _defined(right, definition)
     if len(kept) == 0:
         return Score(metric, split, None, None, None, 0, definition)
-    interval = stats.binomtest(int(kept.sum()), len(kept)).proportion_ci(method="wilson")
-    return Score(metric, split, float(kept.mean()), interval.low, interval.high, len(kept), f"{definition}; interval: Wilson")
+    value, count, z = float(kept.mean()), len(kept), _z()
+    centre, half = value + z * z / (2 * count), z * math.sqrt(value * (1 - value) / count + (z / (2 * count)) ** 2)
+    low, high = (round(bound / (1 + z * z / count), 12) for bound in (centre - half, centre + half))  # 0 and 1 to the last bit
+    return Score(metric, split, value, low, high, count, f"{definition}; interval: Wilson")
 
 
 def _mean(metric: str, split: str, values: np.ndarray, definition: str) -> Score:

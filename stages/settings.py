@@ -69,7 +69,7 @@ class EmbedSettings:
     mining, distance: which triplets count, and how far is measured; see `stages.loss.triplet_loss`.
     margin: of the triplet loss, in the unit of the distance between unit vectors; None: the soft margin.
     classes_per_batch, images_per_class: P and K of the batches; None: see `stages.sampler.plan_batches`.
-    epochs: None: 20, or as many as make 400 steps, at most 200. An epoch draws each image at least once.
+    epochs: None: 20, or as many as make 400 steps. An epoch draws each image at least once.
     lr: peak learning rate of AdamW (it warms up, then decays to zero along a cosine).
     augment: whether training images are shifted, turned and scaled a little.
     patience: epochs without a better validation score after which to stop; None: never, since the rate decays to zero and

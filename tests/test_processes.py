@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -38,6 +39,9 @@ class Plain(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return unit_rows(self.layers(images.double() / 255))
+
+    def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
+        return [{"params": list(self.parameters()), "lr": rate}]
 
 
 def first_gradients(case: tuple[str, float | None, str]) -> Tensor:
@@ -91,7 +95,7 @@ def test_processes_compute_the_gradient_of_one(tmp_path, world):
 
 def torchrun(folder: Path, processes: int, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "-m", "pipeline"]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", "-m", "pipeline"]
     return subprocess.Popen([*command, *arguments], cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -118,7 +122,7 @@ def test_a_batch_that_the_processes_can_not_share_is_refused_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_process_that_dies_ends_the_run_and_it_can_be_resumed(tmp_path, victim):
-    options = ("embed", "--device", "cpu", "--epochs", "150", "--dim", "16", "--images-per-class", "8")
+    options = ("embed", "--device", "cpu", "--epochs", "40", "--dim", "16", "--images-per-class", "8")
     process = torchrun(tmp_path, 2, *options)
     state = tmp_path / "checkpoints/embedding.state"
     while not state.exists():

@@ -26,7 +26,7 @@ def random_embeddings(count: int, classes: int, *, seed: int = 0, dim: int = 8, 
     return Embeddings(vectors, labels, tuple(map(str, range(classes))))
 
 
-def scored(test: Embeddings, gallery: Embeddings, *, temperature: float = 1.0, k: int = 5, leaked=()):
+def scored(test: Embeddings, gallery: Embeddings, *, temperature: float = 1.0, k: int = 5, leaked=(), within: bool = True):
     torch.manual_seed(0)
     head = Head(test.vectors.shape[1], len(test.classes)).eval()
     with torch.no_grad():
@@ -36,7 +36,7 @@ def scored(test: Embeddings, gallery: Embeddings, *, temperature: float = 1.0, k
     classifier = ClassifierCheckpoint(EmbeddingNet(1, 8, 8), head, gallery, (), test.classes, {}, "", "", temperature, k)
     noise = torch.Generator().manual_seed(5)
     spaces = [Baseline(torch.randn(len(test), 3, generator=noise), torch.randn(len(gallery), 3, generator=noise), 3) for _ in range(2)]
-    return score_split(test, classifier, pixels=spaces[0], untrained=spaces[1], leaked=leaked)
+    return score_split(test, classifier, pixels=spaces[0], untrained=spaces[1], leaked=leaked, within=within)
 
 
 @pytest.mark.parametrize("right, count", [(0, 7), (7, 7), (1, 1), (93, 100), (500, 1000), (999, 1000)])
