@@ -1,9 +1,9 @@
 """Recipes of stage one compared on validation over several public sets, to choose defaults that work unseen.
 
-    python benchmarks/defaults.py --work DIR                             # the default recipe
-    python benchmarks/defaults.py --work DIR mining=semi-hard            # another
-    python benchmarks/defaults.py --work DIR lr=1e-3 STEPS=1000 --sets digits,photos --seeds 0,1,2
-    python benchmarks/defaults.py --work DIR --table                     # what was found
+    python -m benchmarks.defaults --work DIR                             # the default recipe
+    python -m benchmarks.defaults --work DIR mining=semi-hard            # another
+    python -m benchmarks.defaults --work DIR lr=1e-3 STEPS=1000 --sets digits,photos --seeds 0,1,2
+    python -m benchmarks.defaults --work DIR --table                     # what was found
 
 A name in small letters is a field of `EmbedSettings`; one in capitals a constant of `stages.embed`, `augment` or `sampler`; `ema` the
 decay of averaged weights. Rows go to DIR/results.csv: a recipe, a set, a seed; validation kNN (k = 5), MAP@R and seconds.
@@ -12,6 +12,29 @@ No test image is read: MNIST is the training rows of `benchmarks/training.py`, t
 
     apt-get install --no-install-recommends gnome-icon-theme tango-icon-theme mate-icon-theme oxygen-icon-theme \
         elementary-xfce-icon-theme faenza-icon-theme adwaita-icon-theme tuxpaint-stamps-default
+
+What was found (validation kNN in per cent, STEPS=300, bfloat16, one seed; MNIST, its noisy variant, characters, digits and
+photos three seeds in the first two lines). Two standard errors of a figure are 0.4 (digits), 0.5 (MNIST), 1.0 (noisy), 1.1
+(characters), 3.7 (icons) and 11 (photos), so most lines differ by chance; what is clear is that training without augmentation
+fits wrong labels, and that semi-hard mining withstands them better (and ranks better: MAP@R 72 against 68 on characters).
+
+    recipe                             digits  MNIST  20 % wrong  characters  icons  photos
+    as it is                             99.6   98.9        95.9        91.0   27.8    64.0
+    mining=semi-hard                     99.6   98.8        96.6        91.1   29.0    60.4
+    margin=0.1                           99.6   99.2        95.8        91.4   29.5    61.3
+    margin=0.4                           99.6   98.8        96.2        89.0   26.5    65.3
+    lr=1e-3                              99.8   98.8        95.1        90.4   27.5    65.3
+    lr=1e-2                              99.8   98.9        96.2        91.1   27.3    58.7
+    WARM_UP=0.05                         99.6   98.9        96.6        90.7   28.2    58.7
+    WEIGHT_DECAY=0.1                     99.6   99.1        96.1        90.5   27.8    64.0
+    images_per_class=8                   99.6   98.8        95.6        90.5   25.3    62.7
+    ema=0.98                             99.8   99.0        95.9        91.1   28.5    60.0
+    SHIFT=0.05 TURN=10. SCALE=0.1        99.5   99.1        94.4        91.6   30.5    64.0
+    SHIFT=0.15 TURN=20. SCALE=0.25       99.3   98.8        96.3        90.2   24.8    65.3
+    augment=False                        99.6   98.4        89.3        89.2   24.8    62.7
+    STEPS=500                                   99.2                           29.3    64.0
+    network=conv-deep STEPS=400                 98.8
+    the same, mining=semi-hard                  99.1
 """
 
 import argparse

@@ -242,7 +242,7 @@ def file_decoder(files: Sequence[tuple[str, State | None]], resize: str) -> Gene
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ExitStack() as stack:
         pool: ProcessPoolExecutor | None = None
-        if workers > 1 and (len(paths) >= 4000 or total >= 8e6):
+        if workers > 1 and (len(paths) >= 10_000 or total >= 8e6):
             # Spawned, not forked: a forked copy of a process with threads (torch has them) may hang.
             context = multiprocessing.get_context("spawn")
             pool = ProcessPoolExecutor(workers, context, _start_worker)
