@@ -49,13 +49,11 @@ class Audit:
     notes: tuple[str, ...]
 
 
-def audit_source(
-    source: Source, *, dataset: Dataset | None = None, near: bool = False, progress: Progress | None = None, **batches: int | None
-) -> Audit:
+def audit_source(source: Source, *, dataset: Dataset | None = None, near: bool = False, progress: Progress | None = None) -> Audit:
     """Look a decoded source through.
 
     dataset: the source's split, if it has been made. near: look for near duplicates too, in O(M^2) time, 10,000 images in
-    about a second. batches: `classes_per_batch` and `images_per_class`, as for `plan_batches`.
+    about a second.
     """
     entries = source.entries
     problems = []
@@ -64,7 +62,7 @@ def audit_source(
     if source.unreadable > source.read.max_unreadable:
         problems.append(f"{source.unreadable:.0%} of the images are unreadable; --max-unreadable allows {source.read.max_unreadable:.0%}")
     try:
-        plan = plan_batches((dataset or split_source(source)).train.labels, **batches)
+        plan = plan_batches((dataset or split_source(source)).train.labels)
     except PipelineError as error:
         problems.append(str(error))
     counts: dict[str, dict[str, int]] = {}

@@ -13,11 +13,10 @@ from pipeline import weights
 from pipeline.data import Dataset, Source, assign_parts, split_source, units
 from pipeline.report import Comparison, write_report
 from pipeline.run import Machine, classify, compare, embed
-from stages.embed import automatic_epochs
+from stages.embed import plan_training
 from stages.errors import SettingsError
 from stages.processes import place
 from stages.records import Embeddings, EpochLog, Scored, Split
-from stages.sampler import plan_batches
 from stages.score import pool_folds, pool_runs
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
@@ -65,13 +64,13 @@ def run_folds(
         machine.say(f"note: {remark}")
     name, parts = next(iter(plans.items()))
     split = split_source(pool, parts)
-    plan = plan_batches(split.train.labels, classes_per_batch=first.classes_per_batch, images_per_class=first.images_per_class)
+    plan, epochs = plan_training(split.train.labels, first)
     counts = Counter(parts)
     machine.say(
         f"{data.source}: {len(pool.entries):,} images of {len(split.train.classes)} classes, {folds} folds"
         + (f" x {repeats} repeats" if repeats > 1 else "")
         + f"\n{name}: {counts['train']} training, {counts['val']} validation and {counts['test']} test images; "
-        f"{first.epochs or automatic_epochs(plan.per_epoch)} epochs of {plan.per_epoch} batches, "
+        f"{epochs} epochs of {plan.per_epoch} batches, "
         f"{plan.classes_per_batch} classes x {plan.images_per_class} images"
     )
     once, done = _Once(**vars(machine)), []

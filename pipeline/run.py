@@ -19,13 +19,12 @@ from pipeline.predict import find_images, predict_images, write_predictions
 from pipeline.report import Comparison, write_report
 from pipeline.watch import Watch, state_path
 from stages.classify import DECAYS, choose_neighbours, embed_frozen, train_classifier
-from stages.embed import automatic_epochs, new_network, train_embedding
+from stages.embed import new_network, plan_training, train_embedding
 from stages.errors import CheckpointError, DataError, PipelineError, SettingsError
 from stages.metrics import usual_neighbours
 from stages.network import EmbeddingNet, Pretrained, embed_split, to_device, with_new_layers
 from stages.processes import place
 from stages.records import EmbeddingCheckpoint, Embeddings, Split, TrainingState
-from stages.sampler import plan_batches
 from stages.score import Baseline, raw_pixels, score_split
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
@@ -105,8 +104,7 @@ def embed(
     _refuse_another(out, "embedding", identity, force)
     for warning in warnings_of(audit_source(data.origin, dataset=data)):
         machine.say(f"warning: {warning}; `pipeline data` lists them")
-    plan = plan_batches(data.train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class)
-    epochs = settings.epochs or automatic_epochs(plan.per_epoch)
+    plan, epochs = plan_training(data.train.labels, settings)
     precision = runtime.choose_precision(machine.precision, device)
     state: TrainingState | None = None
     speeds: list[float | None] = []

@@ -15,14 +15,15 @@ from stages.metrics import knn, measure_split, triplet_accuracy, usual_neighbour
 from stages.network import Backbone, EmbeddingNet, Pretrained, embed_split, has_features, pixel_statistics, to_device
 from stages.processes import gather_rows, own_part, place, share_buffers, sum_gradients
 from stages.records import EpochLog, Split, TrainingState
-from stages.sampler import PKSampler, plan_batches
+from stages.sampler import BATCH, BatchPlan, PKSampler, plan_batches
 from stages.settings import EmbedSettings
 
 VALIDATIONS = 10  # in a run; where epochs are short, one each would take half as long as training
 QUERIES, GALLERY = 2000, 1000  # validation images at most, and training images that their kNN searches
 WEIGHT_DECAY = 1e-2
 WARM_UP = 0.2  # of all steps
-STEPS = 400  # that small data gets at least
+EPOCHS, STEPS = 20, 400  # each at least
+LARGE_BATCH, TUNED_STEPS = 32, 100  # where a library's trunk is trained; where it is a pretrained one
 
 # (kNN accuracy, triplet accuracy), the epoch, its weights
 Best = tuple[tuple[float, float], int, dict[str, Tensor]]
@@ -54,9 +55,20 @@ class TrainedEmbedding(NamedTuple):
     history: tuple[EpochLog, ...]
 
 
-def automatic_epochs(steps_per_epoch: int) -> int:
-    """20 epochs, or as many as make 400 steps."""
-    return max(20, math.ceil(STEPS / steps_per_epoch))
+def plan_training(labels: Tensor, settings: EmbedSettings) -> tuple[BatchPlan, int]:
+    """The batches and how many epochs, as far as the settings leave them open. labels: int64 (N,), of the training part.
+
+    20 epochs, or as many as make 400 steps; three times that for `conv-deep`. A library's trunk that is trained takes batches
+    of 32 images, or it would need more memory than most machines have; a pretrained one comes far in 20 epochs or 100 steps.
+    Raises SettingsError as `plan_batches` does.
+    """
+    large = ":" in settings.network or settings.network == "efficientnet-lite0"
+    tuned = large and settings.trunk != "frozen"
+    sides = {"classes_per_batch": settings.classes_per_batch, "images_per_class": settings.images_per_class}
+    plan = plan_batches(labels, **sides, batch=LARGE_BATCH if tuned else BATCH)
+    steps = TUNED_STEPS if tuned and settings.weights != "none" else STEPS
+    patient = 3 if settings.network == "conv-deep" else 1
+    return plan, settings.epochs or patient * max(EPOCHS, math.ceil(steps / plan.per_epoch))
 
 
 def is_validated(epoch: int, epochs: int) -> bool:
@@ -98,23 +110,22 @@ def train_embedding(
     Raises SettingsError if the batches can't be formed or shared, PipelineError if the loss stops being finite.
     """
     torch.manual_seed(settings.seed)
-    plan = plan_batches(train.labels, classes_per_batch=settings.classes_per_batch, images_per_class=settings.images_per_class)
+    plan, epochs = plan_training(train.labels, settings)
     own = own_part(plan.classes_per_batch, plan.images_per_class)
     sampler = PKSampler(train.labels, plan, seed=settings.seed)
-    epochs = settings.epochs or automatic_epochs(len(sampler))
     steps = epochs * len(sampler)
     network = to_device(network or new_network(train, settings), device)
     if place()[1] > 1 and device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    optimiser = torch.optim.AdamW(network.parameter_groups(settings.lr), weight_decay=WEIGHT_DECAY, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda done: rate_factor(done, steps))
+    groups = network.parameter_groups(settings.lr)
+    rates = [group["lr"] for group in groups]
+    optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)
     step, sums = 0, (0.0, 0.0, 0.0)
     history: tuple[EpochLog, ...] = ()
     best: Best | None = None
     if state is not None:
         network.load_state_dict(state.network)
         optimiser.load_state_dict(state.optimiser)
-        schedule.load_state_dict(state.schedule)
         sampler.load_state_dict(state.sampler)
         torch.set_rng_state(state.generator)
         step, history, sums, best = state.step, state.history, state.sums, state.best
@@ -125,7 +136,6 @@ def train_embedding(
             steps=steps,
             network=network.state_dict(),
             optimiser=optimiser.state_dict(),
-            schedule=schedule.state_dict(),
             sampler=sampler.state_dict(),
             generator=torch.get_rng_state(),
             history=history,
@@ -155,8 +165,9 @@ def train_embedding(
             optimiser.zero_grad(set_to_none=True)
             result.loss.backward()
             sum_gradients(network)
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * rate_factor(step, steps)
             optimiser.step()
-            schedule.step()
             step += 1
             sums = (sums[0] + loss, sums[1] + result.active_share, sums[2] + result.mean_distance)
             if step % len(sampler) == 0:

@@ -145,8 +145,8 @@ class _Triplets(torch.autograd.Function):
             totals["triplets"] += mined.triplets
             totals["active"] += mined.active
             if pull_sums is not None:
-                pull_sums[rows] += mined.pull @ extended
-                pull_sums += mined.pull.T @ extended[rows]
+                pull_sums[rows].addmm_(mined.pull, extended)
+                pull_sums.addmm_(mined.pull.T, extended[rows])
         kept = totals["active"] if mining == "batch-all" and margin is not None else totals["triplets"]
         counts.update(triplets=totals["triplets"], active=totals["active"], mean_distance=totals["distance"] / max(1, batch * (batch - 1)))
         if pull_sums is not None:

@@ -155,7 +155,6 @@ class TrainingState:
     steps: int
     network: dict[str, Tensor]
     optimiser: dict[str, Any]
-    schedule: dict[str, Any]
     sampler: dict[str, Any]
     generator: Tensor
     history: tuple[EpochLog, ...]

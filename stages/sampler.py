@@ -19,11 +19,13 @@ class BatchPlan(NamedTuple):
     per_epoch: int
 
 
-def plan_batches(labels: Tensor, *, classes_per_batch: int | None = None, images_per_class: int | None = None) -> BatchPlan:
+def plan_batches(
+    labels: Tensor, *, classes_per_batch: int | None = None, images_per_class: int | None = None, batch: int = BATCH
+) -> BatchPlan:
     """Choose P and K for a training split, and check what was chosen.
 
-    labels: int64 (N,). P, K: None to choose. K is by default the median class size, between 2 and 16; P fills a
-    batch of 160 images, as far as there are classes.
+    labels: int64 (N,). P, K: None to choose. K is by default the median class size, between 2 and 16, or what leaves room
+    for four classes; P fills `batch` images, as far as there are classes.
     Raises SettingsError when P exceeds the classes, or no class has two images (then no triplet exists).
     """
     sizes = torch.bincount(labels)
@@ -33,8 +35,8 @@ def plan_batches(labels: Tensor, *, classes_per_batch: int | None = None, images
             f"training part: {len(sizes)} classes, the largest of {int(sizes.max())} images; "
             "a triplet needs two classes and two images of one"
         )
-    k = images_per_class or max(2, min(16, int(sizes.median())))
-    p = classes_per_batch or max(2, min(len(sizes), BATCH // k))
+    k = images_per_class or max(2, min(16, batch // 4, int(sizes.median())))
+    p = classes_per_batch or max(2, min(len(sizes), batch // k))
     if p > len(sizes):
         raise SettingsError(f"--classes-per-batch {p}: the training part has {len(sizes)} classes; use {len(sizes)} or fewer")
     tuples = (sizes + k - 1) // k  # (classes,) groups of K that show every image

@@ -3,12 +3,13 @@
 import copy
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from stages.augment import random_affine
-from stages.embed import Step, automatic_epochs, bounded, is_validated, new_network, rate_factor, train_embedding, validate
+from stages.embed import Step, bounded, is_validated, new_network, plan_training, rate_factor, train_embedding, validate
 from stages.errors import PipelineError, SettingsError
 from stages.network import state_digest
 from stages.records import EpochLog, TrainingState
@@ -100,7 +101,14 @@ def test_the_rate_warms_up_and_decays_to_nothing():
 
 
 def test_small_data_gets_more_epochs():
-    assert automatic_epochs(1) == 400 and automatic_epochs(10) == 40 and automatic_epochs(1000) == 20
+    def epochs(images: int, **options: Any) -> tuple[int, int, int]:
+        plan, count = plan_training(torch.arange(10).repeat_interleave(images), EmbedSettings(**options))
+        return plan.classes_per_batch, plan.images_per_class, count
+
+    assert [epochs(16), epochs(160), epochs(16_000)] == [(10, 16, 400), (10, 16, 40), (10, 16, 20)]
+    assert epochs(160, network="conv-deep") == (10, 16, 120) and epochs(160, network="conv-deep", epochs=7) == (10, 16, 7)
+    photos = {"network": "torchvision:resnet18", "weights": "default"}
+    assert epochs(16, **photos) == (4, 8, 20) and epochs(16, **photos, trunk="frozen") == (10, 16, 400)
 
 
 def test_what_validation_sees_is_bounded_and_keeps_every_class(digit_split):
