@@ -9,32 +9,28 @@ from torch import Tensor
 SHIFT = 0.1  # of the side
 TURN = 15.0  # degrees
 SCALE = 0.15
-STRETCH = 0.1  # of one side; the other gets as much narrower
-SHEAR = 0.2  # of the side, from top to bottom
 PART = 0.4  # of a photo's area that is seen at least
 COLOUR = 0.3  # brightness, contrast and saturation change by up to this share
 
 
 def random_affine(images: Tensor) -> Tensor:
-    """Shift, turn, scale, stretch and shear each image a little, at random; pixels from outside repeat the border.
+    """Shift, turn and scale each image a little, at random; pixels from outside repeat the border.
 
     images: floating point or uint8 (B, C, S, S). Returns float32 (B, C, S, S) in the same range.
     Draws from torch's global generator of the CPU, whatever the images' device, so one seed serves all devices.
     """
-    count, size = len(images), images.shape[-1]
-    spread = torch.rand(6, count) * 2 - 1  # (6, B), each in [-1, 1]
-    angle, slant = spread[0] * math.radians(TURN), spread[4] * SHEAR
-    zoom, stretch = 1 + spread[1] * SCALE, 1 + spread[5] * STRETCH
-    wide, high = zoom * stretch, zoom / stretch
-    shift = spread[2:4] * SHIFT * 2  # grid coordinates run from -1 to 1
-    cosine, sine = angle.cos(), angle.sin()
-    across = [cosine / wide, (slant * cosine - sine) / high, shift[0]]
-    down = [sine / wide, (slant * sine + cosine) / high, shift[1]]
+    count = len(images)
+    draws = torch.rand(4, count) * 2 - 1  # (4, B), each in [-1, 1]
+    angle = draws[0] * math.radians(TURN)
+    zoom = 1 + draws[1] * SCALE
+    shift = draws[2:] * SHIFT * 2  # grid coordinates run from -1 to 1
+    cosine, sine = angle.cos() / zoom, angle.sin() / zoom
+    ones, size = torch.ones(1), images.shape[-1]
     centre = (torch.arange(size) * 2 + 1) / size - 1  # of each pixel, in grid coordinates
-    places = torch.stack(torch.broadcast_tensors(centre, centre[:, None], torch.ones(1))).view(3, -1)  # x, y, 1
+    places = torch.stack(torch.broadcast_tensors(centre, centre[:, None], ones)).view(3, -1)  # x, y, 1
+    matrices = torch.stack([cosine, -sine, shift[0], sine, cosine, shift[1]], 1).view(-1, 3)  # (2 B, 3)
     # One product for all images; `affine_grid` multiplies image by image.
-    grid = torch.stack(across + down, 1).view(-1, 3) @ places  # (2 B, S * S)
-    grid = grid.view(count, 2, size, size).permute(0, 2, 3, 1).to(images.device)  # (B, S, S, 2)
+    grid = (matrices @ places).view(count, 2, size, size).permute(0, 2, 3, 1).to(images.device)  # (B, S, S, 2)
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
