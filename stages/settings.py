@@ -82,7 +82,7 @@ class EmbedSettings:
     trunk: str = "tune"
     dim: int = 128
     mining: str = "batch-all"
-    margin: float | None = 0.2
+    margin: float | None = 0.1
     distance: str = "euclidean"
     classes_per_batch: int | None = None
     images_per_class: int | None = None
