@@ -46,7 +46,7 @@ class Watch:
         self.out, self.identity, self.epochs, self.bar, self.say, self.stop = out, identity, epochs, bar, say, stop
         self.speeds = speeds
         self.stopped = False
-        for stale in out.parent.glob(f".{glob.escape(out.stem)}.*.*"):  # of a save that was killed
+        for stale in out.parent.glob(f".{glob.escape(out.stem)}.*.????????"):  # of a save that was killed
             stale.unlink(missing_ok=True)
         self._board = _board(tensorboard, len(speeds)) if tensorboard and runtime.leads() else None
         self._images, self._seconds = 0, 0.0

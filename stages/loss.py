@@ -162,9 +162,7 @@ class _Triplets(torch.autograd.Function):
 def _families(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Each class's columns, int64 (C, W), padded with -1, and each row's class, int64 (B,)."""
     ordered, by_class = labels.sort(stable=True)
-    starts = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).long()])
-    number = starts.cumsum(0)  # of each sorted row's class
-    sizes = torch.bincount(number)
+    _, number, sizes = torch.unique_consecutive(ordered, return_inverse=True, return_counts=True)  # each sorted row's class
     slot = torch.arange(len(labels), device=labels.device) - (sizes.cumsum(0) - sizes)[number]
     table = torch.full((len(sizes), int(sizes.max()) if len(labels) else 0), -1, dtype=torch.int64, device=labels.device)
     table[number, slot] = by_class
