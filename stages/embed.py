@@ -23,7 +23,8 @@ QUERIES, GALLERY = 2000, 1000  # validation images at most, and training images 
 WEIGHT_DECAY = 1e-2
 WARM_UP = 0.2  # of all steps
 EPOCHS, STEPS = 20, 400  # each at least
-LARGE_BATCH, TUNED_STEPS = 32, 100  # where a library's trunk is trained; where it is a pretrained one
+TUNED_EPOCHS, TUNED_STEPS = 10, 50  # the same where a pretrained trunk is trained
+LARGE_BATCH = 32  # images, where a library's trunk is trained
 
 # (kNN accuracy, triplet accuracy), the epoch, its weights
 Best = tuple[tuple[float, float], int, dict[str, Tensor]]
@@ -59,16 +60,16 @@ def plan_training(labels: Tensor, settings: EmbedSettings) -> tuple[BatchPlan, i
     """The batches and how many epochs, as far as the settings leave them open. labels: int64 (N,), of the training part.
 
     20 epochs, or as many as make 400 steps; three times that for `conv-deep`. A library's trunk that is trained takes batches
-    of 32 images, or it would need more memory than most machines have; a pretrained one comes far in 20 epochs or 100 steps.
+    of 32 images, or it would need more memory than most machines have; a pretrained one comes far in half the epochs.
     Raises SettingsError as `plan_batches` does.
     """
     large = ":" in settings.network or settings.network == "efficientnet-lite0"
     tuned = large and settings.trunk != "frozen"
     sides = {"classes_per_batch": settings.classes_per_batch, "images_per_class": settings.images_per_class}
     plan = plan_batches(labels, **sides, batch=LARGE_BATCH if tuned else BATCH)
-    steps = TUNED_STEPS if tuned and settings.weights != "none" else STEPS
-    patient = 3 if settings.network == "conv-deep" else 1
-    return plan, settings.epochs or patient * max(EPOCHS, math.ceil(steps / plan.per_epoch))
+    epochs, steps = (TUNED_EPOCHS, TUNED_STEPS) if tuned and settings.weights != "none" else (EPOCHS, STEPS)
+    patience = 3 if settings.network == "conv-deep" else 1
+    return plan, settings.epochs or patience * max(epochs, math.ceil(steps / plan.per_epoch))
 
 
 def is_validated(epoch: int, epochs: int) -> bool:

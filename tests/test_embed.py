@@ -108,7 +108,7 @@ def test_small_data_gets_more_epochs():
     assert [epochs(16), epochs(160), epochs(16_000)] == [(10, 16, 400), (10, 16, 40), (10, 16, 20)]
     assert epochs(160, network="conv-deep") == (10, 16, 120) and epochs(160, network="conv-deep", epochs=7) == (10, 16, 7)
     photos = {"network": "torchvision:resnet18", "weights": "default"}
-    assert epochs(16, **photos) == (4, 8, 20) and epochs(16, **photos, trunk="frozen") == (10, 16, 400)
+    assert epochs(16, **photos) == (4, 8, 10) and epochs(16, **photos, trunk="frozen") == (10, 16, 400)
 
 
 def test_what_validation_sees_is_bounded_and_keeps_every_class(digit_split):
