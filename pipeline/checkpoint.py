@@ -3,6 +3,7 @@
 safetensors runs no code on loading, so a file from a stranger is safe to open.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -148,23 +149,32 @@ def load_vectors(
 
 def save_state(path: Path, state: TrainingState, record: Mapping[str, Any]) -> None:
     """What going on with a training run needs. Raises PipelineError if it can't be written; an older file then stays."""
-    content = {field.name: getattr(state, field.name) for field in fields(state)}
-    content["history"] = [asdict(log) for log in state.history]
+    tensors = {field.name: getattr(state, field.name) for field in fields(state)}
+    tensors["history"] = [asdict(log) for log in state.history]
     buffer = io.BytesIO()
-    torch.save({"format_version": FORMAT_VERSION, "record": json.dumps(record), "state": content}, buffer)
-    write_atomically(path, buffer.getvalue())
+    torch.save({"format_version": FORMAT_VERSION, "record": json.dumps(record), "state": tensors}, buffer)
+    content = buffer.getvalue()
+    write_atomically(path, hashlib.sha256(content).digest() + content)
 
 
 def load_state(path: Path) -> tuple[TrainingState, dict[str, Any]]:
     """The state, its tensors on the CPU, and its record. Runs no code from the file. Raises CheckpointError if it is damaged."""
+    content = path.read_bytes()
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        raise CheckpointError(f"{path}: not a training state that can be read: the file is damaged; --force starts anew")
+    found = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+    tensors = found["state"]
+    tensors["history"] = tuple(EpochLog(**log) for log in tensors["history"])
+    return TrainingState(**tensors), json.loads(found["record"])
+
+
+def check_writable(folder: Path) -> None:
+    """Raises PipelineError for a folder that nothing can be written to, before hours are spent on what should go there."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        content, record = found["state"], json.loads(found["record"])
-        content["history"] = tuple(EpochLog(**log) for log in content["history"])
-        return TrainingState(**content), record
-    except Exception as error:  # torch raises all kinds of error for a damaged or foreign file
-        told = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: not a training state that can be read ({told}); --force starts anew") from error
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise PipelineError(f"{folder}: can't be written to: {error.strerror}; give another path") from error
 
 
 def _network(path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -181,7 +191,7 @@ def _load_strictly(path: Path, module: nn.Module, tensors: Mapping[str, Tensor])
 
 
 def _load(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
-    header, tensors = _open(path)
+    header, tensors = _open(path, kind)
     if header.kind != kind:
         raise CheckpointError(f"{path}: holds a checkpoint of kind {header.kind}; give one of kind {kind}")
     if state_digest(tensors) != header.digest:
@@ -189,9 +199,9 @@ def _load(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
     return header, tensors
 
 
-def _open(path: Path) -> tuple[Header, dict[str, Tensor]]:
+def _open(path: Path, kind: str = "") -> tuple[Header, dict[str, Tensor]]:
     if not path.is_file():
-        maker = "classify" if "classifier" in path.name else "embed"
+        maker = "classify" if kind == "classifier" else "embed"
         raise CheckpointError(f"{path}: no such file; `pipeline {maker}` makes one, or give another path")
     try:
         with safe_open(path, framework="pt") as file:

@@ -67,7 +67,7 @@ def settings_options(settings: type, *names: str) -> Callable[[Any], Any]:
                 type=click.Choice(CHOICES[field.name]) if field.name in CHOICES else TYPES[field.type],
                 default=field.default,
                 show_default=field.default is not None,
-                help=HELP[field.name],
+                help=HELP[field.name] if field.default is None else HELP[field.name].split("  [default")[0],
             )
             command = option(command)
         return command
@@ -130,6 +130,13 @@ SOURCE = (
     "`digits`; a folder: one subfolder a class, or train/ (val/, test/) with one subfolder a class; "
     "a .csv with path,label (split, group); or torchvision:NAME."
 )
+NOT_IN_FOLDS = {
+    "seeds": "--repeats shows a deviation too",
+    "resume": "no model is kept",
+    "embedding": "no model is kept",
+    "classifier": "no model is kept",
+    "test": "every image is tested",
+}
 MOVED = "Only if the images have moved since stage one."
 READ = tuple(field.name for field in fields(ReadSettings))
 EMBED = tuple(field.name for field in fields(EmbedSettings))
@@ -315,8 +322,10 @@ def run(context: click.Context, /, source: str, embedding: Path, classifier: Pat
     folds, repeats = options.pop("folds"), options.pop("repeats")
     if repeats is not None and folds is None:
         raise click.UsageError("--repeats needs --folds")
-    if folds is not None and (options["seeds"] or options["resume"]):
-        raise click.UsageError("--folds goes with neither --seeds (--repeats shows a deviation too) nor --resume (no model is kept)")
+    if folds is not None:
+        for name, why in NOT_IN_FOLDS.items():
+            if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--folds goes without --{name}: {why}")
     own = {name: value for name, value in configured(context, embed).items() if name in ("epochs", "lr")}
     embed_settings = pick(EmbedSettings, {**options, **own})
     classify_settings = pick(ClassifySettings, {"seed": options["seed"], **configured(context, classify)})

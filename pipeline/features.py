@@ -58,13 +58,16 @@ def _open(path: Path, count: int) -> Tensor | None:
         # Copy on write: torch wants a writable array, and nothing is ever written.
         values = np.load(path, mmap_mode="c", allow_pickle=False)
         if values.dtype == np.float32 and values.ndim == 3 and len(values) == count:
-            return torch.from_numpy(values)
+            with path.open("rb") as file:
+                file.seek(-32, os.SEEK_END)
+                if hashlib.sha256(values.data).digest() == file.read():
+                    return torch.from_numpy(values)
     return None
 
 
 def _build(path: Path, images: Tensor, network: EmbeddingNet, device: torch.device, show: Progress) -> None:
     """Write (M, V, F), of each image as it is and mirrored, under a temporary name first."""
-    starts = range(0, len(images), BLOCK)
+    starts, digest = range(0, len(images), BLOCK), hashlib.sha256()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
     try:
@@ -76,7 +79,10 @@ def _build(path: Path, images: Tensor, network: EmbeddingNet, device: torch.devi
                 if start == 0:
                     header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), *made.shape[1:])}
                     np.lib.format.write_array_header_1_0(file, header)
-                file.write(made.numpy().astype("<f4").tobytes())
+                content = made.numpy().astype("<f4").tobytes()
+                file.write(content)
+                digest.update(content)
+            file.write(digest.digest())  # behind the array, where numpy doesn't look
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

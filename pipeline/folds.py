@@ -107,7 +107,8 @@ def divide(source: Source, folds: int, salt: str = "") -> list[int]:
     together = units(source, range(len(entries)), salt)
     if not 2 <= folds <= len(together):
         kept = "" if len(together) == len(entries) else f", {len(together)} when copies and groups stay together"
-        raise SettingsError(f"--folds {folds}: {source.name} has {len(entries)} images{kept}; use 2 to {len(together)} folds")
+        advice = f"use 2 to {len(together)} folds" if len(together) > 1 else "folds need two that may be parted"
+        raise SettingsError(f"--folds {folds}: {source.name} has {len(entries)} images{kept}; {advice}")
     chosen, sizes, held = [0] * len(entries), [0] * folds, [Counter[str]() for _ in range(folds)]
     for rows in sorted(together, key=lambda rows: (-len(rows), entries[rows[0]].label)):
         labels = Counter(entries[row].label for row in rows)

@@ -262,7 +262,8 @@ def verdict(comparison: Comparison) -> list[Finding]:
     )
     findings = [Finding("answer", head)]
     if comparison.folds:
-        moved = next(score.value for score in comparison.deviation if score.metric == right.metric)
+        alone = len(comparison.folds) == right.count  # folds of one image: their shares are 0 or 1
+        moved = None if alone else next(score.value for score in comparison.deviation if score.metric == right.metric)
         where = "repeat to repeat" if comparison.repeats > 1 else "fold to fold"
         findings.append(
             Finding(
@@ -293,7 +294,7 @@ def verdict(comparison: Comparison) -> list[Finding]:
         )
     if not _beats(scored, "majority_accuracy"):
         most = classes[int(np.bincount(comparison.gallery.labels.numpy()).argmax())]
-        warnings.append(f"kNN on the embedding is no better than always answering {most} ({_percent(common.value)}).")
+        warnings.append(f"kNN on the embedding is not shown to be better than always answering {most} ({_percent(common.value)}).")
     for name, reached in (
         ("untrained", f"the same network, untrained, reaches {_percent(fresh.value)}"),
         ("pixel", f"raw pixels reach {_percent(raw.value)}"),

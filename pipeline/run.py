@@ -97,9 +97,10 @@ def embed(
     to be resumed, and `force` is off; KeyboardInterrupt, the state being saved, if a signal has asked to stop.
     """
     device = machine.start()
+    pretrained = weights.load_weights(settings)
+    checkpoint.check_writable(out.parent)
     data = machine.load(source, weights.fit(read, settings))
     runtime.same_everywhere(data.source, data.fingerprint)
-    pretrained = weights.load_weights(settings)
     identity = _embedding_identity(data, settings, pretrained)
     _refuse_another(out, "embedding", identity, force)
     for warning in warnings_of(audit_source(data.origin, dataset=data)):
@@ -152,7 +153,7 @@ def embed(
             on_epoch=watch.on_epoch,
         )
     if watch.stopped:
-        raise KeyboardInterrupt(f"interrupted; `pipeline embed --resume` goes on from {state_path(out)}")
+        raise KeyboardInterrupt(f"interrupted; the same command with --resume goes on from {state_path(out)}")
     record = {
         **identity,
         "network": trained.network.config,
@@ -441,7 +442,7 @@ def _embedding_identity(data: Dataset, settings: EmbedSettings, pretrained: Pret
     A file of weights counts by what it holds, wherever it lies.
     """
     if pretrained and settings.weights != "default":
-        settings = replace(settings, weights=pretrained.digest)
+        settings = replace(settings, weights=pretrained.digest[:12])
     return {"fingerprint": data.fingerprint, "read": asdict(data.read), "settings": asdict(settings)}
 
 

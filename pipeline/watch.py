@@ -122,4 +122,7 @@ def _board(folder: Path, epochs: int) -> Any:
         raise SettingsError(
             f"--tensorboard {folder}: TensorBoard is not installed; pip install 'embedding-pipeline[tensorboard]'"
         ) from error
-    return SummaryWriter(str(folder), purge_step=epochs + 1)
+    try:
+        return SummaryWriter(str(folder), purge_step=epochs + 1)
+    except OSError as error:
+        raise SettingsError(f"--tensorboard {folder}: can't be written to ({error.strerror}); give another folder") from error

@@ -47,7 +47,9 @@ def wanted(network: str) -> Wanted:
 
 
 def fit(read: ReadSettings, settings: EmbedSettings) -> ReadSettings:
-    """The size that the weights were made for, where none is asked for."""
+    """The size that the weights were made for, where none is asked for. Raises SettingsError for an unknown network."""
+    if ":" in settings.network and settings.weights == "none":
+        make_trunk(settings.network, 3, 64)
     if settings.weights == "none" or read.size is not None:
         return read
     return replace(read, size=wanted(settings.network).size)
@@ -63,6 +65,8 @@ def load_weights(settings: EmbedSettings) -> Pretrained | None:
     tensors = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)", r"\1", name): value for name, value in tensors.items()}
     if settings.network == LITE0:
         tensors = _in_timms_names(tensors)
+    if broken := [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]:
+        raise CheckpointError(f"--weights {settings.weights}: {broken[0]} is not finite; give a file that is whole")
     origin = "default" if settings.weights == "default" else str(Path(settings.weights).resolve())
     return Pretrained(tensors, torch.tensor(mean), torch.tensor(std), state_digest(tensors), origin)
 
@@ -74,7 +78,8 @@ def _file(path: Path) -> dict[str, Tensor]:
     try:
         tensors: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise CheckpointError(f"--weights {path}: can't be read ({' '.join(str(error).split())[:200]}); {advice}") from error
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise CheckpointError(f"--weights {path}: can't be read ({told}); {advice}") from error
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise CheckpointError(f"--weights {path}: holds something else than named tensors; {advice}")
     return dict(tensors)

@@ -65,8 +65,11 @@ def plan_training(labels: Tensor, settings: EmbedSettings) -> tuple[BatchPlan, i
     """
     large = ":" in settings.network or settings.network == "efficientnet-lite0"
     tuned = large and settings.trunk != "frozen"
-    sides = {"classes_per_batch": settings.classes_per_batch, "images_per_class": settings.images_per_class}
-    plan = plan_batches(labels, **sides, batch=LARGE_BATCH if tuned else BATCH)
+    chosen = settings.classes_per_batch, settings.images_per_class
+    plan = plan_batches(labels, classes_per_batch=chosen[0], images_per_class=chosen[1], batch=LARGE_BATCH if tuned else BATCH)
+    extra = -plan.images_per_class % place()[1]
+    if extra and chosen[1] is None:  # so that the processes can share a batch
+        plan = plan_batches(labels, classes_per_batch=plan.classes_per_batch, images_per_class=plan.images_per_class + extra)
     epochs, steps = (TUNED_EPOCHS, TUNED_STEPS) if tuned and settings.weights != "none" else (EPOCHS, STEPS)
     patience = 3 if settings.network == "conv-deep" else 1
     return plan, settings.epochs or patience * max(epochs, math.ceil(steps / plan.per_epoch))

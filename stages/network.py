@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -270,7 +271,8 @@ def _from_torchvision(name: str, side: int) -> tuple[nn.Module, tuple[str, ...]]
     from torchvision import models  # slow to import
 
     if name not in (names := models.list_models(module=models)):
-        raise SettingsError(f"--network torchvision:{name}: torchvision has no such network for classification; it has {', '.join(names)}")
+        near = ", ".join(get_close_matches(name, names, 5, 0.3)) or "resnet18, inception_v3"
+        raise SettingsError(f"--network torchvision:{name}: torchvision has no such network for classification; it has {near} and others")
     options: dict[str, Any] = {"image_size": side} if name.startswith("vit_") else {}
     if name in ("inception_v3", "googlenet"):
         # Their weights want pixels scaled in another way than those of the others, and do so themselves.
@@ -288,8 +290,8 @@ def _from_timm(name: str, model: str, side: int) -> tuple[nn.Module, tuple[str, 
         extra = "offline" if name == "efficientnet-lite0" else "timm"
         raise SettingsError(f"--network {name}: needs the package timm; pip install 'embedding-pipeline[{extra}]'") from error
     if not timm.is_model(model):
-        near = ", ".join(timm.list_models(f"*{model}*")[:10]) or "`timm.list_models()` in Python lists them"
-        raise SettingsError(f"--network {name}: timm has no such network; near it: {near}")
+        near = ", ".join(get_close_matches(model, timm.list_models(), 5, 0.3)) or "resnet18, efficientnet_b0"
+        raise SettingsError(f"--network {name}: timm has no such network; it has {near} and others")
     body: nn.Module = timm.create_model(model, pretrained=False, num_classes=0)
     config: Any = body.pretrained_cfg
     heads = config.get("classifier") or ()

@@ -1,7 +1,9 @@
 """Training seen from outside: interrupts, kills and resumes, a full disk, history, the collapse alarm."""
 
+import hashlib
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -12,13 +14,14 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 from tqdm import tqdm
 
 import pipeline.watch
 from pipeline import checkpoint, runtime
 from pipeline.cli import main
 from pipeline.watch import Watch
-from stages.errors import CheckpointError, PipelineError
+from stages.errors import PipelineError
 from stages.records import EpochLog
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +60,11 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     while not path.exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
+
+
+def flip_a_bit(whole: bytes) -> bytes:
+    middle = len(whole) // 2
+    return whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]
 
 
 def test_a_collapse_is_said_plainly_and_once(tmp_path):
@@ -121,10 +129,11 @@ def test_a_lost_patience_is_kept_over_a_resume(embed, tmp_path):
     assert len(pd.read_csv("checkpoints/embedding.history.csv")) == rows and digest(tmp_path) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 half a file"])
-def test_a_damaged_state_is_refused(embed, content):
-    Path("checkpoints").mkdir()
-    Path("checkpoints/embedding.state").write_bytes(content)
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"nonsense", lambda whole: whole[:-1], flip_a_bit])
+def test_a_damaged_state_is_refused(embed, damage):
+    assert stop_after(embed, 3)[0] == 130
+    state = Path("checkpoints/embedding.state")
+    state.write_bytes(damage(state.read_bytes()))
     for arguments in ((), ("--resume",)):
         status, errors = embed(*arguments)
         assert status == 1 and "not a training state that can be read" in errors
@@ -149,16 +158,24 @@ def test_a_full_disk_costs_neither_the_run_nor_the_last_state(tmp_path, monkeypa
 
 
 def test_a_state_holds_no_code(tmp_path):
-    import torch
-
     class Bad:
         def __reduce__(self):
-            return (os.system, ("touch ran",))
+            return (os.system, (f"touch {tmp_path}/ran",))
 
-    torch.save({"state": Bad(), "record": "{}"}, tmp_path / "bad.state")
-    with pytest.raises(CheckpointError):
-        checkpoint.load_state(tmp_path / "bad.state")
-    assert not Path("ran").exists()
+    torch.save({"state": Bad(), "record": "{}"}, tmp_path / "bad")
+    content = (tmp_path / "bad").read_bytes()
+    (tmp_path / "bad").write_bytes(hashlib.sha256(content).digest() + content)
+    with pytest.raises(pickle.UnpicklingError):
+        checkpoint.load_state(tmp_path / "bad")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_can_not_be_written_to_is_told_at_once(embed):
+    Path("file").touch()
+    status, errors = embed("--out", "file/e.safetensors")
+    assert status == 1 and "file: can't be written to" in errors and "epoch" not in errors
+    status, errors = embed("--tensorboard", "file")
+    assert status == 1 and "--tensorboard file: can't be written to" in errors
 
 
 def test_tensorboard_is_an_extra(tmp_path, monkeypatch, embed):
