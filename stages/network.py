@@ -97,9 +97,13 @@ class EmbeddingNet(nn.Module):
         return self
 
     def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
-        """What an optimiser trains: the new layers at the full rate, a pretrained trunk at a tenth of it."""
-        trunk = [parameter for parameter in self.trunk.parameters() if parameter.requires_grad]
-        groups = [(list(self.project.parameters()), rate), (trunk, rate * (TRUNK_RATE if self.config["pretrained"] else 1))]
+        """What an optimiser trains: a pretrained trunk at a tenth of the rate of the rest."""
+        slow: list[nn.Parameter] = []
+        fast: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                (slow if self.config["pretrained"] and name.startswith("trunk.") else fast).append(parameter)
+        groups = (fast, rate), (slow, rate * TRUNK_RATE)
         return [{"params": parameters, "lr": each} for parameters, each in groups if parameters]
 
     def load_trunk(self, tensors: Mapping[str, Tensor], *, where: str) -> None:
