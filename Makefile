@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-all check bench clean
+.PHONY: run test test-slow test-all check bench clean
 
 # Sets up, then the main job: both stages and the report, on the bundled digits.
 run: .venv/installed
@@ -11,8 +11,10 @@ run: .venv/installed
 test: .venv/installed-test
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: .venv/installed-test
-	$(BIN)/python -m pytest
+test-slow: .venv/installed-test
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow
 
 # Style and types.
 check: .venv/installed-test
