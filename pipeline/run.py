@@ -98,11 +98,11 @@ def embed(
     """
     device = machine.start()
     pretrained = weights.load_weights(settings)
-    checkpoint.check_writable(out.parent)
     data = machine.load(source, weights.fit(read, settings))
     runtime.same_everywhere(data.source, data.fingerprint)
     identity = _embedding_identity(data, settings, pretrained)
     _refuse_another(out, "embedding", identity, force)
+    checkpoint.check_writable(out.parent)
     for warning in warnings_of(audit_source(data.origin, dataset=data)):
         machine.say(f"warning: {warning}; `pipeline data` lists them")
     plan, epochs = plan_training(data.train.labels, settings)

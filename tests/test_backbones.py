@@ -286,7 +286,7 @@ def test_batchnorm_keeps_statistics_that_were_given(photos, small_weights):
         assert torch.equal(network.trunk.body.features[0][1].running_mean, before) == kept
         assert not torch.equal(network.trunk.body.features[0][0].weight, start)
         rates = [group["lr"] for group in network.parameter_groups(1.0)]
-        assert rates == [1.0, 0.1 if kept else 1.0]
+        assert rates == ([1.0, 0.1] if kept else [1.0])
 
 
 def test_photos_are_changed_at_random():
