@@ -102,10 +102,10 @@ def embed(
     runtime.same_everywhere(data.source, data.fingerprint)
     identity = _embedding_identity(data, settings, pretrained)
     _refuse_another(out, "embedding", identity, force)
-    checkpoint.check_writable(out.parent)
     for warning in warnings_of(audit_source(data.origin, dataset=data)):
         machine.say(f"warning: {warning}; `pipeline data` lists them")
     plan, epochs = plan_training(data.train.labels, settings)
+    checkpoint.check_writable(out.parent)
     precision = runtime.choose_precision(machine.precision, device)
     state: TrainingState | None = None
     speeds: list[float | None] = []
