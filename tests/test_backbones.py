@@ -256,10 +256,12 @@ def test_features_give_what_pixels_give(photos, small_weights, tmp_path):
     assert torch.equal(embed_split(other, data.test, device=CPU).vectors, plain)
     # A damaged file is made anew.
     path = next(tmp_path.iterdir())
-    damaged = path.read_bytes()[:500]
-    path.unlink()  # not cut short in place: it is mapped
-    path.write_bytes(damaged)
-    assert torch.equal(seen(photos, network, tmp_path).test.features.values, data.test.features.values)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    for damaged in (whole[:500], whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]):
+        path.unlink()  # not changed in place: it is mapped
+        path.write_bytes(damaged)
+        assert torch.equal(seen(photos, network, tmp_path).test.features.values, data.test.features.values)
 
 
 def test_the_last_blocks_alone_move(photos, small_weights):
