@@ -1,6 +1,7 @@
 """The machine: device, precision, threads, processes, signals, versions. Nothing else in the project asks about them."""
 
 import atexit
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -40,8 +41,9 @@ def start(device: str, threads: int | None) -> torch.device:
     # On CUDA some operations have no deterministic form: there the rest is, and a warning each would help nobody.
     # (`use_deterministic_algorithms` does the same, and imports torch's compiler for a second first.)
     torch.set_deterministic_debug_mode("error" if chosen == "cpu" else "warn")
-    # Filling fresh memory would find reads of it, of which there are none, at a seventh of the training time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch sets it up by name
+    # Filling fresh memory would find reads of it, of which there are none, at a seventh of the training time. The type checker
+    # can't see this name: torch makes the module's class at run time, and sets that class with `sys.modules`.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if chosen != "cpu":
         warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
@@ -58,6 +60,9 @@ def _join(device: str) -> None:
                 f"--nproc-per-node: more processes than the {torch.cuda.device_count()} GPUs of this machine; start one a GPU"
             )
         torch.cuda.set_device(local)
+    # Its functions' default arguments keep the group that is open when torch's optimisers import it: closing would then not end
+    # gloo's threads, and one of these that still frees a tensor while Python shuts down aborts the process.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     atexit.register(dist.destroy_process_group)
 

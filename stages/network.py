@@ -340,8 +340,7 @@ class Head(nn.Module):
 
 def to_device(network: nn.Module, device: torch.device) -> Any:
     """The network where it will run, in the memory layout that convolutions like; moved in place."""
-    # torch's types know this call for tensors only, though modules take it too.
-    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def build_network(config: Mapping[str, Any]) -> EmbeddingNet:

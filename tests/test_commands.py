@@ -195,9 +195,8 @@ def test_a_config_that_means_nothing_is_refused(run, tmp_path, text, message):
         (("embed", "--threads", 0), 1, "--threads 0: out of range"),
     ],
 )
-def test_mistakes_get_one_message_and_a_status(run, tmp_path, arguments, status, message):
-    if "cuda" in arguments and torch.cuda.is_available():
-        pytest.skip("this machine has a CUDA device")
+def test_mistakes_get_one_message_and_a_status(run, tmp_path, monkeypatch, arguments, status, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "empty").mkdir()
     (tmp_path / "lone" / "only").mkdir(parents=True)
     for i in range(5):

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
 import pipeline.watch
@@ -185,9 +186,8 @@ def test_tensorboard_is_an_extra(tmp_path, monkeypatch, embed):
 
 
 def test_tensorboard_gets_every_epoch(embed):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     assert embed("--tensorboard", "logs")[0] == 0
-    found = events.EventAccumulator("logs").Reload()
+    found = EventAccumulator("logs").Reload()
     assert {"loss", "active_share", "val_knn", "images_per_second"} <= set(found.Tags()["scalars"])
     assert [event.step for event in found.Scalars("loss")] == [1, 2, 3, 4]
 
