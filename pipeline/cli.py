@@ -254,8 +254,12 @@ def classify(embedding: Path, out: Path, source: str | None, force: bool, **opti
     from pipeline import run as stages_run
 
     path = stages_run.classify(embedding, settings, out=out, machine=machine(options), source=source, force=force)
-    arguments = _unless(embedding, EMBEDDING, "--embedding") + _unless(out, CLASSIFIER, "--classifier")
-    click.echo(f"{path} written; next: pipeline report{arguments}")
+    from pipeline.checkpoint import read_header
+
+    tested = read_header(path).record["counts"]["test"]
+    arguments = (_unless(embedding, EMBEDDING, "--embedding") if tested else "") + _unless(out, CLASSIFIER, "--classifier")
+    follows = "report" if tested else "predict IMAGE..."
+    click.echo(f"{path} written; next: pipeline {follows}{arguments}" + ("" if tested else " (there is no test image to report on)"))
 
 
 @commands.command()

@@ -16,7 +16,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.store import FACT, Outcome, Progress, State, Store, file_decoder, file_signature, open_store, square, state_of
+from pipeline.store import (
+    FACT,
+    NothingReadable,
+    Outcome,
+    Progress,
+    State,
+    Store,
+    file_decoder,
+    file_signature,
+    open_store,
+    square,
+    state_of,
+)
 from stages.errors import DataError
 from stages.records import Split
 from stages.settings import ReadSettings
@@ -204,6 +216,8 @@ def _read_files(name: str, files: Sequence[_File], notes: list[str], read: ReadS
     try:
         with file_decoder(pairs, read.resize) as outcomes:
             store = open_store(cache, file_signature(pairs), outcomes, len(files), read, show)
+    except NothingReadable as error:
+        raise DataError(f"{name}: {error}: {files[0].path}") from error
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     return _collect(name, [file.entry for file in files], store, notes, read)

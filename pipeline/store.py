@@ -82,6 +82,10 @@ class Store:
     skipped: tuple[tuple[int, str], ...]
 
 
+class NothingReadable(DataError):
+    """Not one of a source's images, the first of them included."""
+
+
 def open_store(cache: Path, signature: str, decode: Decode, count: int, read: ReadSettings, show: Progress) -> Store:
     """Open the store of a source, or build it first.
 
@@ -89,7 +93,7 @@ def open_store(cache: Path, signature: str, decode: Decode, count: int, read: Re
     the `count` entries in order, at a size and channel count. Only called to build.
     read: size and channels of None are chosen: the images' own size if all share one of at most 64, else 64; one channel if
     all images are grey, else 3. Both are remembered, so that the store is found by either.
-    Raises DataError if the cache can't be written (a full disk, say) or no image can be read.
+    Raises DataError if the cache can't be written (a full disk, say), NothingReadable if no image can be read.
     """
     size, channels = read.size, read.channels
     chosen_file = cache / f"{signature}.json"
@@ -199,8 +203,7 @@ def _build(folder: Path, decode: Decode, count: int, read: ReadSettings, show: P
         except _Misfit:
             continue
         if not facts:
-            first = next(iter(skipped.values()), "none found")
-            raise DataError(f"none of the {count} images can be read; the first: {first}")
+            raise NothingReadable(f"none of the {count} images can be read; the first: {skipped.get(0, 'none found')}")
         table = np.array(facts, FACT)
         np.savez(
             folder / "index.npz",

@@ -81,8 +81,10 @@ def _file(path: Path) -> dict[str, Tensor]:
         told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise CheckpointError(f"--weights {path}: can't be read ({told}); {advice}") from error
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise CheckpointError(f"--weights {path}: holds something else than named tensors; {advice}")
-    return dict(tensors)
+        held = f", but {', '.join(map(str, list(tensors)[:5]))}: save the weights among these alone" if isinstance(tensors, dict) else ""
+        raise CheckpointError(f"--weights {path}: holds something else than named tensors{held}; {advice}")
+    # Training on several GPUs puts a prefix before every name.
+    return {name.removeprefix("module."): value for name, value in tensors.items()}
 
 
 def _default(network: str) -> dict[str, Tensor]:

@@ -161,9 +161,15 @@ def test_weights_load_strictly(small_weights, tmp_path):
             (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=rf"--weights .*{name}: .*give a state dict"):
             weights.load_weights(settings(weights=str(tmp_path / name)))
-    torch.save({"model": {"a": 1}}, tmp_path / "nested.pth")
-    with pytest.raises(CheckpointError, match="something else than named tensors"):
+    torch.save({"model": {"a": 1}, "epoch": 3}, tmp_path / "nested.pth")
+    with pytest.raises(CheckpointError, match="something else than named tensors, but model, epoch: save the weights among these alone"):
         weights.load_weights(settings(weights=str(tmp_path / "nested.pth")))
+
+
+def test_weights_from_training_on_several_gpus_are_understood(tmp_path):
+    tensors = models.mobilenet_v3_small(weights=None).state_dict()
+    torch.save({f"module.{name}": value for name, value in tensors.items()}, tmp_path / "module.pth")
+    assert weights.load_weights(settings(weights=str(tmp_path / "module.pth"))).tensors.keys() == tensors.keys()
 
 
 def test_densenets_old_names_are_understood(tmp_path):

@@ -270,3 +270,9 @@ def test_a_folder_that_brings_its_own_splits_and_colour(run, tmp_path):
     assert table["count"]["knn_accuracy"] == 15 and table["value"]["knn_accuracy"] == 1
     page = Path("reports/report.html").read_text(encoding="utf-8")
     assert "<b>bold" not in page and "&lt;b&gt;bold" in page
+
+
+def test_each_stage_names_the_next(run, digit_folder):
+    for share, follows in (("0.2", "report"), ("0.001", "predict IMAGE... (there is no test image to report on)")):
+        assert run("embed", "--data", digit_folder, "--epochs", "1", "--test", share, "--force")[1].endswith("next: pipeline classify\n")
+        assert run("classify", "--force")[1].endswith(f"next: pipeline {follows}\n")

@@ -295,6 +295,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], tuple[str, ...], str]] = {
     "a class beside train": (_parts("train", "valid"), (), "valid/ beside train/"),
     "a class that only the test has": (_parts("train", "test", test="abc"), (), "class c"),
     "nothing readable": (_all_broken, (), "none of the 20 images can be read"),
+    "a manifest of one missing file": (_csv("path,label\nnone.png,a\n"), (), "the first: missing (a broken link?): "),
     "too much unreadable": (_some_broken, (), "--max-unreadable"),
     "an empty manifest": (_csv(""), (), "not a table"),
     "a manifest without rows": (_csv("path,label\n"), (), "no row"),
