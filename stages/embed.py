@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stages.augment import random_affine, random_photo
+from stages.augment import AFFINE, PHOTO, random_affine, random_photo
 from stages.errors import PipelineError
 from stages.loss import triplet_loss
 from stages.metrics import knn, measure_split, triplet_accuracy, usual_neighbours
@@ -152,7 +152,7 @@ def train_embedding(
     while step < steps and not stopped:
         network.train()
         for batch in sampler:
-            pixels = training_input(network, train, batch[own], augment=settings.augment, device=device)
+            pixels = training_input(network, train, batch, own, augment=settings.augment, device=device)
             with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
                 vectors = network(pixels)
             result = triplet_loss(
@@ -205,16 +205,19 @@ def _lost_patience(settings: EmbedSettings, history: tuple[EpochLog, ...], best:
     return history[-1].epoch - best[1] >= settings.patience
 
 
-def training_input(network: EmbeddingNet, train: Split, batch: Tensor, *, augment: bool, device: torch.device) -> Tensor:
-    """Changed images of a batch, or the features of one of their fixed views where the network's trunk has made them."""
+def training_input(network: EmbeddingNet, train: Split, batch: Tensor, own: slice, *, augment: bool, device: torch.device) -> Tensor:
+    """Changed images of this process's part of a batch, or the features of one of their fixed views where the network's trunk
+    has made them. Chance is drawn for the whole batch, so that several processes see what a single one would.
+    """
     if train.features and has_features(network, train):
-        views = torch.randint(train.features.values.shape[1] if augment else 1, (len(batch),))
-        return train.features.values[train.rows[batch], views].to(device)
-    pixels = train.take(batch).to(device)
+        views = torch.randint(train.features.values.shape[1] if augment else 1, (len(batch),))[own]
+        return train.features.values[train.rows[batch[own]], views].to(device)
+    pixels = train.take(batch[own]).to(device)
     if not augment:
         return pixels
     photos = isinstance(network.trunk, Backbone) and pixels.shape[1] == 3
-    return random_photo(pixels) if photos else random_affine(pixels)
+    change, numbers = (random_photo, PHOTO) if photos else (random_affine, AFFINE)
+    return change(pixels, torch.rand(numbers, len(batch))[:, own])
 
 
 def new_network(train: Split, settings: EmbedSettings, pretrained: Pretrained | None = None) -> EmbeddingNet:

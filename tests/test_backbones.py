@@ -247,7 +247,7 @@ def test_features_give_what_pixels_give(photos, small_weights, tmp_path):
     gallery, _ = embed_frozen(network, data.train, data.validation, device=CPU)
     torch.testing.assert_close(gallery.vectors, embed_images(network, photos.train.blocks(), device=CPU), atol=1e-5, rtol=1e-5)
     # Views are drawn for training: the plain one and the mirrored one.
-    drawn = torch.cat([training_input(network, data.train, torch.arange(4), augment=True, device=CPU) for _ in range(8)])
+    drawn = torch.cat([training_input(network, data.train, torch.arange(4), slice(4), augment=True, device=CPU) for _ in range(8)])
     mirrored = network.eval().features(photos.train.take(slice(4)).flip(-1)).detach()
     for row, value in enumerate(drawn):
         plain = data.train.features.values[data.train.rows[row % 4], 0]
