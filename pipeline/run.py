@@ -106,7 +106,10 @@ def embed(
         machine.say(f"warning: {warning}; `pipeline data` lists them")
     plan, epochs = plan_training(data.train.labels, settings)
     checkpoint.check_writable(out.parent)
-    precision = runtime.choose_precision(machine.precision, device)
+    network = None
+    if pretrained or settings.trunk == "frozen" or not settings.network.startswith("conv"):
+        network = to_device(new_network(data.train, settings, pretrained), device)
+    precision = runtime.choose_precision(machine.precision, device, network)
     state: TrainingState | None = None
     speeds: list[float | None] = []
     if state_path(out).exists():
@@ -129,9 +132,7 @@ def embed(
         machine.say("note: BatchNorm in training sees each process's share of the batch; spanning processes takes CUDA")
     if settings.trunk == "frozen" and not pretrained:
         machine.say("warning: the trunk is frozen and its weights are random; give --weights, or --trunk tune")
-    network = None
-    if pretrained or settings.trunk == "frozen":
-        network = to_device(new_network(data.train, settings, pretrained), device)
+    if network:
         data = _see_once(data, network, device, machine)
     if state:
         machine.say(f"going on after step {state.step} of {state.steps}")

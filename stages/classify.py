@@ -20,7 +20,6 @@ DECAY = 1e-3  # without validation
 TOLERANCE = 1e-4  # largest gradient at which a minimum is one
 SMALL = 2000  # vectors; up to here each is used under 16 dropout masks, since the draw of a single one would show in the result
 MASKED = 6000  # vectors that larger data is repeated to
-BLOCK = 128  # images embedded at once; on a CPU a third faster than 512
 LOGITS = 2**23  # handled at once
 NEIGHBOURS = (1, 5, 20)  # values of k to choose from, beside the usual one
 QUERIES = 1000  # validation vectors that choose k
@@ -45,7 +44,7 @@ def embed_frozen(
     Raises RuntimeError if a weight or buffer of the network moved all the same; that would be a bug.
     """
     before = state_digest(network.state_dict())
-    gallery, queries = (embed_split(network, part, device=device, block=BLOCK) if part else None for part in (train, validation))
+    gallery, queries = (embed_split(network, part, device=device) if part else None for part in (train, validation))
     assert gallery is not None  # only validation may be missing
     if state_digest(network.state_dict()) != before:
         raise RuntimeError("the frozen embedding changed while it was used")

@@ -17,7 +17,7 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 from torchvision import models
 
-from pipeline import checkpoint, features, run, weights
+from pipeline import checkpoint, features, run, runtime, weights
 from pipeline.data import default_cache
 from stages.augment import random_photo
 from stages.classify import embed_frozen
@@ -164,6 +164,14 @@ def test_weights_load_strictly(small_weights, tmp_path):
     torch.save({"model": {"a": 1}, "epoch": 3}, tmp_path / "nested.pth")
     with pytest.raises(CheckpointError, match="something else than named tensors, but model, epoch: save the weights among these alone"):
         weights.load_weights(settings(weights=str(tmp_path / "nested.pth")))
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("mobilenet_v3_small", "fp32"), ("resnet18", "bf16"), ("convnext_tiny", "bf16")])
+def test_depthwise_networks_train_in_float32_on_a_cpu(monkeypatch, name, wanted):
+    monkeypatch.setattr(runtime, "_cpu_has_bfloat16", lambda: True)
+    network = EmbeddingNet(3, 64, 8, name=f"torchvision:{name}")
+    assert runtime.choose_precision("auto", CPU, network) == runtime.choose_precision(wanted, CPU)
+    assert runtime.choose_precision("bf16", CPU, network) == torch.bfloat16
 
 
 def test_weights_from_training_on_several_gpus_are_understood(tmp_path):
