@@ -58,7 +58,8 @@ def start(device: str, threads: int | None) -> torch.device:
 
 def _keep_freed_memory() -> None:
     """Keep what a training step frees for the next one: giving it back to Linux, and getting it page by page again, takes a
-    tenth of the time of the small networks, a quarter of that of large ones. The limits are glibc's, see mallopt(3).
+    tenth of the time of the small networks, a quarter of that of large ones; keeping it takes up to a fifth more memory. The
+    limits are glibc's, see mallopt(3).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
