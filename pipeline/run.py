@@ -113,7 +113,8 @@ def embed(
     state: TrainingState | None = None
     speeds: list[float | None] = []
     if state_path(out).exists():
-        state, speeds = _saved_state(state_path(out), identity | {"precision": str(precision)}, resume=resume, force=force)
+        wanted = identity | {"precision": str(precision), "processes": place()[1]}
+        state, speeds = _saved_state(state_path(out), wanted, resume=resume, force=force)
     elif resume and out.exists() and not force:  # of the same source and settings, or it would have been refused
         machine.say(f"{out}: finished; nothing to resume")
         return out
@@ -140,7 +141,7 @@ def embed(
         machine.bar("training", epochs * plan.per_epoch * batch, initial=state.step * batch if state else 0, unit=" images") as bar,
         runtime.stop_signals(machine.say) as stop,
     ):
-        kept = {**identity, "precision": str(precision)}
+        kept = {**identity, "precision": str(precision), "processes": processes}
         watch = Watch(out, kept, epochs=epochs, bar=bar, say=machine.say, stop=stop, speeds=speeds, tensorboard=tensorboard)
         trained = train_embedding(
             data.train,

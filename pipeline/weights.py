@@ -80,11 +80,19 @@ def _file(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, UnpicklingError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise CheckpointError(f"--weights {path}: can't be read ({told}); {advice}") from error
-    if not isinstance(tensors, dict) or not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
-        held = f", but {', '.join(map(str, list(tensors)[:5]))}: save the weights among these alone" if isinstance(tensors, dict) else ""
+    if not isinstance(tensors, dict) or not tensors or not all(isinstance(name, str) and _plain(value) for name, value in tensors.items()):
+        names = ", ".join(map(str, list(tensors)[:5])) if isinstance(tensors, dict) else ""
+        held = f", but {names}: save the weights among these alone" if names else ""
         raise CheckpointError(f"--weights {path}: holds something else than named tensors{held}; {advice}")
     # Training on several GPUs puts a prefix before every name.
     return {name.removeprefix("module."): value for name, value in tensors.items()}
+
+
+def _plain(value: Any) -> bool:
+    """Whether it is a dense tensor of ordinary numbers."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized or value.is_complex():
+        return False
+    return not (value.is_floating_point() and value.dtype.itemsize == 1)  # float8, of which torch computes nothing
 
 
 def _default(network: str) -> dict[str, Tensor]:

@@ -415,7 +415,7 @@ def embed_split(network: nn.Module, split: Split, *, device: torch.device) -> Em
     """
     rank, world = place()
     share = -(-len(split) // world)
-    rows = torch.arange(rank * share, (rank + 1) * share).clamp(max=len(split) - 1)  # equal shares: the end is padded
+    rows = torch.arange(rank, share * world, world).clamp(max=len(split) - 1)  # equal shares: the end is padded
     own = embed_images(network, (take_input(network, split, part) for part in rows.split(BLOCK)), device=device)
     return Embeddings(gather_rows(own)[: len(split)], split.labels, split.classes)
 

@@ -18,7 +18,11 @@ def place() -> tuple[int, int]:
 
 
 def own_part(classes_per_batch: int, images_per_class: int) -> slice:
-    """Which images of each batch this process embeds. Raises SettingsError if the processes can't share evenly."""
+    """Which images of each batch this process embeds. Raises SettingsError if the processes can't share evenly.
+
+    Every so manieth, since a batch stands class by class: shares of whole classes would leave each process's BatchNorm
+    nothing but what its classes have in common, and training would fail.
+    """
     rank, world = place()
     size = classes_per_batch * images_per_class
     if size % world:
@@ -26,11 +30,11 @@ def own_part(classes_per_batch: int, images_per_class: int) -> slice:
             f"{classes_per_batch} classes x {images_per_class} images a batch: {size} can't be shared evenly by "
             f"{world} processes; change --classes-per-batch or --images-per-class"
         )
-    return slice(rank * size // world, (rank + 1) * size // world)
+    return slice(rank, size, world)
 
 
 def gather_rows(own: Tensor) -> Tensor:
-    """The rows of all processes, in the order of the processes: (n, D) each -> (world * n, D).
+    """The rows of all processes, dealt out in turn as `own_part` takes them: (n, D) each -> (n * world, D).
 
     Gradient flows to this process's own rows only. That is all of it where every process computes the same loss of all
     rows, if `sum_gradients` follows.
@@ -41,7 +45,7 @@ def gather_rows(own: Tensor) -> Tensor:
     parts = [torch.empty_like(own) for _ in range(world)]
     dist.all_gather(parts, own.detach().contiguous())
     parts[rank] = own
-    return torch.cat(parts)
+    return torch.stack(parts, 1).flatten(0, 1)
 
 
 def sum_gradients(network: nn.Module) -> None:

@@ -164,6 +164,12 @@ def test_weights_load_strictly(small_weights, tmp_path):
     torch.save({"model": {"a": 1}, "epoch": 3}, tmp_path / "nested.pth")
     with pytest.raises(CheckpointError, match="something else than named tensors, but model, epoch: save the weights among these alone"):
         weights.load_weights(settings(weights=str(tmp_path / "nested.pth")))
+    one = torch.ones(2)
+    odd = ({1: one}, {"a": one.to(torch.float8_e5m2)}, {"a": one.to("meta")}, {"a": one + 1j}, {}, [one])
+    for content in odd:
+        torch.save(content, tmp_path / "odd.pth")
+        with pytest.raises(CheckpointError, match=r"odd\.pth: holds something else than named tensors"):
+            weights.load_weights(settings(weights=str(tmp_path / "odd.pth")))
 
 
 @pytest.mark.parametrize(("name", "wanted"), [("mobilenet_v3_small", "fp32"), ("resnet18", "bf16"), ("convnext_tiny", "bf16")])

@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import stages.embed
+import stages.processes
 from pipeline import checkpoint, runtime
 from stages.embed import Step, train_embedding
 from stages.errors import SettingsError
@@ -106,6 +107,18 @@ def test_processes_compute_the_gradient_of_one(tmp_path, port, world):
             assert expected.dtype == torch.float64 and expected.norm() > 1e-6, case
             rounding = 1e-5 if case[-1] else 1e-12  # images are changed in float32
             assert (found - expected).norm() < rounding * expected.norm() + 1e-15, case
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_each_process_sees_every_class_alike(monkeypatch, world):
+    """Or BatchNorm over its share would take away what tells the classes apart."""
+    labels = torch.arange(5).repeat_interleave(12)
+    found = []
+    for rank in range(world):
+        monkeypatch.setattr(stages.processes, "place", lambda rank=rank: (rank, world))
+        found.append(own_part(5, 12))
+        assert torch.equal(labels[found[-1]].bincount(), torch.full((5,), 12 // world))
+    assert sorted(row for part in found for row in range(60)[part]) == list(range(60))
 
 
 def threads() -> str:
