@@ -13,7 +13,7 @@ from stages.errors import PipelineError
 from stages.loss import triplet_loss
 from stages.metrics import knn, measure_split, triplet_accuracy, usual_neighbours
 from stages.network import Backbone, EmbeddingNet, Pretrained, embed_split, has_features, pixel_statistics, to_device
-from stages.processes import gather_rows, own_part, place, share_buffers, sum_gradients
+from stages.processes import gather_rows, own_chance, own_part, place, share_buffers, sum_gradients
 from stages.records import EpochLog, Split, TrainingState
 from stages.sampler import BATCH, BatchPlan, PKSampler, plan_batches
 from stages.settings import EmbedSettings
@@ -153,7 +153,7 @@ def train_embedding(
         network.train()
         for batch in sampler:
             pixels = training_input(network, train, batch, own, augment=settings.augment, device=device)
-            with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+            with own_chance(settings.seed + step), torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
                 vectors = network(pixels)
             result = triplet_loss(
                 gather_rows(vectors),

@@ -3,6 +3,9 @@
 `pipeline.runtime` opens the process group. Every process must come to each of these calls, in the same order.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -31,6 +34,19 @@ def own_part(classes_per_batch: int, images_per_class: int) -> slice:
             f"{world} processes; change --classes-per-batch or --images-per-class"
         )
     return slice(rank, size, world)
+
+
+@contextmanager
+def own_chance(seed: int) -> Iterator[None]:
+    """Within it, what draws from torch's global generator draws otherwise in each process; after it, all go on alike.
+
+    For dropout: under the same masks, images of two processes would look alike in training as they never do later.
+    """
+    rank, world = place()
+    with torch.random.fork_rng(devices=[], enabled=world > 1):
+        if world > 1:
+            torch.manual_seed(seed * world + rank)
+        yield
 
 
 def gather_rows(own: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Plain(nn.Module):
         return [{"params": list(self.parameters()), "lr": rate}]
 
 
-def first_gradients(case: tuple[str, float | None, str, bool]) -> Tensor:
+def first_gradients(case: tuple[str, float | None, str, bool], network: Plain | None = None) -> Tensor:
     """Of the first step of stage one itself."""
     digits = load_digits()
     images = torch.from_numpy(digits.images[:300] * 15).to(torch.uint8)[:, None]
@@ -57,7 +57,7 @@ def first_gradients(case: tuple[str, float | None, str, bool]) -> Tensor:
     mining, margin, distance, augment = case
     settings = EmbedSettings(mining=mining, margin=margin, distance=distance, images_per_class=4, epochs=1, augment=augment)
     torch.manual_seed(5)
-    network = Plain(torch.float64)
+    network = network or Plain(torch.float64)
     found = []
 
     def keep(step: Step) -> bool:
@@ -87,6 +87,11 @@ def port():
 def in_process(rank: int, world: int, port: int, folder: str) -> None:
     join(rank, world, port)
     torch.save([first_gradients(case) for case in CASES], f"{folder}/gradients-{rank}")
+    # Chance within the network is each process's own.
+    noisy, drawn = Plain(torch.float64), []
+    noisy.layers.register_forward_hook(lambda *_: drawn.append(torch.rand(4)))
+    first_gradients(CASES[0], noisy)
+    torch.save((drawn[0], torch.rand(4)), f"{folder}/drawn-{rank}")
     # Embedding shares the work too: 7 images that the processes can't share evenly.
     torch.manual_seed(3)
     images = torch.randint(0, 256, (7, 1, 8, 8), dtype=torch.uint8)
@@ -101,6 +106,8 @@ def in_process(rank: int, world: int, port: int, folder: str) -> None:
 def test_processes_compute_the_gradient_of_one(tmp_path, port, world):
     whole = [first_gradients(case) for case in CASES]
     mp.spawn(in_process, args=(world, port, str(tmp_path)), nprocs=world)
+    (own, after), (other, also) = (torch.load(tmp_path / f"drawn-{rank}") for rank in range(2))
+    assert not torch.equal(own, other) and torch.equal(after, also)
     for rank in range(world):
         parts = torch.load(tmp_path / f"gradients-{rank}")
         for case, expected, found in zip(CASES, whole, parts, strict=True):
