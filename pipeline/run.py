@@ -107,20 +107,20 @@ def embed(
     plan, epochs = plan_training(data.train.labels, settings)
     checkpoint.check_writable(out.parent)
     network = None
-    if pretrained or settings.trunk == "frozen" or not settings.network.startswith("conv"):
+    if pretrained or settings.trunk == "frozen" or settings.from_library:
         network = to_device(new_network(data.train, settings, pretrained), device)
     precision = runtime.choose_precision(machine.precision, device, network)
+    processes = place()[1]
+    resumable = identity | {"precision": str(precision), "processes": processes}
     state: TrainingState | None = None
     speeds: list[float | None] = []
     if state_path(out).exists():
-        wanted = identity | {"precision": str(precision), "processes": place()[1]}
-        state, speeds = _saved_state(state_path(out), wanted, resume=resume, force=force)
+        state, speeds = _saved_state(state_path(out), resumable, resume=resume, force=force)
     elif resume and out.exists() and not force:  # of the same source and settings, or it would have been refused
         machine.say(f"{out}: finished; nothing to resume")
         return out
     counts = {name: len(part) if part else 0 for name, part in (("train", data.train), ("val", data.validation), ("test", data.test))}
     batch = plan.classes_per_batch * plan.images_per_class
-    processes = place()[1]
     machine.say(
         f"{data.source}: {len(data.train.classes)} classes, {counts['train']} training, {counts['val']} validation and "
         f"{counts['test']} test images of {data.read.size} x {data.read.size}, {'grey' if data.read.channels == 1 else 'colour'}\n"
@@ -141,8 +141,7 @@ def embed(
         machine.bar("training", epochs * plan.per_epoch * batch, initial=state.step * batch if state else 0, unit=" images") as bar,
         runtime.stop_signals(machine.say) as stop,
     ):
-        kept = {**identity, "precision": str(precision), "processes": processes}
-        watch = Watch(out, kept, epochs=epochs, bar=bar, say=machine.say, stop=stop, speeds=speeds, tensorboard=tensorboard)
+        watch = Watch(out, resumable, epochs=epochs, bar=bar, say=machine.say, stop=stop, speeds=speeds, tensorboard=tensorboard)
         trained = train_embedding(
             data.train,
             data.validation,

@@ -44,13 +44,12 @@ def start(device: str, threads: int | None) -> torch.device:
     # On CUDA some operations have no deterministic form: there the rest is, and a warning each would help nobody.
     # (`use_deterministic_algorithms` does the same, and imports torch's compiler for a second first.)
     torch.set_deterministic_debug_mode("error" if chosen == "cpu" else "warn")
-    # Filling fresh memory would find reads of it, of which there are none, at a seventh of the training time. The type checker
-    # can't see this name: torch makes the module's class at run time, and sets that class with `sys.modules`.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if chosen != "cpu":
-        warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
+    # Filling fresh memory would find reads of it, of which there are none, at a seventh of the training time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made at run time, unseen by types
     if chosen == "cpu":
         _keep_freed_memory()
+    else:
+        warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         _join(chosen)
     return torch.device(chosen)

@@ -63,8 +63,7 @@ def plan_training(labels: Tensor, settings: EmbedSettings) -> tuple[BatchPlan, i
     of 32 images, or it would need more memory than most machines have; a pretrained one comes far in half the epochs.
     Raises SettingsError as `plan_batches` does.
     """
-    large = ":" in settings.network or settings.network == "efficientnet-lite0"
-    tuned = large and settings.trunk != "frozen"
+    tuned = settings.from_library and settings.trunk != "frozen"
     chosen = settings.classes_per_batch, settings.images_per_class
     plan = plan_batches(labels, classes_per_batch=chosen[0], images_per_class=chosen[1], batch=LARGE_BATCH if tuned else BATCH)
     extra = -plan.images_per_class % place()[1]
@@ -206,8 +205,11 @@ def _lost_patience(settings: EmbedSettings, history: tuple[EpochLog, ...], best:
 
 
 def training_input(network: EmbeddingNet, train: Split, batch: Tensor, own: slice, *, augment: bool, device: torch.device) -> Tensor:
-    """Changed images of this process's part of a batch, or the features of one of their fixed views where the network's trunk
-    has made them. Chance is drawn for the whole batch, so that several processes see what a single one would.
+    """What the network sees of a process's part of a batch: changed images, or features of one of their fixed views where its
+    trunk has made them. Chance is drawn for the whole batch, so that several processes see what a single one would.
+
+    batch: int64 (B,), positions in `train`; own: the b of them that are this process's. Returns uint8 (not augmented) or float32
+    (b, C, S, S) in [0, 255], or features, float32 (b, F), on the device.
     """
     if train.features and has_features(network, train):
         views = torch.randint(train.features.values.shape[1] if augment else 1, (len(batch),))[own]

@@ -23,8 +23,8 @@ def place() -> tuple[int, int]:
 def own_part(classes_per_batch: int, images_per_class: int) -> slice:
     """Which images of each batch this process embeds. Raises SettingsError if the processes can't share evenly.
 
-    Every so manieth, since a batch stands class by class: shares of whole classes would leave each process's BatchNorm
-    nothing but what its classes have in common, and training would fail.
+    Of N processes each takes every N-th image, since a batch stands class by class: given whole classes, a process's
+    BatchNorm would take away what tells them from the others', and training would fail.
     """
     rank, world = place()
     size = classes_per_batch * images_per_class
@@ -38,9 +38,10 @@ def own_part(classes_per_batch: int, images_per_class: int) -> slice:
 
 @contextmanager
 def own_chance(seed: int) -> Iterator[None]:
-    """Within it, what draws from torch's global generator draws otherwise in each process; after it, all go on alike.
+    """Within it torch's global generator gives other numbers in each process, drawn from the seed; after it, all go on alike.
 
-    For dropout: under the same masks, images of two processes would look alike in training as they never do later.
+    For dropout: under the same masks, images of two processes would look alike in training as they never do later. A single
+    process notices nothing.
     """
     rank, world = place()
     with torch.random.fork_rng(devices=[], enabled=world > 1):

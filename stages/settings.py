@@ -92,12 +92,17 @@ class EmbedSettings:
     patience: int | None = None
     seed: int = 0
 
+    @property
+    def from_library(self) -> bool:
+        """Whether the network is a library's, not one of ours."""
+        return not self.network.startswith("conv")
+
     def __post_init__(self) -> None:
         library, _, name = self.network.partition(":")
         known = self.network in NETWORKS or (f"{library}:" in LIBRARIES and name != "")
         _require(known, "network", self.network, f"{', '.join(NETWORKS)}, torchvision:NAME (such as resnet18) or timm:NAME")
         _require(self.weights != "", "weights", self.weights, "none, default or a file")
-        if self.weights != "none" and self.network.startswith("conv"):
+        if self.weights != "none" and not self.from_library:
             raise SettingsError(f"--weights {self.weights}: there are none for --network {self.network}; choose torchvision:NAME, say")
         _require(
             re.fullmatch(r"tune|frozen|last-[1-9]\d*", self.trunk) is not None,

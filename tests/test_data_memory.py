@@ -11,7 +11,7 @@ BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "data.py"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="measures RssAnon, which only Linux reports")
 def test_anonymous_memory_does_not_grow_with_the_store() -> None:
     small, large = (
         json.loads(subprocess.run([sys.executable, BENCHMARK, "--memory", count], capture_output=True, check=True, timeout=120).stdout)

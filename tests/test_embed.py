@@ -153,7 +153,7 @@ def test_augmentation_changes_each_image_differently_and_keeps_the_range():
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="trains on a CUDA device, of which this machine has none")
 def test_it_trains_on_cuda(digit_split):
     train, validation = digit_split(slice(0, 200)), digit_split(slice(200, 260))
     trained = train_embedding(train, validation, SHORT, device=torch.device("cuda"))

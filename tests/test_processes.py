@@ -39,7 +39,7 @@ class Plain(nn.Module):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        self.trunk = nn.Identity()
+        self.trunk = nn.Identity()  # not a library's, so images are changed as for our own networks
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 8)).to(dtype)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -350,7 +350,7 @@ def start(script: Path, folder: Path, cache: Path, limit: int = 0) -> subprocess
     return subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are POSIX's")
+@pytest.mark.skipif(sys.platform == "win32", reason="the full disk is imitated by a limit of POSIX")
 def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path: Path) -> None:
     folder = fill(tmp_path / "photos", 300)
     process = start(tmp_path / "build.py", folder, tmp_path / "cache", limit=20_000)  # bytes a file: as a full disk, an OSError in a write
@@ -381,7 +381,7 @@ def test_several_processes_decode_as_one_does(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="kills a group of processes")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no groups of processes to kill")
 def test_killed_at_any_moment_the_next_run_gives_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = fill(tmp_path / "photos", 4500)
     began = time.monotonic()
