@@ -23,12 +23,20 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from pipeline import checkpoint, run, runtime
-from pipeline.data import Dataset, load_dataset
-from stages.augment import random_affine
-from stages.embed import WEIGHT_DECAY, rate_factor
-from stages.metrics import knn
-from stages.network import EmbeddingNet, embed_split, pixel_statistics, to_device
+from pipeline.checkpoint import load_classifier
+from pipeline.commands.classify import classify
+from pipeline.commands.embed import embed
+from pipeline.context import RunContext
+from pipeline.data.dataset import Dataset
+from pipeline.data.sources import load_dataset
+from pipeline.device import choose_precision
+from stages.embedding.augment import random_affine
+from stages.embedding.schedule import learning_rate_factor
+from stages.embedding.train import WEIGHT_DECAY
+from stages.evaluation.knn import knn
+from stages.network.embedding_net import EmbeddingNet, to_device
+from stages.network.inference import embed_split
+from stages.network.initialization import pixel_statistics
 from stages.records import Split
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
@@ -79,8 +87,14 @@ def write_characters(root: Path) -> Path:
     """Render every font of the installed packages; returns the manifest."""
     rows = []
     for package in PACKAGES:
-        listed = subprocess.run(["dpkg", "-L", package], capture_output=True, text=True).stdout.split("\n")
-        fonts = sorted(Path(line) for line in listed if line.endswith((".ttf", ".otf", ".TTF")) and "ymbol" not in line)
+        listed = subprocess.run(
+            ["dpkg", "-L", package], capture_output=True, text=True
+        ).stdout.split("\n")
+        fonts = sorted(
+            Path(line)
+            for line in listed
+            if line.endswith((".ttf", ".otf", ".TTF")) and "ymbol" not in line
+        )
         kept = 0
         # Evenly over the package, since a family's weights and slants stand side by side.
         for font in fonts[:: max(1, len(fonts) // FONTS_EACH)]:
@@ -93,13 +107,22 @@ def write_characters(root: Path) -> Path:
             for character, image in zip(CHARACTERS, drawn, strict=True):
                 path = folder / f"{ord(character)}.png"
                 image.save(path)
-                rows.append((path.relative_to(root).as_posix(), character, package, "test" if is_test(package) else "train"))
+                rows.append(
+                    (
+                        path.relative_to(root).as_posix(),
+                        character,
+                        package,
+                        "test" if is_test(package) else "train",
+                    )
+                )
     manifest = root / "characters.csv"
     pd.DataFrame(rows, columns=["path", "label", "group", "split"]).to_csv(manifest, index=False)
     return manifest
 
 
-def cross_entropy(data: Dataset, seconds: float, lr: float) -> tuple[nn.Module, EmbeddingNet, float]:
+def cross_entropy(
+    data: Dataset, seconds: float, lr: float
+) -> tuple[nn.Module, EmbeddingNet, float]:
     """Our network under a linear layer, trained end to end with cross-entropy for so long; returns both and validation accuracy.
 
     Batches of 160 shuffled images, and in everything else as ours: augmentation, AdamW, weight decay, the schedule's shape, precision.
@@ -108,12 +131,14 @@ def cross_entropy(data: Dataset, seconds: float, lr: float) -> tuple[nn.Module, 
     mean, std = pixel_statistics(data.train)
     network = to_device(EmbeddingNet(1, SIZE, 128, mean=mean, std=std), CPU).train()
     last = nn.Linear(128, len(data.train.classes))
-    optimiser = torch.optim.AdamW([*network.parameters(), *last.parameters()], lr=lr, weight_decay=WEIGHT_DECAY, fused=True)
-    precision = runtime.choose_precision("auto", CPU)
+    optimiser = torch.optim.AdamW(
+        [*network.parameters(), *last.parameters()], lr=lr, weight_decay=WEIGHT_DECAY, fused=True
+    )
+    precision = choose_precision("auto", CPU)
     begun = time.perf_counter()
     while (share := (time.perf_counter() - begun) / seconds) < 1:
         for batch in torch.randperm(len(data.train)).split(160):
-            optimiser.param_groups[0]["lr"] = lr * rate_factor(round(1000 * share), 1000)
+            optimiser.param_groups[0]["lr"] = lr * learning_rate_factor(round(1000 * share), 1000)
             pixels = random_affine(data.train.take(batch))
             with torch.autocast("cpu", dtype=precision, enabled=precision != torch.float32):
                 logits = last(network.project(network.features(pixels)))
@@ -124,12 +149,18 @@ def cross_entropy(data: Dataset, seconds: float, lr: float) -> tuple[nn.Module, 
             if (share := (time.perf_counter() - begun) / seconds) >= 1:
                 break
     network.eval()
-    return last, network, float((named_by(last, network, data.validation) == data.validation.labels).float().mean())
+    return (
+        last,
+        network,
+        float((named_by(last, network, data.validation) == data.validation.labels).float().mean()),
+    )
 
 
 @torch.no_grad()
 def named_by(last: nn.Module, network: EmbeddingNet, part: Split) -> Tensor:
-    return torch.cat([last(network.project(network.features(images))).argmax(1) for images in part.blocks()])
+    return torch.cat(
+        [last(network.project(network.features(images))).argmax(1) for images in part.blocks()]
+    )
 
 
 def interval(right: np.ndarray, groups: np.ndarray) -> tuple[float, float, float]:
@@ -142,34 +173,67 @@ def interval(right: np.ndarray, groups: np.ndarray) -> tuple[float, float, float
 
 def compare(work: Path) -> pd.DataFrame:
     """Train all, then open the test part: accuracy as 62 classes and with case folded."""
-    machine = run.Machine(device="cpu", quiet=True, cache=work / "cache")
-    data = load_dataset(str(write_characters(work / "characters")), ReadSettings(), cache=work / "cache")
-    print(f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images", flush=True)
+    context = RunContext(device="cpu", quiet=True, cache=work / "cache")
+    data = load_dataset(
+        str(write_characters(work / "characters")), ReadSettings(), cache=work / "cache"
+    )
+    print(
+        f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images",
+        flush=True,
+    )
     begun = time.perf_counter()
-    embedding = run.embed(data, data.read, EmbedSettings(), out=work / "embedding.safetensors", machine=machine, force=True)
+    embedding = embed(
+        data,
+        data.read,
+        EmbedSettings(),
+        out=work / "embedding.safetensors",
+        context=context,
+        force=True,
+    )
     seconds = time.perf_counter() - begun
-    classifier = run.classify(embedding, ClassifySettings(), out=work / "classifier.safetensors", machine=machine, source=data, force=True)
+    classifier = classify(
+        embedding,
+        ClassifySettings(),
+        out=work / "classifier.safetensors",
+        context=context,
+        source=data,
+        force=True,
+    )
     print(f"stage one in {seconds:.1f} s", flush=True)
-    last, network, _ = max((cross_entropy(data, seconds, lr) for lr in (1e-3, 3e-3)), key=lambda found: found[2])
-    held = checkpoint.load_classifier(classifier)
+    last, network, _ = max(
+        (cross_entropy(data, seconds, lr) for lr in (1e-3, 3e-3)), key=lambda found: found[2]
+    )
+    held = load_classifier(classifier)
     test = embed_split(to_device(held.network, CPU), data.test, device=CPU)
     found = {
-        "kNN on the embedding": torch.from_numpy(knn(test.vectors, held.gallery.vectors, held.gallery.labels, k=held.record["k"]).labels),
+        "kNN on the embedding": torch.from_numpy(
+            knn(test.vectors, held.gallery.vectors, held.gallery.labels, k=held.record["k"]).labels
+        ),
         "classification on the frozen embedding": held.head(test.vectors).argmax(1),
         "cross-entropy, end to end, same time": named_by(last, network, data.test),
     }
     groups = np.array([name.split("/")[0] for name in data.test.ids])
-    folded = np.array([sorted({c.lower() for c in data.test.classes}).index(c.lower()) for c in data.test.classes])
+    folded = np.array(
+        [sorted({c.lower() for c in data.test.classes}).index(c.lower()) for c in data.test.classes]
+    )
     labels = data.test.labels.numpy()
     rows = []
     for name, guesses in found.items():
         for classes, code in ((62, np.arange(len(folded))), (36, folded)):
-            rows.append((name, classes, *interval((code[guesses.numpy()] == code[labels]).astype(float), groups)))
+            rows.append(
+                (
+                    name,
+                    classes,
+                    *interval((code[guesses.numpy()] == code[labels]).astype(float), groups),
+                )
+            )
     return pd.DataFrame(rows, columns=["method", "classes", "accuracy", "low", "high"])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--packages", action="store_true", help="print what to install")
     parser.add_argument("--work", type=Path, help="keep images and checkpoints here")
     parser.add_argument("--json", type=Path)
@@ -182,7 +246,10 @@ def main() -> None:
     print(table.to_string(index=False, float_format="%.4f"))
     if options.json:
         shape = {"peer": None, "peer_name": None, "ratio": None, "limit": None, "unit": "accuracy"}
-        rows = [{"work": f"characters {row.classes} {row.method}", "ours": row.accuracy, **shape} for row in table.itertuples()]
+        rows = [
+            {"work": f"characters {row.classes} {row.method}", "ours": row.accuracy, **shape}
+            for row in table.itertuples()
+        ]
         options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 

@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.data.decoding_pool import file_decoder, file_state
+from pipeline.data.image_store import file_signature, open_store
+from stages.settings import ReadSettings
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.store import file_decoder, file_signature, open_store, state_of
-from stages.settings import ReadSettings
 
 PROCESSES = 2
 
@@ -51,7 +53,9 @@ def photos(root: Path, count: int) -> list[str]:
         path = root / str(index % 10) / f"{index:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         size = tuple(chance.integers(300, 1200, 2).tolist())
-        coarse = Image.fromarray(chance.integers(0, 256, (24, 24, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+        coarse = Image.fromarray(chance.integers(0, 256, (24, 24, 3), np.uint8)).resize(
+            size, Image.Resampling.BICUBIC
+        )
         coarse.save(path, quality=85)
         paths.append(str(path))
     return sorted(paths)
@@ -64,7 +68,9 @@ def decode_bare(paths: list[str]) -> int:
 
 def pass_bare(pool: ProcessPoolExecutor, paths: list[str]) -> None:
     """Two processes that are there already, half of the files each."""
-    assert sum(pool.map(decode_bare, [paths[half::PROCESSES] for half in range(PROCESSES)])) == len(paths)
+    assert sum(pool.map(decode_bare, [paths[half::PROCESSES] for half in range(PROCESSES)])) == len(
+        paths
+    )
 
 
 def build(paths: list[str], cache: Path, first: list[float] | None = None) -> Any:
@@ -76,7 +82,7 @@ def build(paths: list[str], cache: Path, first: list[float] | None = None) -> An
                 first.append(time.perf_counter())
             yield item
 
-    files = [(path, state_of(path)) for path in paths]
+    files = [(path, file_state(path)) for path in paths]
     read = ReadSettings()
     with file_decoder(files, read.resize) as outcomes:
         return open_store(cache, file_signature(files), outcomes, len(files), read, show)
@@ -88,7 +94,12 @@ def pass_loader(root: Path, size: int, grey: bool) -> None:
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    steps = [*([transforms.Grayscale()] if grey else []), transforms.Resize(size), transforms.CenterCrop(size), transforms.ToTensor()]
+    steps = [
+        *([transforms.Grayscale()] if grey else []),
+        transforms.Resize(size),
+        transforms.CenterCrop(size),
+        transforms.ToTensor(),
+    ]
     data = ImageFolder(root, transforms.Compose(steps))
     loader = DataLoader(data, batch_size=160, shuffle=True, num_workers=PROCESSES)
     assert sum(len(labels) for _, labels in loader) == len(data)
@@ -98,11 +109,14 @@ def pass_store(paths: list[str], root: Path, cache: Path) -> None:
     """One epoch from the store, as training reads it: random batches, as float tensors."""
     import torch
 
-    from pipeline.data import load_dataset
+    from pipeline.data.sources import load_dataset
 
     data = load_dataset(str(root), ReadSettings(), cache=cache)
     order = torch.randperm(len(data.train))
-    assert sum(len(data.train.take(order[start : start + 160]).float() / 255) for start in range(0, len(order), 160)) == len(order)
+    assert sum(
+        len(data.train.take(order[start : start + 160]).float() / 255)
+        for start in range(0, len(order), 160)
+    ) == len(order)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -121,16 +135,33 @@ def take_turns(contenders: dict[str, Callable[[], object]], repeats: int) -> dic
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def row(work: str, ours: float, peer: float | None, peer_name: str | None, limit: float | None, unit: str) -> dict[str, Any]:
+def row(
+    work: str,
+    ours: float,
+    peer: float | None,
+    peer_name: str | None,
+    limit: float | None,
+    unit: str,
+) -> dict[str, Any]:
     better = None if peer is None else (ours / peer if unit.endswith("/s") else peer / ours)
-    found = {"work": work, "ours": ours, "peer": peer, "peer_name": peer_name, "ratio": better, "limit": limit, "unit": unit}
+    found = {
+        "work": work,
+        "ours": ours,
+        "peer": peer,
+        "peer_name": peer_name,
+        "ratio": better,
+        "limit": limit,
+        "unit": unit,
+    }
     told = "" if peer is None else f"  {peer_name} {peer:,.3g} (ours {better:.2f} times better)"
     bound = "" if limit is None else f"  limit {limit:,.3g}"
     print(f"{work:<48} {ours:>10,.3g} {unit}{told}{bound}", flush=True)
     return found
 
 
-def small_files(folder: Path, count: int, repeats: int, pool: ProcessPoolExecutor) -> list[dict[str, Any]]:
+def small_files(
+    folder: Path, count: int, repeats: int, pool: ProcessPoolExecutor
+) -> list[dict[str, Any]]:
     paths = digits(folder / "digits", count)
     cache = folder / "cache"
 
@@ -161,13 +192,29 @@ def small_files(folder: Path, count: int, repeats: int, pool: ProcessPoolExecuto
             count / times["bare"],
             "images/s",
         ),
-        row(f"build {count} files of 28 x 28, once warm", count / times["warm"], None, None, count / times["bare"], "images/s"),
+        row(
+            f"build {count} files of 28 x 28, once warm",
+            count / times["warm"],
+            None,
+            None,
+            count / times["bare"],
+            "images/s",
+        ),
         row(f"open {count} files of 28 x 28 again", times["open"], None, None, None, "s"),
-        row(f"start and epoch {count} files of 28 x 28", times["again"], times["loader"], "torchvision", None, "s"),
+        row(
+            f"start and epoch {count} files of 28 x 28",
+            times["again"],
+            times["loader"],
+            "torchvision",
+            None,
+            "s",
+        ),
     ]
 
 
-def large_files(folder: Path, count: int, repeats: int, pool: ProcessPoolExecutor) -> list[dict[str, Any]]:
+def large_files(
+    folder: Path, count: int, repeats: int, pool: ProcessPoolExecutor
+) -> list[dict[str, Any]]:
     paths = photos(folder / "photos", count)
     cache = folder / "cache of photos"
 
@@ -186,36 +233,63 @@ def large_files(folder: Path, count: int, repeats: int, pool: ProcessPoolExecuto
         repeats,
     )
     return [
-        row(f"build {count} photos", count / times["build"], count / times["loader"], "torchvision", count / times["bare"], "images/s"),
-        row(f"start and epoch {count} photos", times["epoch"], times["loader"], "torchvision", None, "s"),
+        row(
+            f"build {count} photos",
+            count / times["build"],
+            count / times["loader"],
+            "torchvision",
+            count / times["bare"],
+            "images/s",
+        ),
+        row(
+            f"start and epoch {count} photos",
+            times["epoch"],
+            times["loader"],
+            "torchvision",
+            None,
+            "s",
+        ),
     ]
 
 
 def audits(folder: Path, repeats: int) -> list[dict[str, Any]]:
     import imagehash
 
-    from pipeline.audit import audit_source, perceptual_hash
-    from pipeline.data import read_source
+    from pipeline.data.audit import audit_source
+    from pipeline.data.duplicates import perceptual_hash
+    from pipeline.data.sources import read_source
 
     count = 10_000
     paths = digits(folder / "audited", count)
 
     def whole() -> None:
         shutil.rmtree(folder / "cache of audits", ignore_errors=True)
-        audit_source(read_source(str(folder / "audited"), ReadSettings(), cache=folder / "cache of audits"), near=True)
+        audit_source(
+            read_source(str(folder / "audited"), ReadSettings(), cache=folder / "cache of audits"),
+            near=True,
+        )
 
     store = build(paths, folder / "cache for hashing").images
     times = take_turns(
         {
             "whole": whole,
-            "hash": lambda: [perceptual_hash(store[start : start + 1024]) for start in range(0, count, 1024)],
+            "hash": lambda: [
+                perceptual_hash(store[start : start + 1024]) for start in range(0, count, 1024)
+            ],
             "imagehash": lambda: [imagehash.phash(Image.open(path)) for path in paths],
         },
         repeats,
     )
     return [
         row(f"audit {count} files of 28 x 28", times["whole"], None, None, None, "s"),
-        row(f"perceptual hash {count} images", count / times["hash"], count / times["imagehash"], "imagehash", None, "images/s"),
+        row(
+            f"perceptual hash {count} images",
+            count / times["hash"],
+            count / times["imagehash"],
+            "imagehash",
+            None,
+            "images/s",
+        ),
     ]
 
 
@@ -223,8 +297,8 @@ def anonymous_memory(count: int) -> dict[str, float]:
     """MB of this process that no file backs, at its highest while `count` images are embedded for a few steps."""
     import torch
 
-    from pipeline.data import load_dataset
-    from stages.embed import train_embedding
+    from pipeline.data.sources import load_dataset
+    from stages.embedding.train import train_embedding
     from stages.settings import EmbedSettings
 
     class Enough(Exception):
@@ -242,8 +316,12 @@ def anonymous_memory(count: int) -> dict[str, float]:
             path = Path(name, "photos", str(index % 10), f"{index}.bmp")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(chance.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
-        data = load_dataset(str(Path(name, "photos")), ReadSettings(size=96), cache=Path(name, "cache"))
-        total = sum(int(block.sum() > 0) * len(block) for block in data.train.blocks())  # every page is touched
+        data = load_dataset(
+            str(Path(name, "photos")), ReadSettings(size=96), cache=Path(name, "cache")
+        )
+        total = sum(
+            int(block.sum() > 0) * len(block) for block in data.train.blocks()
+        )  # every page is touched
         assert total == len(data.train)
         highest.append(measure())
 
@@ -255,7 +333,13 @@ def anonymous_memory(count: int) -> dict[str, float]:
         try:
             settings = EmbedSettings(classes_per_batch=5, images_per_class=4, epochs=2)
             train_embedding(
-                data.train, None, settings, device=torch.device("cpu"), precision=torch.float32, on_step=on_step, on_epoch=lambda _: None
+                data.train,
+                None,
+                settings,
+                device=torch.device("cpu"),
+                precision=torch.float32,
+                on_step=on_step,
+                on_epoch=lambda _: None,
             )
         except Enough:
             pass
@@ -266,10 +350,23 @@ def anonymous_memory(count: int) -> dict[str, float]:
 def memory() -> list[dict[str, Any]]:
     found = []
     for count in (1000, 20_000):
-        done = subprocess.run([sys.executable, __file__, "--memory", str(count)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--memory", str(count)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         found.append(json.loads(done.stdout))
     return [
-        row(f"anonymous memory {result['store']:.0f} MB store, training", result["anonymous"], None, None, None, "MB") for result in found
+        row(
+            f"anonymous memory {result['store']:.0f} MB store, training",
+            result["anonymous"],
+            None,
+            None,
+            None,
+            "MB",
+        )
+        for result in found
     ]
 
 
@@ -285,7 +382,10 @@ def main() -> None:
         print(json.dumps(anonymous_memory(options.memory)))
         return
     share = 10 if options.small else 1
-    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("spawn")) as pool,
+    ):
         folder = Path(name)
         parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
             "digits": lambda: small_files(folder, 60_000 // share, options.repeats, pool),
@@ -293,7 +393,12 @@ def main() -> None:
             "audit": lambda: audits(folder, options.repeats),
             "memory": lambda: memory() if sys.platform == "linux" else [],
         }
-        rows = [found for name, part in parts.items() if options.only in (None, name) for found in part()]
+        rows = [
+            found
+            for name, part in parts.items()
+            if options.only in (None, name)
+            for found in part()
+        ]
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

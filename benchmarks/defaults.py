@@ -58,21 +58,33 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks import characters
-from pipeline import runtime
-from stages import augment, embed, sampler
-from stages.metrics import knn, measure_split
-from stages.network import embed_split
+from pipeline.device import choose_precision, start_device
+from stages.embedding import augment, sampler, schedule, train
+from stages.embedding.train import Step, train_embedding
+from stages.evaluation.knn import knn
+from stages.evaluation.retrieval import measure_split
+from stages.network.inference import embed_split
 from stages.records import Split
 from stages.settings import EmbedSettings
 
 CPU = torch.device("cpu")
 ICONS, STAMPS = Path("/usr/share/icons"), Path("/usr/share/tuxpaint/stamps")
 THEMES = ("Adwaita", "Faenza", "Tango", "elementary-xfce", "gnome", "mate", "oxygen")
-PHOTOS = ("animals/birds", "animals/fish", "animals/insects", "animals/mammals", "food/fruit", "food/vegetables", "plants/flowers")
+PHOTOS = (
+    "animals/birds",
+    "animals/fish",
+    "animals/insects",
+    "animals/mammals",
+    "food/fruit",
+    "food/vegetables",
+    "plants/flowers",
+)
 Parts = tuple[Split, Split]
 
 
-def halves(pixels: np.ndarray, labels: np.ndarray, share: float, groups: np.ndarray | None = None) -> Parts:
+def halves(
+    pixels: np.ndarray, labels: np.ndarray, share: float, groups: np.ndarray | None = None
+) -> Parts:
     """Training and validation, a share of each class (or whole groups) to validation. pixels: uint8 (N, C, S, S)."""
     chance = np.random.default_rng(0)
     if groups is None:
@@ -99,7 +111,9 @@ def digits() -> Parts:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    return halves(np.round(data.images * 255 / 16).astype(np.uint8)[:1400, None], data.target[:1400], 0.4)
+    return halves(
+        np.round(data.images * 255 / 16).astype(np.uint8)[:1400, None], data.target[:1400], 0.4
+    )
 
 
 def mnist(noise: float = 0.0) -> Parts:
@@ -108,10 +122,17 @@ def mnist(noise: float = 0.0) -> Parts:
 
     pixels, labels = mnist_data()
     rows = np.concatenate([np.flatnonzero(labels == digit)[:400] for digit in range(10)])
-    train, validation = halves(pixels[rows].reshape(-1, 1, 28, 28).astype(np.uint8), labels[rows], 0.4)
+    train, validation = halves(
+        pixels[rows].reshape(-1, 1, 28, 28).astype(np.uint8), labels[rows], 0.4
+    )
     wrong = torch.rand(len(train), generator=torch.Generator().manual_seed(0)) < noise
-    moved = (train.labels + torch.randint(1, 10, (len(train),), generator=torch.Generator().manual_seed(1))) % 10
-    return Split(train.store, train.rows, torch.where(wrong, moved, train.labels), train.classes, train.ids), validation
+    moved = (
+        train.labels
+        + torch.randint(1, 10, (len(train),), generator=torch.Generator().manual_seed(1))
+    ) % 10
+    return Split(
+        train.store, train.rows, torch.where(wrong, moved, train.labels), train.classes, train.ids
+    ), validation
 
 
 def rendered(work: Path) -> Parts:
@@ -144,14 +165,30 @@ def icons() -> Parts:
         for path in sorted((ICONS / theme).rglob("*.png")):
             if any(part in ("48x48", "48", "32x32", "32") for part in path.parts):
                 found[path.stem].setdefault(theme, path)
-    names = sorted((name for name, paths in found.items() if len(paths) >= 5), key=lambda name: zlib.crc32(name.encode()))[:300]
+    names = sorted(
+        (name for name, paths in found.items() if len(paths) >= 5),
+        key=lambda name: zlib.crc32(name.encode()),
+    )[:300]
     chosen = [(name, path) for name in names for path in found[name].values()]
-    return halves(np.stack([opened(path, 32) for _, path in chosen]), np.array([name for name, _ in chosen]), 0.35)
+    return halves(
+        np.stack([opened(path, 32) for _, path in chosen]),
+        np.array([name for name, _ in chosen]),
+        0.35,
+    )
 
 
 def photos() -> Parts:
-    chosen = [(name, path) for name in PHOTOS for path in sorted((STAMPS / name).rglob("*.png")) if "cartoon" not in path.parts]
-    return halves(np.stack([opened(path, 32) for _, path in chosen]), np.array([name for name, _ in chosen]), 0.4)
+    chosen = [
+        (name, path)
+        for name in PHOTOS
+        for path in sorted((STAMPS / name).rglob("*.png"))
+        if "cartoon" not in path.parts
+    ]
+    return halves(
+        np.stack([opened(path, 32) for _, path in chosen]),
+        np.array([name for name, _ in chosen]),
+        0.4,
+    )
 
 
 def load_sets(work: Path) -> dict[str, Callable[[], Parts]]:
@@ -169,21 +206,30 @@ def run(parts: Parts, recipe: dict[str, Any], seed: int) -> dict[str, float]:
     """Train by a recipe; validation kNN and MAP@R of the last weights (and of the averaged ones where `ema` is given)."""
     fields = {key: value for key, value in recipe.items() if key.islower() and key != "ema"}
     constants = {key: value for key, value in recipe.items() if key.isupper()}
-    before = {(module, key): getattr(module, key) for key in constants for module in (embed, augment, sampler) if hasattr(module, key)}
+    before = {
+        (module, key): getattr(module, key)
+        for key in constants
+        for module in (train, schedule, augment, sampler)
+        if hasattr(module, key)
+    }
     average: dict[str, Tensor] = {}
 
-    def on_step(step: embed.Step) -> None:
+    def on_step(step: Step) -> None:
         for name, value in step.state().network.items() if "ema" in recipe else ():
             if value.is_floating_point():
-                average.setdefault(name, value.clone()).lerp_(value, 1 - min(recipe["ema"], (1 + step.done) / (10 + step.done)))
+                average.setdefault(name, value.clone()).lerp_(
+                    value, 1 - min(recipe["ema"], (1 + step.done) / (10 + step.done))
+                )
 
     try:
         for module, key in before:
             setattr(module, key, constants[key])
         begun = time.perf_counter()
-        precision = runtime.choose_precision("auto", CPU)
+        precision = choose_precision("auto", CPU)
         settings = EmbedSettings(seed=seed, **fields)
-        network = embed.train_embedding(parts[0], None, settings, device=CPU, precision=precision, on_step=on_step).network
+        network = train_embedding(
+            parts[0], None, settings, device=CPU, precision=precision, on_step=on_step
+        ).network
         seconds = time.perf_counter() - begun
     finally:
         for (module, key), value in before.items():
@@ -193,7 +239,11 @@ def run(parts: Parts, recipe: dict[str, Any], seed: int) -> dict[str, float]:
     known, asked = (embed_split(network, part, device=CPU) for part in parts)
     named = knn(asked.vectors, known.vectors, known.labels, k=5).labels
     ranked = measure_split(asked.vectors, asked.labels)
-    return {"knn": float((named == asked.labels.numpy()).mean()), "map": float(np.nanmean(ranked.map_at_r)), "seconds": seconds}
+    return {
+        "knn": float((named == asked.labels.numpy()).mean()),
+        "map": float(np.nanmean(ranked.map_at_r)),
+        "seconds": seconds,
+    }
 
 
 def print_table(results: Path) -> None:
@@ -201,12 +251,23 @@ def print_table(results: Path) -> None:
     table = pd.read_csv(results, keep_default_na=False)
     each = table.pivot_table(["knn", "map", "seconds"], "recipe", "set", sort=False)
     each = each.assign(mean=each["knn"].mean(axis=1))
-    with pd.option_context("display.width", 250, "display.max_columns", None, "display.max_rows", None, "display.precision", 4):
+    with pd.option_context(
+        "display.width",
+        250,
+        "display.max_columns",
+        None,
+        "display.max_rows",
+        None,
+        "display.precision",
+        4,
+    ):
         print(each.sort_values("mean", ascending=False))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe", nargs="*", help="name=value")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--sets")
@@ -217,16 +278,25 @@ def main() -> None:
     if options.table:
         print_table(results)
         return
-    runtime.start("cpu", None)
+    start_device("cpu", None)
     recipe: dict[str, Any] = {}
     for item in options.recipe:
         name, value = item.split("=")
-        recipe[name] = value if value[0].isalpha() and value not in ("None", "True", "False") else ast.literal_eval(value)
+        recipe[name] = (
+            value
+            if value[0].isalpha() and value not in ("None", "True", "False")
+            else ast.literal_eval(value)
+        )
     sets = load_sets(options.work)
     for name in options.sets.split(",") if options.sets else sets:
         parts = sets[name]()
         for seed in map(int, options.seeds.split(",")):
-            row = {"recipe": " ".join(options.recipe), "set": name, "seed": seed, **run(parts, recipe, seed)}
+            row = {
+                "recipe": " ".join(options.recipe),
+                "set": name,
+                "seed": seed,
+                **run(parts, recipe, seed),
+            }
             print(row, len(parts[0]), len(parts[1]), flush=True)
             pd.DataFrame([row]).to_csv(results, mode="a", header=not results.exists(), index=False)
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.loss import triplet_loss
+from stages.embedding.loss import triplet_loss
 
 K = 32
 MARGIN = 0.2
@@ -85,7 +85,10 @@ def difference(a: Loss, b: Loss, vectors: Tensor, labels: Tensor) -> float:
         value.backward()
         values.append(value.item())
         gradients.append(leaf.grad)
-    return max(abs(values[0] / values[1] - 1), float((gradients[0] - gradients[1]).norm() / gradients[1].norm()))
+    return max(
+        abs(values[0] / values[1] - 1),
+        float((gradients[0] - gradients[1]).norm() / gradients[1].norm()),
+    )
 
 
 def race(contenders: dict[str, Loss], vectors: Tensor, labels: Tensor) -> dict[str, float]:
@@ -103,14 +106,20 @@ def rows(quick: bool) -> list[dict[str, Any]]:
         ("batch-all", 512, "pytorch-metric-learning", metric_learning()),
         ("batch-all", 1024, "sentence-transformers", sentence("batch-all")),
         ("batch-all", 2048, None, None),
-        *((mode, size, "sentence-transformers", sentence(mode)) for mode in ("semi-hard", "batch-hard") for size in (256, 1024)),
+        *(
+            (mode, size, "sentence-transformers", sentence(mode))
+            for mode in ("semi-hard", "batch-hard")
+            for size in (256, 1024)
+        ),
     ]
     table = []
     for mining, size, name, peer in works:
         if quick and size > 512:
             continue
         vectors, labels = batch(size)
-        contenders = {"ours": ours(mining), "cdist": by_cdist, "product": by_product} | ({"peer": peer} if peer else {})
+        contenders = {"ours": ours(mining), "cdist": by_cdist, "product": by_product} | (
+            {"peer": peer} if peer else {}
+        )
         apart = difference(ours(mining), peer, vectors, labels) if peer else None
         times = race(contenders, vectors, labels)
         limit = min(times["cdist"], times["product"])
@@ -129,8 +138,20 @@ def rows(quick: bool) -> list[dict[str, Any]]:
     if not quick:
         # In a process of its own: the peak is the process's, and the peers' must not count.
         code = "import benchmarks.loss as b; v, l = b.batch(8192); b.seconds(b.ours('batch-all'), v, l); b.peak()"
-        done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
-        peak = {"work": "batch-all 8192 memory", "ours": float(done.stdout), "peer": None, "peer_name": None, "ratio": None}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peak = {
+            "work": "batch-all 8192 memory",
+            "ours": float(done.stdout),
+            "peer": None,
+            "peer_name": None,
+            "ratio": None,
+        }
         table.append({**peak, "limit": None, "unit": "GB", "difference": None})
     return table
 
@@ -142,14 +163,19 @@ def peak() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="only the small batches")
     options = parser.parse_args()
     table = rows(options.quick)
     print(f"{'work':24}{'ours':>10}{'peer':>10}{'ratio':>8}{'limit':>10}{'apart':>9}  peer")
     for row in table:
-        shown = [f"{row[key]:.2f}" if row[key] is not None else "-" for key in ("ours", "peer", "ratio", "limit")]
+        shown = [
+            f"{row[key]:.2f}" if row[key] is not None else "-"
+            for key in ("ours", "peer", "ratio", "limit")
+        ]
         apart = f"{row['difference']:.0e}" if row["difference"] is not None else "-"
         print(
             f"{row['work']:24}{shown[0]:>10}{shown[1]:>10}{shown[2]:>8}{shown[3]:>10}{apart:>9}  {row['peer_name'] or ''} ({row['unit']})"

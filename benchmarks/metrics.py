@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.metrics import measure_split, triplet_accuracy
+from stages.evaluation.retrieval import measure_split
+from stages.evaluation.statistics import triplet_accuracy
 
 CLASSES = 10
 
@@ -38,7 +39,11 @@ def split(size: int) -> tuple[Tensor, Tensor]:
 
 def ours(vectors: Tensor, labels: Tensor) -> tuple[float, float, float]:
     measures = measure_split(vectors, labels)
-    return triplet_accuracy(measures)[0], float(np.nanmean(measures.precision_at_1)), float(np.nanmean(measures.map_at_r))
+    return (
+        triplet_accuracy(measures)[0],
+        float(np.nanmean(measures.precision_at_1)),
+        float(np.nanmean(measures.map_at_r)),
+    )
 
 
 def peers(vectors: Tensor, labels: Tensor) -> tuple[float, float, float]:
@@ -78,7 +83,13 @@ def peak() -> float:
 
 def alone(size: int) -> tuple[float, float]:
     code = f"import benchmarks.metrics as b; b.once({size})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     elapsed, gigabytes = map(float, done.stdout.split())
     return elapsed, gigabytes
 
@@ -87,7 +98,9 @@ def rows(quick: bool) -> list[dict[str, Any]]:
     size = 2000 if quick else 10000
     vectors, labels = split(size)
     a, b = ours(vectors, labels), peers(vectors, labels)
-    print(f"precision@1 {a[1]:.6f} and the peer's {b[1]:.6f}; MAP@R {a[2]:.6f} and {b[2]:.6f}; triplet accuracy {a[0]:.6f}")
+    print(
+        f"precision@1 {a[1]:.6f} and the peer's {b[1]:.6f}; MAP@R {a[2]:.6f} and {b[2]:.6f}; triplet accuracy {a[0]:.6f}"
+    )
     times: dict[str, list[float]] = {"ours": [], "peer": [], "limit": []}
     for _ in range(5):
         for name, work in (("ours", ours), ("peer", peers), ("limit", limit)):
@@ -109,20 +122,34 @@ def rows(quick: bool) -> list[dict[str, Any]]:
         elapsed, gigabytes = alone(large)
         if large > size:
             table.append({"work": f"measures {large}", "ours": elapsed, **nothing, "unit": "s"})
-        table.append({"work": f"measures {large} memory above the input", "ours": gigabytes, **nothing, "unit": "GB"})
+        table.append(
+            {
+                "work": f"measures {large} memory above the input",
+                "ours": gigabytes,
+                **nothing,
+                "unit": "GB",
+            }
+        )
     return table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="2,000 images, and no large split")
     options = parser.parse_args()
     table = rows(options.quick)
     print(f"{'work':40}{'ours':>9}{'peer':>9}{'ratio':>8}{'limit':>9}  unit")
     for row in table:
-        shown = [f"{row[key]:.2f}" if row[key] is not None else "-" for key in ("ours", "peer", "ratio", "limit")]
-        print(f"{row['work']:40}{shown[0]:>9}{shown[1]:>9}{shown[2]:>8}{shown[3]:>9}  {row['unit']}")
+        shown = [
+            f"{row[key]:.2f}" if row[key] is not None else "-"
+            for key in ("ours", "peer", "ratio", "limit")
+        ]
+        print(
+            f"{row['work']:40}{shown[0]:>9}{shown[1]:>9}{shown[2]:>8}{shown[3]:>9}  {row['unit']}"
+        )
     if options.json:
         options.json.write_text(json.dumps(table, indent=1), encoding="utf-8")
 

@@ -21,16 +21,23 @@ import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 
-from pipeline import checkpoint, run
-from pipeline.data import Dataset, load_dataset
-from stages.classify import embed_frozen, train_classifier
-from stages.network import Head, embed_split, to_device
+from pipeline.checkpoint import load_embedding
+from pipeline.commands.embed import embed
+from pipeline.context import RunContext
+from pipeline.data.dataset import Dataset
+from pipeline.data.sources import load_dataset
+from pipeline.vector_cache import load_vectors, save_vectors
+from stages.classifier.frozen_embedding import embed_frozen
+from stages.classifier.train import train_classifier
+from stages.evaluation.paired_tests import mcnemar_test
+from stages.network.embedding_net import to_device
+from stages.network.head import Head
+from stages.network.inference import embed_split
 from stages.records import Embeddings
-from stages.score import compare_shares
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 CPU = torch.device("cpu")
-QUIET = run.Machine(device="cpu", quiet=True)
+QUIET = RunContext(device="cpu", quiet=True)
 EPOCHS = 20  # of the plain loop
 REPEATS = 5
 
@@ -63,21 +70,30 @@ def timed(work) -> float:
 
 def measure_speed(data: Dataset, embedding: Path, folder: Path) -> list[dict]:
     """Medians of 5, the three contenders in turn. The first time includes writing the vectors, the rerun reading them."""
-    held = checkpoint.load_embedding(embedding)
+    held = load_embedding(embedding)
     network, vectors = to_device(held.network, CPU), folder / "vectors"
-    known = {"embedding_digest": held.digest, "fingerprint": data.fingerprint, "classes": held.classes}
+    known = {
+        "embedding_digest": held.digest,
+        "fingerprint": data.fingerprint,
+        "classes": held.classes,
+    }
 
     def first() -> None:
         train, validation = embed_frozen(network, data.train, data.validation, device=CPU)
         k = train_classifier(train, validation, ClassifySettings(), device=CPU).k
-        checkpoint.save_vectors(vectors, train, validation, {**known, "k": k})
+        save_vectors(vectors, train, validation, {**known, "k": k})
 
     def again() -> None:
-        train, validation, record = checkpoint.load_vectors(vectors, **known)
-        train_classifier(train, validation, ClassifySettings(dropout=0.3), device=CPU, k=record["k"])
+        train, validation, record = load_vectors(vectors, **known)
+        train_classifier(
+            train, validation, ClassifySettings(dropout=0.3), device=CPU, k=record["k"]
+        )
 
     first(), again()  # warm: imports, memory
-    seconds = [(timed(lambda: plain_loop(network, data)), timed(first), timed(again)) for _ in range(REPEATS)]
+    seconds = [
+        (timed(lambda: plain_loop(network, data)), timed(first), timed(again))
+        for _ in range(REPEATS)
+    ]
     loop, *ours = (statistics.median(column) for column in zip(*seconds, strict=True))
     return [
         {
@@ -96,7 +112,9 @@ def measure_speed(data: Dataset, embedding: Path, folder: Path) -> list[dict]:
 def logistic_regression(train: Embeddings, validation: Embeddings) -> LogisticRegression:
     best = (-1.0, None)
     for c in 10.0 ** np.arange(-3, 5):
-        model = LogisticRegression(C=c, max_iter=5000).fit(train.vectors.numpy(), train.labels.numpy())
+        model = LogisticRegression(C=c, max_iter=5000).fit(
+            train.vectors.numpy(), train.labels.numpy()
+        )
         right = model.score(validation.vectors.numpy(), validation.labels.numpy())
         best = max(best, (right, model), key=lambda pair: pair[0])
     return best[1]
@@ -111,9 +129,22 @@ def thin_out(data: Dataset) -> Dataset:
         keep = torch.ones(len(split), dtype=torch.bool)
         keep[members[max(2, math.ceil(len(members) / 10)) :]] = False
         rows = keep.nonzero()[:, 0]
-        return type(split)(split.store, split.rows[rows], split.labels[rows], split.classes, tuple(split.ids[row] for row in rows.tolist()))
+        return type(split)(
+            split.store,
+            split.rows[rows],
+            split.labels[rows],
+            split.classes,
+            tuple(split.ids[row] for row in rows.tolist()),
+        )
 
-    return type(data)(**{**vars(data), "train": thin(data.train), "validation": thin(data.validation), "test": thin(data.test)})
+    return type(data)(
+        **{
+            **vars(data),
+            "train": thin(data.train),
+            "validation": thin(data.validation),
+            "test": thin(data.test),
+        }
+    )
 
 
 def measure_accuracy(name: str, data: Dataset, folder: Path, seeds: int) -> tuple[Path, list[dict]]:
@@ -122,17 +153,20 @@ def measure_accuracy(name: str, data: Dataset, folder: Path, seeds: int) -> tupl
     for seed in range(seeds):
         path = folder / name.replace(" ", "-") / f"{seed}.safetensors"
         if not path.exists():
-            run.embed(data, data.read, EmbedSettings(seed=seed), out=path, machine=QUIET)
-        network = checkpoint.load_embedding(path).network
+            embed(data, data.read, EmbedSettings(seed=seed), out=path, context=QUIET)
+        network = load_embedding(path).network
         train, validation = embed_frozen(network, data.train, data.validation, device=CPU)
         test = embed_split(network, data.test, device=CPU)
         head = train_classifier(train, validation, ClassifySettings(seed=seed), device=CPU).head
         with torch.inference_mode():
             named = head(test.vectors).argmax(1)
         ours.append((named == test.labels).numpy())
-        theirs.append(logistic_regression(train, validation).predict(test.vectors.numpy()) == test.labels.numpy())
+        theirs.append(
+            logistic_regression(train, validation).predict(test.vectors.numpy())
+            == test.labels.numpy()
+        )
     a, b = np.concatenate(ours), np.concatenate(theirs)
-    paired = compare_shares("classification_accuracy", "logistic_regression", "test", a, b)
+    paired = mcnemar_test("classification_accuracy", "logistic_regression", "test", a, b)
     row = {
         "work": f"{name} accuracy {seeds} seeds",
         "ours": float(a.mean()),
@@ -153,7 +187,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", help="a folder of images, beside the bundled digits")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="keep the embeddings here, and use those that are there")
+    parser.add_argument(
+        "--work", type=Path, help="keep the embeddings here, and use those that are there"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -174,7 +210,9 @@ def main() -> None:
         told = f"{row['ratio']:.1f} x"
         if "ci_low" in row:
             told = f"difference {100 * row['difference']:+.2f} points ({100 * row['ci_low']:+.2f} to {100 * row['ci_high']:+.2f})"
-        print(f"{row['work']:40} ours {row['ours']:.4f}, {row['peer_name']} {row['peer']:.4f} {row['unit']}; {told}")
+        print(
+            f"{row['work']:40} ours {row['ours']:.4f}, {row['peer_name']} {row['peer']:.4f} {row['unit']}; {told}"
+        )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

@@ -34,11 +34,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pipeline import checkpoint, run, runtime
-from pipeline.data import Dataset, load_dataset
-from stages.embed import train_embedding
-from stages.metrics import knn
-from stages.network import EmbeddingNet, embed_split, pixel_statistics, to_device
+from pipeline.checkpoint import load_embedding
+from pipeline.commands.embed import embed
+from pipeline.context import RunContext
+from pipeline.data.dataset import Dataset
+from pipeline.data.sources import load_dataset
+from pipeline.device import choose_precision, start_device
+from stages.embedding.train import train_embedding
+from stages.evaluation.knn import knn
+from stages.network.embedding_net import EmbeddingNet, to_device
+from stages.network.inference import embed_split
+from stages.network.initialization import pixel_statistics
 from stages.records import Split
 from stages.settings import EmbedSettings, ReadSettings
 
@@ -60,7 +66,9 @@ def write_mnist(root: Path) -> Path:
             folder = root / part / str(digit)
             folder.mkdir(parents=True)
             for row in chosen:
-                Image.fromarray(pixels[row].reshape(28, 28).astype(np.uint8)).save(folder / f"{row}.png")
+                Image.fromarray(pixels[row].reshape(28, 28).astype(np.uint8)).save(
+                    folder / f"{row}.png"
+                )
     return root
 
 
@@ -80,7 +88,14 @@ class PlainNet(nn.Module):
         return F.normalize(self.inner.project(self.inner.trunk(pixels)), dim=1)
 
 
-def peer(root: Path, train: Split, *, epochs: int, channels_last: bool = False, on_step: OnStep | None = None) -> EmbeddingNet:
+def peer(
+    root: Path,
+    train: Split,
+    *,
+    epochs: int,
+    channels_last: bool = False,
+    on_step: OnStep | None = None,
+) -> EmbeddingNet:
     """The peer's recipe; an epoch is the training images once. channels_last: with our network's memory layout."""
     from pytorch_metric_learning.losses import TripletMarginLoss
     from pytorch_metric_learning.miners import TripletMarginMiner
@@ -91,12 +106,27 @@ def peer(root: Path, train: Split, *, epochs: int, channels_last: bool = False, 
     torch.use_deterministic_algorithms(False)
     network = new_network(train).train()
     mean, std = ([float(value)] for value in (network.mean, network.std))
-    tensors = [transforms.PILToTensor()] if channels_last else [transforms.ToTensor(), transforms.Normalize(mean, std)]
-    change = [transforms.Grayscale(), transforms.RandomAffine(15, (0.1, 0.1), (0.85, 1.15)), *tensors]
+    tensors = (
+        [transforms.PILToTensor()]
+        if channels_last
+        else [transforms.ToTensor(), transforms.Normalize(mean, std)]
+    )
+    change = [
+        transforms.Grayscale(),
+        transforms.RandomAffine(15, (0.1, 0.1), (0.85, 1.15)),
+        *tensors,
+    ]
     images = ImageFolder(str(root / "train"), transform=transforms.Compose(change))
-    sampler = MPerClassSampler(images.targets, K, batch_size=P * K, length_before_new_iter=len(images))
-    loader = DataLoader(images, batch_size=P * K, sampler=sampler, num_workers=2, persistent_workers=True)
-    miner, loss = TripletMarginMiner(margin=0.2, type_of_triplets="semihard"), TripletMarginLoss(margin=0.2)
+    sampler = MPerClassSampler(
+        images.targets, K, batch_size=P * K, length_before_new_iter=len(images)
+    )
+    loader = DataLoader(
+        images, batch_size=P * K, sampler=sampler, num_workers=2, persistent_workers=True
+    )
+    miner, loss = (
+        TripletMarginMiner(margin=0.2, type_of_triplets="semihard"),
+        TripletMarginLoss(margin=0.2),
+    )
     embedder = network if channels_last else PlainNet(network)
     optimiser = torch.optim.AdamW(embedder.parameters(), lr=1e-3)
     for _ in range(epochs):
@@ -112,7 +142,7 @@ def peer(root: Path, train: Split, *, epochs: int, channels_last: bool = False, 
 
 
 def ours(train: Split, precision: torch.dtype, *, on_step: OnStep) -> None:
-    runtime.start("cpu", None)
+    start_device("cpu", None)
     settings = EmbedSettings(classes_per_batch=P, images_per_class=K)
     train_embedding(train, None, settings, device=CPU, precision=precision, on_step=on_step)
 
@@ -147,7 +177,7 @@ def rate(contender: Callable[..., Any]) -> float:
 
 def measure_throughput(root: Path, train: Split) -> list[dict[str, Any]]:
     precisions = {"fp32": torch.float32}
-    if runtime.choose_precision("auto", CPU) == torch.bfloat16:
+    if choose_precision("auto", CPU) == torch.bfloat16:
         precisions["bf16"] = torch.bfloat16
     contenders: dict[str, Callable[..., Any]] = {
         "peer": partial(peer, root, train, epochs=sys.maxsize),
@@ -185,38 +215,74 @@ def right(network: nn.Module, train: Split, test: Split) -> np.ndarray:
     return (named == test.labels.numpy()).astype(float)
 
 
-def measure_accuracy(root: Path, data: Dataset, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_accuracy(
+    root: Path, data: Dataset, folder: Path, options: argparse.Namespace
+) -> list[dict[str, Any]]:
     network, seeds = options.network, [int(seed) for seed in options.seeds.split(",")]
-    whole = load_dataset(str(root), ReadSettings(val=0.01), cache=folder / "peer").train if network == "conv" else None
+    whole = (
+        load_dataset(str(root), ReadSettings(val=0.01), cache=folder / "peer").train
+        if network == "conv"
+        else None
+    )
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     trained: dict[str, list[nn.Module]] = {"ours": [], "peer": []}
     for seed in seeds:
         out = folder / f"{network}-{seed}.safetensors"
-        machine = run.Machine(device="cpu", quiet=True, cache=folder / f"{network}-{seed}")
+        context = RunContext(device="cpu", quiet=True, cache=folder / f"{network}-{seed}")
         begun = time.perf_counter()
-        run.embed(str(root), ReadSettings(), EmbedSettings(network=network, seed=seed), out=out, machine=machine)
+        embed(
+            str(root),
+            ReadSettings(),
+            EmbedSettings(network=network, seed=seed),
+            out=out,
+            context=context,
+        )
         seconds["ours"].append(time.perf_counter() - begun)
-        trained["ours"].append(checkpoint.load_embedding(out).network)
+        trained["ours"].append(load_embedding(out).network)
         if whole is not None:
             torch.manual_seed(seed)
             begun = time.perf_counter()
             trained["peer"].append(peer(root, whole, epochs=PEER_EPOCHS))
             seconds["peer"].append(time.perf_counter() - begun)
-    shares = {name: [right(one, data.train, data.test) for one in networks] for name, networks in trained.items() if networks}
+    shares = {
+        name: [right(one, data.train, data.test) for one in networks]
+        for name, networks in trained.items()
+        if networks
+    }
     rows = []
-    for unit, figures in (("seconds", seconds), ("accuracy", {name: [one.mean() for one in each] for name, each in shares.items()})):
+    for unit, figures in (
+        ("seconds", seconds),
+        ("accuracy", {name: [one.mean() for one in each] for name, each in shares.items()}),
+    ):
         middle = np.median if unit == "seconds" else np.mean
         mean = {name: float(middle(values)) for name, values in figures.items() if values}
         theirs = mean.get("peer")
-        row = {"work": f"MNIST 5000 {network} {len(seeds)} seeds {unit}", "ours": mean["ours"], "peer": theirs}
+        row = {
+            "work": f"MNIST 5000 {network} {len(seeds)} seeds {unit}",
+            "ours": mean["ours"],
+            "peer": theirs,
+        }
         better = theirs and (theirs / mean["ours"] if unit == "seconds" else mean["ours"] / theirs)
-        row |= {"peer_name": theirs and "pytorch-metric-learning", "ratio": better, "limit": None, "unit": unit}
-        row["each"] = {name: [round(float(value), 4) for value in values] for name, values in figures.items() if values}
-        row["deviation"] = {name: float(np.std(values)) for name, values in figures.items() if values}
+        row |= {
+            "peer_name": theirs and "pytorch-metric-learning",
+            "ratio": better,
+            "limit": None,
+            "unit": unit,
+        }
+        row["each"] = {
+            name: [round(float(value), 4) for value in values]
+            for name, values in figures.items()
+            if values
+        }
+        row["deviation"] = {
+            name: float(np.std(values)) for name, values in figures.items() if values
+        }
         if unit == "accuracy":
             row["interval"] = {name: interval(np.mean(each, 0)) for name, each in shares.items()}
             if theirs:
-                row["difference"] = interval(np.mean(shares["ours"], 0) - np.mean(shares["peer"], 0))
+                row["difference"] = interval(
+                    np.mean(shares["ours"], 0) - np.mean(shares["peer"], 0)
+                )
         rows.append(row)
     return rows
 
@@ -228,22 +294,42 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--accuracy", action="store_true", help="time to accuracy instead of throughput")
-    parser.add_argument("--network", default="conv", help="of the accuracy; the peer runs beside conv alone")
+    parser.add_argument(
+        "--accuracy", action="store_true", help="time to accuracy instead of throughput"
+    )
+    parser.add_argument(
+        "--network", default="conv", help="of the accuracy; the peer runs beside conv alone"
+    )
     parser.add_argument("--seeds", default="0,1,2,3,4")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = write_mnist(Path(name) / "mnist")
         data = load_dataset(str(root), ReadSettings(), cache=Path(name) / "cache")
         accuracy = options.accuracy
-        table = measure_accuracy(root, data, Path(name), options) if accuracy else measure_throughput(root, data.train)
+        table = (
+            measure_accuracy(root, data, Path(name), options)
+            if accuracy
+            else measure_throughput(root, data.train)
+        )
     for row in table:
         told = [f"{row['work']:36} ours {row['ours']:.4g}"]
-        told += [f"{row['peer_name']} {row['peer']:.4g} ({row['ratio']:.2f} x)"] if row["peer"] else []
-        told += [f"limit {row['limit']:.4g} ({row['ours'] / row['limit']:.2f} of it)"] if row["limit"] else []
-        told += [f"{key} {row[key]}" for key in ("each", "deviation", "interval", "difference", "peer_channels_last") if key in row]
+        told += (
+            [f"{row['peer_name']} {row['peer']:.4g} ({row['ratio']:.2f} x)"] if row["peer"] else []
+        )
+        told += (
+            [f"limit {row['limit']:.4g} ({row['ours'] / row['limit']:.2f} of it)"]
+            if row["limit"]
+            else []
+        )
+        told += [
+            f"{key} {row[key]}"
+            for key in ("each", "deviation", "interval", "difference", "peer_channels_last")
+            if key in row
+        ]
         print(", ".join(told), row["unit"])
     if options.json:
         options.json.write_text(json.dumps(table, indent=1), encoding="utf-8")

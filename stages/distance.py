@@ -48,7 +48,10 @@ def sort_rows(distances: Tensor) -> tuple[Tensor, Tensor]:
     fill = _sort_packed if distances.dtype == torch.float32 else _sort_indices
     workers = torch.get_num_threads() if distances.numel() >= 2**16 else 1
     edges = [len(distances) * i // workers for i in range(workers + 1)]
-    jobs = [tuple(part[a:b].numpy() for part in (distances, ascending, order)) for a, b in pairwise(edges)]
+    jobs = [
+        tuple(part[a:b].numpy() for part in (distances, ascending, order))
+        for a, b in pairwise(edges)
+    ]
     if workers == 1:
         fill(*jobs[0])
     else:

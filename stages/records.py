@@ -15,13 +15,17 @@ from stages.errors import DataError
 
 def _check_labels(labels: Tensor, count: int, classes: tuple[str, ...]) -> None:
     if labels.dtype != torch.int64 or labels.shape != (count,):
-        raise DataError(f"labels: {labels.dtype} {tuple(labels.shape)} for {count} rows; give int64 ({count},)")
+        raise DataError(
+            f"labels: {labels.dtype} {tuple(labels.shape)} for {count} rows; give int64 ({count},)"
+        )
     if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < len(classes)):
-        raise DataError(f"labels: {int(labels.min())} to {int(labels.max())} with {len(classes)} class names")
+        raise DataError(
+            f"labels: {int(labels.min())} to {int(labels.max())} with {len(classes)} class names"
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class Features:
+class TrunkFeatures:
     """What a frozen trunk makes of the images of a store, so that it sees each of them once.
 
     values: float32 (M, V, F), of V fixed views of all M images, the first unchanged. digest: of the trunk, as
@@ -47,7 +51,7 @@ class Split:
     labels: Tensor
     classes: tuple[str, ...]
     ids: tuple[str, ...]
-    features: Features | None = None
+    features: TrunkFeatures | None = None
 
     def __post_init__(self) -> None:
         if self.store.dtype != torch.uint8 or self.store.ndim != 4 or len(self.rows) == 0:
@@ -55,7 +59,9 @@ class Split:
                 f"images: {self.store.dtype} {tuple(self.store.shape)}, {len(self.rows)} rows; give uint8 (M, C, S, S) and rows"
             )
         if not (0 <= int(self.rows.min()) and int(self.rows.max()) < len(self.store)):
-            raise DataError(f"rows: {int(self.rows.min())} to {int(self.rows.max())} of {len(self.store)} images")
+            raise DataError(
+                f"rows: {int(self.rows.min())} to {int(self.rows.max())} of {len(self.store)} images"
+            )
         _check_labels(self.labels, len(self.rows), self.classes)
         if len(self.ids) != len(self.rows):
             raise DataError(f"ids: {len(self.ids)} for {len(self.rows)} images")
@@ -67,12 +73,16 @@ class Split:
 
     def take(self, which: Tensor | slice) -> Tensor:
         """Some of the images, uint8 (n, C, S, S), by position in this split: int64 (n,) or a slice."""
-        return self.store.index_select(0, self.rows[which])  # copies whole rows: seven times as fast as indexing
+        return self.store.index_select(
+            0, self.rows[which]
+        )  # copies whole rows: seven times as fast as indexing
 
     def select(self, which: Tensor) -> "Split":
         """Some of the images as a split of their own, by position in this one: int64 (n,), n > 0."""
         ids = tuple(self.ids[place] for place in which.tolist())
-        return Split(self.store, self.rows[which], self.labels[which], self.classes, ids, self.features)
+        return Split(
+            self.store, self.rows[which], self.labels[which], self.classes, ids, self.features
+        )
 
     def blocks(self, size: int = 512) -> Iterator[Tensor]:
         """All images in order, uint8 (up to size, C, S, S) at a time."""
@@ -94,7 +104,9 @@ class Embeddings:
 
     def __post_init__(self) -> None:
         if self.vectors.dtype != torch.float32 or self.vectors.ndim != 2:
-            raise DataError(f"vectors: {self.vectors.dtype} {tuple(self.vectors.shape)}; give float32 (N, D)")
+            raise DataError(
+                f"vectors: {self.vectors.dtype} {tuple(self.vectors.shape)}; give float32 (N, D)"
+            )
         _check_labels(self.labels, len(self.vectors), self.classes)
         # A NaN or an infinity fails this comparison too.
         if not bool(((self.vectors.norm(dim=1) - 1).abs() < 1e-3).all()):
@@ -195,89 +207,3 @@ class ClassifierCheckpoint:
     digest: str
     temperature: float
     k: int
-
-
-@dataclass(frozen=True, eq=False)
-class Score:
-    """One figure of the report.
-
-    value: a share in [0, 1], or None where undefined (then count is 0). low, high: its 95 % interval, or None.
-    count: what was counted (images, queries or triplets). definition: one sentence.
-    Raises DataError where that does not hold.
-    """
-
-    metric: str
-    split: str
-    value: float | None
-    low: float | None
-    high: float | None
-    count: int
-    definition: str
-
-    def __post_init__(self) -> None:
-        if (self.value is None) != (self.count == 0) or (self.value is not None and not 0 <= self.value <= 1):
-            raise DataError(f"{self.metric}: value {self.value} with count {self.count}")
-
-
-@dataclass(frozen=True, eq=False)
-class Paired:
-    """Two measures of the same images, compared image by image.
-
-    difference: of a minus b, in [-1, 1], or None where undefined (then count is 0). low, high: its 95 % interval.
-    p_value: two-sided. count: images. test: one sentence.
-    """
-
-    metric_a: str
-    metric_b: str
-    split: str
-    difference: float | None
-    low: float | None
-    high: float | None
-    p_value: float | None
-    count: int
-    test: str
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What the report says of each test image; all arrays have one entry an image, in the split's order.
-
-    knn, classifier: int64 class indices. probability: float32, the classifier's for its own label, calibrated;
-    uncalibrated: the same before temperature.
-    triplet_accuracy: float64, the share of triplets won with this image as anchor, NaN where it has none.
-    nearest: int64, index into the gallery of the nearest training image. distance: float32, to it.
-    """
-
-    knn: Any
-    classifier: Any
-    probability: Any
-    uncalibrated: Any
-    triplet_accuracy: Any
-    nearest: Any
-    distance: Any
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """The report's numbers.
-
-    scores: one a metric and split. comparisons: paired tests within the run. prediction: one entry an image.
-    right: metric -> bool (N,), the images that it names rightly. measures: of the whole test split, image by image.
-    spread: root mean square distance between two test images, in [0, sqrt(2)]. leaked: positions in the test split.
-    """
-
-    scores: tuple[Score, ...]
-    comparisons: tuple[Paired, ...]
-    prediction: Prediction
-    right: dict[str, Any]
-    measures: Any
-    spread: float
-    leaked: tuple[int, ...] = ()
-
-    def score(self, metric: str, split: str = "test") -> Score:
-        """The one of that name."""
-        return next(score for score in self.scores if (score.metric, score.split) == (metric, split))
-
-    def paired(self, metric_a: str, metric_b: str, split: str = "test") -> Paired:
-        """The one of those two."""
-        return next(one for one in self.comparisons if (one.metric_a, one.metric_b, one.split) == (metric_a, metric_b, split))

@@ -9,9 +9,17 @@ from dataclasses import dataclass
 from stages.errors import SettingsError
 
 NETWORKS = ("conv", "conv-deep", "efficientnet-lite0")
+
+
 LIBRARIES = ("torchvision:", "timm:")  # a network's name may follow
+
+
 MININGS = ("batch-all", "batch-hard", "semi-hard", "random")
+
+
 DISTANCES = ("euclidean", "squared")
+
+
 RESIZES = ("pad-repeat", "pad", "crop", "stretch")
 
 
@@ -54,8 +62,15 @@ class ReadSettings:
         for name in ("val", "test"):
             share = getattr(self, name)
             _require(0 < share < 0.9, name, share, "a share between 0 and 0.9")
-        _require(0 <= self.max_unreadable <= 1, "max_unreadable", self.max_unreadable, "a share from 0 to 1")
-        _require(self.val + self.test < 0.95, "val", self.val, "shares that leave images to train on")
+        _require(
+            0 <= self.max_unreadable <= 1,
+            "max_unreadable",
+            self.max_unreadable,
+            "a share from 0 to 1",
+        )
+        _require(
+            self.val + self.test < 0.95, "val", self.val, "shares that leave images to train on"
+        )
 
 
 @dataclass(frozen=True)
@@ -100,10 +115,17 @@ class EmbedSettings:
     def __post_init__(self) -> None:
         library, _, name = self.network.partition(":")
         known = self.network in NETWORKS or (f"{library}:" in LIBRARIES and name != "")
-        _require(known, "network", self.network, f"{', '.join(NETWORKS)}, torchvision:NAME (such as resnet18) or timm:NAME")
+        _require(
+            known,
+            "network",
+            self.network,
+            f"{', '.join(NETWORKS)}, torchvision:NAME (such as resnet18) or timm:NAME",
+        )
         _require(self.weights != "", "weights", self.weights, "none, default or a file")
         if self.weights != "none" and not self.from_library:
-            raise SettingsError(f"--weights {self.weights}: there are none for --network {self.network}; choose torchvision:NAME, say")
+            raise SettingsError(
+                f"--weights {self.weights}: there are none for --network {self.network}; choose torchvision:NAME, say"
+            )
         _require(
             re.fullmatch(r"tune|frozen|last-[1-9]\d*", self.trunk) is not None,
             "trunk",
@@ -115,11 +137,19 @@ class EmbedSettings:
         _require(self.distance in DISTANCES, "distance", self.distance, ", ".join(DISTANCES))
         farthest = 2 if self.distance == "euclidean" else 4
         _require(
-            self.margin is None or 0 < self.margin <= farthest, "margin", self.margin, f"a distance above 0 and up to {farthest}, or soft"
+            self.margin is None or 0 < self.margin <= farthest,
+            "margin",
+            self.margin,
+            f"a distance above 0 and up to {farthest}, or soft",
         )
         for name in ("classes_per_batch", "images_per_class"):
             value = getattr(self, name)
-            _require(value is None or value >= 2, name, value, "at least 2: a triplet needs two classes, two images of one")
+            _require(
+                value is None or value >= 2,
+                name,
+                value,
+                "at least 2: a triplet needs two classes, two images of one",
+            )
         _require(0 < self.lr <= 1, "lr", self.lr, "a rate above 0 and up to 1")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
 

@@ -15,7 +15,9 @@ from PIL import Image
 from pipeline.cli import commands, main
 
 ROOT = Path(__file__).parent.parent
-README, PHOTOS = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/photos.md"))
+README, PHOTOS = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/photos.md")
+)
 
 
 def blocks_of(text: str) -> list[tuple[str, str]]:
@@ -24,7 +26,12 @@ def blocks_of(text: str) -> list[tuple[str, str]]:
 
 
 def lines_of_commands(text: str) -> list[list[str]]:
-    lines = [line.removeprefix("$ ") for language, block in blocks_of(text) if not language for line in block.splitlines()]
+    lines = [
+        line.removeprefix("$ ")
+        for language, block in blocks_of(text)
+        if not language
+        for line in block.splitlines()
+    ]
     return [shlex.split(line, comments=True) for line in lines if line.startswith("pipeline ")]
 
 
@@ -34,7 +41,9 @@ def test_every_command_line_parses(text):
     for _, *arguments in lines_of_commands(text):
         name = next(argument for argument in arguments if not argument.startswith("-"))
         command = commands.commands[name]
-        command.make_context(name, arguments[arguments.index(name) + 1 :])  # raises on an option that isn't there
+        command.make_context(
+            name, arguments[arguments.index(name) + 1 :]
+        )  # raises on an option that isn't there
 
 
 def test_every_command_is_documented():
@@ -54,10 +63,15 @@ def test_the_make_targets_exist():
         assert f"\n{target}:" in makefile
 
 
-@pytest.mark.parametrize("text", [text for language, text in blocks_of(README) if language == "python"])
+@pytest.mark.parametrize(
+    "text", [text for language, text in blocks_of(README) if language == "python"]
+)
 def test_the_python_runs(text, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{text}"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{text}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert "knn_accuracy 0." in done.stdout
@@ -70,7 +84,9 @@ def test_the_photos_page_from_start_to_finish(tmp_path, monkeypatch, capsys):
     generator, rows = np.random.default_rng(0), ["path,label,group"]
     for row in range(36):
         label = ("cat", "dog")[row % 2]
-        pixels = generator.integers(0, 80, (40, 40, 3)) + np.array([150, 90, 40])[:: (1, -1)[row % 2]]
+        pixels = (
+            generator.integers(0, 80, (40, 40, 3)) + np.array([150, 90, 40])[:: (1, -1)[row % 2]]
+        )
         path = Path("photos" if row < 30 else "new") / label / f"{row}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(path)

@@ -1,0 +1,186 @@
+"""Image files for the tests: readable and broken ones, folders of them, and their stores."""
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.decoding_pool import file_decoder, file_state
+from pipeline.data.image_store import Store, file_signature, open_store
+from stages.settings import ReadSettings
+
+RAMP = np.add.outer(np.arange(24) * 5, np.arange(24) * 5).astype(np.uint8)  # 0 to 230
+
+
+COLOUR = np.stack([RAMP, RAMP.T[::-1], np.full_like(RAMP, 40)], axis=-1)
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_of_claimed_size(side: int) -> bytes:
+    """A PNG whose header promises side x side pixels."""
+    import struct
+    import zlib
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    chunk = (
+        struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    )
+    data = zlib.compress(b"\0" * 1000)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk
+        + struct.pack(">I", len(data))
+        + b"IDAT"
+        + data
+        + struct.pack(">I", zlib.crc32(b"IDAT" + data))
+    )
+
+
+GREY, RGB = Image.fromarray(RAMP), Image.fromarray(COLOUR)
+
+
+ALPHA = np.dstack([COLOUR, np.where(RAMP > 100, 255, 0).astype(np.uint8)])
+
+
+OVER_WHITE = np.where((RAMP > 100)[..., None], COLOUR, 255)
+
+
+BITS = ((RAMP > 100) * 255).astype(np.uint8)
+
+
+PALETTE = RGB.quantize(16)
+
+
+TRANSPARENT = encode(PALETTE, "PNG", transparency=int(np.asarray(PALETTE)[0, 0]))
+
+
+STRIPES = Image.fromarray(np.stack([RAMP, 255 - RAMP, RAMP], -1))
+
+
+GOOD: dict[str, tuple[bytes, np.ndarray, float]] = {  # file, pixels, mean difference allowed
+    **{
+        f"grey {kind}": (encode(GREY, kind), RAMP, 0)
+        for kind in ("PNG", "BMP", "TIFF", "PPM", "GIF")
+    },
+    **{f"colour {kind}": (encode(RGB, kind), COLOUR, 0) for kind in ("PNG", "BMP", "TIFF", "PPM")},
+    "grey JPEG": (encode(GREY, "JPEG", quality=95), RAMP, 2),
+    "colour JPEG": (encode(RGB, "JPEG", quality=95, subsampling=0), COLOUR, 4),
+    "progressive JPEG": (
+        encode(RGB, "JPEG", quality=95, subsampling=0, progressive=True),
+        COLOUR,
+        4,
+    ),
+    "CMYK JPEG": (encode(RGB.convert("CMYK"), "JPEG", quality=95), COLOUR, 4),
+    "CMYK TIFF": (encode(RGB.convert("CMYK"), "TIFF"), COLOUR, 1),
+    "lossless WebP": (encode(RGB, "WEBP", lossless=True), COLOUR, 0),
+    "lossy WebP": (encode(STRIPES, "WEBP", quality=95), np.asarray(STRIPES), 12),
+    "compressed TIFF": (encode(RGB, "TIFF", compression="tiff_lzw"), COLOUR, 0),
+    "1 bit PNG": (encode(Image.fromarray(BITS).convert("1"), "PNG"), BITS, 0),
+    "1 bit TIFF": (encode(Image.fromarray(BITS).convert("1"), "TIFF"), BITS, 0),
+    "16 bit PNG": (encode(Image.fromarray(RAMP.astype(np.uint16) * 257), "PNG"), RAMP, 0),
+    "16 bit TIFF": (encode(Image.fromarray(RAMP.astype(np.uint16) * 257), "TIFF"), RAMP, 0),
+    "32 bit TIFF": (encode(Image.fromarray(RAMP.astype(np.int32) * 257), "TIFF"), RAMP, 0),
+    "float TIFF": (encode(Image.fromarray(RAMP.astype(np.float32)), "TIFF"), RAMP, 0),
+    "palette PNG": (encode(PALETTE, "PNG"), np.asarray(PALETTE.convert("RGB")), 0),
+    "palette GIF": (encode(PALETTE, "GIF"), np.asarray(PALETTE.convert("RGB")), 0),
+    "palette with a transparent colour": (
+        TRANSPARENT,
+        np.where(
+            np.asarray(PALETTE)[..., None] == np.asarray(PALETTE)[0, 0],
+            255,
+            np.asarray(PALETTE.convert("RGB")),
+        ),
+        0,
+    ),
+    "RGBA over white": (encode(Image.fromarray(ALPHA), "PNG"), OVER_WHITE, 0),
+    "RGBA WebP": (encode(Image.fromarray(ALPHA), "WEBP", lossless=True, exact=True), OVER_WHITE, 0),
+    "grey with alpha": (
+        encode(Image.merge("LA", (GREY, Image.fromarray(ALPHA[..., 3]))), "PNG"),
+        np.where(RAMP > 100, RAMP, 255),
+        0,
+    ),
+    "grey in colour": (encode(GREY.convert("RGB"), "PNG"), RAMP, 0),
+    "first frame of a GIF": (
+        encode(GREY, "GIF", save_all=True, append_images=[Image.new("L", GREY.size)]),
+        RAMP,
+        0,
+    ),
+    "first page of a TIFF": (
+        encode(GREY, "TIFF", save_all=True, append_images=[Image.new("L", GREY.size)]),
+        RAMP,
+        0,
+    ),
+    "damaged EXIF": (encode(RGB, "PNG", exif=b"Exif\0\0MM\0*\0\0\xff\xff\xff\xff"), COLOUR, 0),
+}
+
+
+JPEG, PNG = encode(RGB, "JPEG"), encode(RGB, "PNG")
+
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "empty"),
+    "text": (b"not an image at all", "not an image"),
+    "zeros": (bytes(5000), "not an image"),
+    "web page": (b"<!DOCTYPE html><html><body>404</body></html>", "not an image"),
+    "zip": (b"PK\x03\x04" + bytes(300), "not an image"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", "not an image"),
+    "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image"),
+    "signature alone": (PNG[:8], ""),
+    "truncated JPEG": (JPEG[: len(JPEG) // 2], "truncated"),
+    "truncated PNG": (PNG[: len(PNG) // 2], ""),
+    "truncated BMP": (encode(RGB, "BMP")[:300], "truncated"),
+    "truncated WebP": (encode(RGB, "WEBP")[:60], ""),
+    "truncated TIFF": (encode(RGB, "TIFF")[:300], ""),
+    "truncated PPM": (encode(RGB, "PPM")[:300], "truncated"),
+    "bit flipped in a PNG": (PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:], ""),
+    "decompression bomb": (png_of_claimed_size(60_000), "decompression bomb"),
+    "smaller bomb": (png_of_claimed_size(9_700), "bomb"),
+}
+
+
+def _directory(path: Path) -> None:
+    path.mkdir()
+
+
+def _sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**31)
+
+
+def build(folder: Path, cache: Path, read: ReadSettings | None = None) -> Store:
+    files = [(str(path), file_state(str(path))) for path in sorted(folder.iterdir())]
+    read = read or ReadSettings()
+    with file_decoder(files, read.resize) as outcomes:
+        return open_store(
+            cache,
+            file_signature(files),
+            outcomes,
+            len(files),
+            read,
+            lambda caption, total, items: items,
+        )
+
+
+def bits(cache: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(cache).as_posix(): path.read_bytes()
+        for path in sorted(cache.rglob("*"))
+        if path.is_file()
+    }
+
+
+def fill(folder: Path, count: int, shape: tuple[int, ...] = (12, 12)) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    chance = np.random.default_rng(0)
+    for index in range(count):
+        Image.fromarray(chance.integers(0, 256, shape, np.uint8)).save(
+            folder / f"{index:05}.png", compress_level=0
+        )
+    return folder
