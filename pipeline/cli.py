@@ -50,10 +50,11 @@ HELP = {
     "classes_per_batch": "P.  [default: as many as fill a batch of 160 images]",
     "images_per_class": "K.  [default: the median class size, from 2 to 16]",
     "epochs": "Passes over the training images.  [default: chosen from their number]",
-    "lr": "Peak learning rate; in stage two the first step of each line search.",
+    "lr": "Peak learning rate.",
     "augment": "Change training images a little at random.",
     "patience": "Stop after so many epochs without a better validation score.  [default: never]",
     "seed": "Of everything random in training.",
+    "max_iter": "Maximum number of L-BFGS iterations, per weight decay.",
     "dropout": "Share of coordinates zeroed in training.",
     "balance": "Let every class weigh alike, however many images it has.",
 }
@@ -267,13 +268,13 @@ def read_config(path: Path, group: Any) -> dict[str, dict[str, Any]]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(
-            f"--config {path}: can't be read ({error}); give a TOML file with one table a command"
+            "config", path, f"can't be read ({error}); give a TOML file with one table a command"
         ) from error
     known: dict[str, dict[str, Any]] = {}
     for name, table in tables.items():
         if name not in group.commands or not isinstance(table, dict):
             raise SettingsError(
-                f"--config {path}: no command {name}; tables are {', '.join(group.commands)}"
+                "config", path, f"no command {name}; tables are {', '.join(group.commands)}"
             )
         options = {
             flag.lstrip("-"): option.name
@@ -288,7 +289,9 @@ def read_config(path: Path, group: Any) -> dict[str, dict[str, Any]]:
         for key in table:
             if key.replace("_", "-") not in options:
                 raise SettingsError(
-                    f"--config {path}: [{name}] has {key}, which `pipeline {name}` doesn't; it has {', '.join(options)}"
+                    "config",
+                    path,
+                    f"[{name}] has {key}, which `pipeline {name}` doesn't; it has {', '.join(options)}",
                 )
         known[name] = {options[key.replace("_", "-")]: value for key, value in table.items()}
         known[name] |= {
@@ -587,6 +590,13 @@ def _show(comparisons: Any, out: Path, figures: Path | None, pooled: bool = Fals
         click.echo(f"{figures}: the figures")
 
 
+def error_message(error: PipelineError) -> str:
+    """Return the message, with a settings field spelled as its option."""
+    if not isinstance(error, SettingsError):
+        return str(error)
+    return f"--{error.field.replace('_', '-')}{str(error).removeprefix(error.field)}"
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 1 wrong input, 2 wrong usage, 130 interrupted. A bug keeps its traceback."""
     leads = os.environ.get("RANK", "0") == "0"
@@ -602,7 +612,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         status = error.exit_code
     except PipelineError as error:
         if leads:  # all find the same
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {error_message(error)}", err=True)
         status = 1
     except BrokenPipeError:  # who reads our output has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -28,7 +28,7 @@ def start_device(device: str, threads: int | None) -> torch.device:
     """
     if threads is not None:
         if threads < 1:
-            raise SettingsError(f"--threads {threads}: out of range; use at least 1")
+            raise SettingsError("threads", threads, "out of range; use at least 1")
         torch.set_num_threads(threads)
     available = {
         "cpu": True,
@@ -39,7 +39,7 @@ def start_device(device: str, threads: int | None) -> torch.device:
     if not available[chosen]:
         found = ", ".join(name for name, there in available.items() if there)
         raise SettingsError(
-            f"--device {device}: not on this machine, which has {found}; use one of these, or auto"
+            "device", device, f"not on this machine, which has {found}; use one of these, or auto"
         )
     # On CUDA some operations have no deterministic form: there the rest is, and a warning each would help nobody.
     # (`use_deterministic_algorithms` does the same, and imports torch's compiler for a second first.)

@@ -153,11 +153,13 @@ def _board(folder: Path, epochs: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise SettingsError(
-            f"--tensorboard {folder}: TensorBoard is not installed; pip install 'embedding-pipeline[tensorboard]'"
+            "tensorboard",
+            folder,
+            "TensorBoard is not installed; pip install 'embedding-pipeline[tensorboard]'",
         ) from error
     try:
         return SummaryWriter(str(folder), purge_step=epochs + 1)
     except OSError as error:
         raise SettingsError(
-            f"--tensorboard {folder}: can't be written to ({error.strerror}); give another folder"
+            "tensorboard", folder, f"can't be written to ({error.strerror}); give another folder"
         ) from error

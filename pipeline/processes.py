@@ -21,7 +21,9 @@ def join_process_group(device: str) -> None:
     if device == "cuda":
         if local >= torch.cuda.device_count():
             raise SettingsError(
-                f"--nproc-per-node: more processes than the {torch.cuda.device_count()} GPUs of this machine; start one a GPU"
+                "nproc_per_node",
+                None,
+                f"more processes than the {torch.cuda.device_count()} GPUs of this machine; start one a GPU",
             )
         torch.cuda.set_device(local)
     # Its functions' default arguments keep the group that is open when torch's optimisers import it: closing would then not end

@@ -45,7 +45,7 @@ def input_spec(network: str) -> InputSpec:
     except (ImportError, ValueError, AttributeError):
         make_trunk(network, 3, 224)  # says what is wrong with the name
         raise SettingsError(
-            f"--network {network}: its library has no weights for it; give --weights none"
+            "network", network, "its library has no weights for it; give --weights none"
         ) from None
 
 

@@ -30,8 +30,10 @@ def rank_slice(classes_per_batch: int, images_per_class: int) -> slice:
     size = classes_per_batch * images_per_class
     if size % world:
         raise SettingsError(
-            f"{classes_per_batch} classes x {images_per_class} images a batch: {size} can't be shared evenly by "
-            f"{world} processes; change --classes-per-batch or --images-per-class"
+            "images_per_class",
+            images_per_class,
+            f"{classes_per_batch} classes x {images_per_class} images per batch cannot be divided "
+            f"evenly among {world} processes; change classes_per_batch or images_per_class",
         )
     return slice(rank, size, world)
 

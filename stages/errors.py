@@ -1,17 +1,33 @@
-"""The errors that a user can cause; everything else is a bug and keeps its traceback."""
+"""User-facing errors. Every other exception is a bug and keeps its traceback."""
 
 
 class PipelineError(Exception):
-    """Something the user gave is wrong: the message says where, what was found and what to do."""
+    """Invalid input. The message says where, what was found and what to do."""
 
 
 class DataError(PipelineError):
-    """The images, labels or splits can't be used."""
+    """Unusable images, labels or splits."""
 
 
 class SettingsError(PipelineError):
-    """A setting has a value that can't work."""
+    """A setting with a value that cannot work.
+
+    Args:
+        field: Name of the settings field, such as ``images_per_class``. The command line shows
+            it as an option, ``--images-per-class``.
+        value: The rejected value. ``None`` if there is none to show.
+        problem: What is wrong and which values are allowed.
+
+    Example:
+        >>> str(SettingsError("dim", 0, "out of range; use a whole number of at least 1"))
+        'dim 0: out of range; use a whole number of at least 1'
+    """
+
+    def __init__(self, field: str, value: object, problem: str) -> None:
+        shown = field if value is None else f"{field} {value}"
+        super().__init__(f"{shown}: {problem}")
+        self.field = field
 
 
 class CheckpointError(PipelineError):
-    """A file of weights is missing, damaged, of the wrong kind, or belongs to something else."""
+    """A missing, damaged or mismatched checkpoint, or weights that do not fit the network."""

@@ -25,8 +25,7 @@ RESIZES = ("pad-repeat", "pad", "crop", "stretch")
 
 def _require(condition: bool, name: str, value: object, wanted: str) -> None:
     if not condition:
-        option = name.replace("_", "-")
-        raise SettingsError(f"--{option} {value}: out of range; use {wanted}")
+        raise SettingsError(name, value, f"out of range; use {wanted}")
 
 
 def _require_count(settings: object, *names: str) -> None:
@@ -124,7 +123,9 @@ class EmbedSettings:
         _require(self.weights != "", "weights", self.weights, "none, default or a file")
         if self.weights != "none" and not self.from_library:
             raise SettingsError(
-                f"--weights {self.weights}: there are none for --network {self.network}; choose torchvision:NAME, say"
+                "weights",
+                self.weights,
+                f"network {self.network} has no pretrained weights; choose a network such as torchvision:resnet18",
             )
         _require(
             re.fullmatch(r"tune|frozen|last-[1-9]\d*", self.trunk) is not None,
@@ -159,20 +160,17 @@ class ClassifySettings:
     """Stage two: dropout + linear + log-softmax on frozen vectors.
 
     dropout: share of each vector's coordinates zeroed in training.
-    epochs: passes over the cached vectors at most, for each strength of weight decay; it stops when it has converged.
-    lr: first step of each line search, as a share of the quasi-Newton step.
+    max_iter: L-BFGS iterations at most, for each strength of weight decay; it stops when it has converged.
     balance: whether every class weighs alike in the loss, however many images it has.
     seed: of the dropout masks.
     """
 
     dropout: float = 0.5
-    epochs: int = 300
-    lr: float = 1.0
+    max_iter: int = 300
     balance: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "a share from 0 to below 1")
-        _require_count(self, "epochs")
-        _require(0 < self.lr <= 1, "lr", self.lr, "a rate above 0 and up to 1")
+        _require_count(self, "max_iter")
         _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")

@@ -57,7 +57,7 @@ def classify(
     )
     if not best.converged:
         context.say(
-            f"warning: the head has not converged; give more than --epochs {settings.epochs}"
+            f"warning: the head has not converged; give more than --max-iter {settings.max_iter}"
         )
     record = {
         **identity,

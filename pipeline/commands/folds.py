@@ -64,7 +64,7 @@ def run_folds(
     context.start()
     if rank_and_world_size()[1] > 1:
         raise SettingsError(
-            "--folds: one process trains all folds in a row; start it without torchrun"
+            "folds", None, "one process trains all folds in a row; start it without torchrun"
         )
     data = load_data(source, with_pretrained_size(read, first), context)
     notes = list(data.notes)

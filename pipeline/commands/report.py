@@ -45,7 +45,9 @@ def report(
     )
     if len(embeddings) != len(classifiers):
         raise SettingsError(
-            f"--classifier: {len(classifiers)} given for {len(embeddings)} of --embedding; give one for each, in the same order"
+            "classifier",
+            None,
+            f"{len(classifiers)} given for {len(embeddings)} of --embedding; give one for each, in the same order",
         )
     names = _run_names(embeddings)
     comparisons: list[EvaluatedRun] = []

@@ -29,7 +29,7 @@ def assign_folds(source: Source, folds: int, salt: str = "") -> list[int]:
             else "folds need two that may be parted"
         )
         raise SettingsError(
-            f"--folds {folds}: {source.name} has {len(entries)} images{kept}; {advice}"
+            "folds", folds, f"{source.name} has {len(entries)} images{kept}; {advice}"
         )
     chosen, sizes, held = [0] * len(entries), [0] * folds, [Counter[str]() for _ in range(folds)]
     for rows in sorted(together, key=lambda rows: (-len(rows), entries[rows[0]].label)):
@@ -55,7 +55,7 @@ def plan_folds(source: Source, folds: int, repeats: int) -> tuple[dict[str, list
     but from none if in some fold most classes are too small to give one up.
     """
     if repeats < 1:
-        raise SettingsError(f"--repeats {repeats}: out of range; use at least 1")
+        raise SettingsError("repeats", repeats, "out of range; use at least 1")
     labels = [entry.label for entry in source.entries]
     plans: dict[str, list[str]] = {}
     for repeat in range(1, repeats + 1):
@@ -76,7 +76,9 @@ def plan_folds(source: Source, folds: int, repeats: int) -> tuple[dict[str, list
         sizes = Counter(label for label, part in zip(labels, parts, strict=True) if part != "test")
         if len(sizes) < 2 or max(sizes.values()) < 2:
             raise SettingsError(
-                f"--folds {folds}: {name} has no two training images of one class beside another class; use more folds, or add images"
+                "folds",
+                folds,
+                f"{name} has no two training images of one class beside another class; use more folds, or add images",
             )
         alone |= held["test"] - held["train"]
         small |= 2 * len(held["val"]) < len(held["train"])

@@ -118,15 +118,15 @@ def fit_head(
     for decay in DECAYS if validation else (DECAY,):
         optimiser = torch.optim.LBFGS(
             (weight, bias),
-            lr=settings.lr,
-            max_iter=settings.epochs,
-            max_eval=settings.epochs,
+            lr=1.0,
+            max_iter=settings.max_iter,
+            max_eval=settings.max_iter,
             tolerance_grad=TOLERANCE,
             line_search_fn="strong_wolfe",
         )
         loss = _Loss(head, vectors, labels, weights, decay)
         optimiser.step(loss)
-        converged = loss.passes < settings.epochs
+        converged = loss.passes < settings.max_iter
         passes += loss.passes
         log = HeadLog(
             passes, float(loss()), *_validate(head, validation, weights, scale), decay, converged

@@ -36,14 +36,18 @@ def plan_batches(
     sizes = sizes[sizes > 0]
     if len(sizes) < 2 or int(sizes.max()) < 2:
         raise SettingsError(
-            f"training part: {len(sizes)} classes, the largest of {int(sizes.max())} images; "
-            "a triplet needs two classes and two images of one"
+            "data",
+            None,
+            f"the training split has {len(sizes)} classes, the largest of {int(sizes.max())} images; "
+            "a triplet needs two classes and two images of one",
         )
     k = images_per_class or max(2, min(16, batch // 4, int(sizes.median())))
     p = classes_per_batch or max(2, min(len(sizes), batch // k))
     if p > len(sizes):
         raise SettingsError(
-            f"--classes-per-batch {p}: the training part has {len(sizes)} classes; use {len(sizes)} or fewer"
+            "classes_per_batch",
+            p,
+            f"the training part has {len(sizes)} classes; use {len(sizes)} or fewer",
         )
     tuples = (sizes + k - 1) // k  # (classes,) groups of K that show every image
     return BatchPlan(p, k, max(int(tuples.max()), -(-int(tuples.sum()) // p)))

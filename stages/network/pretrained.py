@@ -79,7 +79,9 @@ def make_trunk(name: str, channels: int, size: int) -> tuple[nn.Module, int]:
             continue
         return LibraryTrunk(body.train(), side, heads), features
     raise SettingsError(
-        f"--network {name}: does not run on images of {size} x {size} ({reason}); give another --size"
+        "network",
+        name,
+        f"does not run on images of {size} x {size} ({reason}); choose another size",
     )
 
 
@@ -90,7 +92,9 @@ def _from_torchvision(name: str, side: int) -> tuple[nn.Module, tuple[str, ...]]
     if name not in (names := models.list_models(module=models)):
         near = ", ".join(get_close_matches(name, names, 5, 0.3)) or "resnet18, inception_v3"
         raise SettingsError(
-            f"--network torchvision:{name}: torchvision has no such network for classification; it has {near} and others"
+            "network",
+            f"torchvision:{name}",
+            f"torchvision has no such network for classification; it has {near} and others",
         )
     options: dict[str, Any] = {"image_size": side} if name.startswith("vit_") else {}
     if name in ("inception_v3", "googlenet"):
@@ -110,14 +114,14 @@ def _from_timm(name: str, model: str, side: int) -> tuple[nn.Module, tuple[str, 
     except ImportError as error:
         extra = "offline" if name == "efficientnet-lite0" else "timm"
         raise SettingsError(
-            f"--network {name}: needs the package timm; pip install 'embedding-pipeline[{extra}]'"
+            "network", name, f"needs the package timm; pip install 'embedding-pipeline[{extra}]'"
         ) from error
     if not timm.is_model(model):
         near = (
             ", ".join(get_close_matches(model, timm.list_models(), 5, 0.3))
             or "resnet18, efficientnet_b0"
         )
-        raise SettingsError(f"--network {name}: timm has no such network; it has {near} and others")
+        raise SettingsError("network", name, f"timm has no such network; it has {near} and others")
     body: nn.Module = timm.create_model(model, pretrained=False, num_classes=0)
     config: Any = body.pretrained_cfg
     heads = config.get("classifier") or ()

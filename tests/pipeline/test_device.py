@@ -14,9 +14,9 @@ ACCEPTED = (
 )
 FAULTS = """
 import resource, sys, torch
-from pipeline import runtime
+from pipeline.device import start_device
 if sys.argv[1] == "started":
-    runtime.start("cpu", 1)
+    start_device("cpu", 1)
 for step in range(20):
     if step == 10:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -120,7 +120,7 @@ def test_only_what_is_better_than_every_baseline_gets_no_warning(good):
     clear = tuple(dataclasses.replace(one, difference=0.2, p_value=1e-9) for one in paired)
     findings = verdict(
         dataclasses.replace(
-            compared, scored=dataclasses.replace(compared.evaluation, comparisons=clear)
+            compared, evaluation=dataclasses.replace(compared.evaluation, paired_tests=clear)
         )
     )
     assert [finding.kind for finding in findings] == ["answer"]
@@ -131,7 +131,7 @@ def test_only_what_is_better_than_every_baseline_gets_no_warning(good):
         other = tuple(dataclasses.replace(one, **changed) for one in paired)
         findings = verdict(
             dataclasses.replace(
-                compared, scored=dataclasses.replace(compared.evaluation, comparisons=other)
+                compared, evaluation=dataclasses.replace(compared.evaluation, paired_tests=other)
             )
         )
         assert [finding.kind for finding in findings] == ["answer", "warning", "warning", "warning"]
