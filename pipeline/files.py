@@ -2,7 +2,10 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import platformdirs
 
@@ -14,25 +17,26 @@ def default_cache() -> Path:
     return Path(platformdirs.user_cache_dir("embedding-pipeline", appauthor=False))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target under a temporary name, sync, then replace: a crash leaves the old file whole.
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that replaces ``path`` only when it is complete.
 
-    Raises PipelineError if the folder can't be written to or the disk is full.
+    The content is written next to ``path`` under a temporary name, synchronised to disk, then
+    renamed. After an error or a crash the earlier file is still complete.
+
+    Args:
+        path: File to write. Its folder must exist.
+
+    Yields:
+        A binary file object.
+
+    Raises:
+        OSError: If the folder cannot be written to or the disk is full.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, content)
-    except OSError as error:
-        raise PipelineError(
-            f"{path}: can't be written: {error.strerror}; make room, or give another path"
-        ) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         umask = os.umask(0)
@@ -42,6 +46,26 @@ def _replace(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a complete file or none; see :func:`atomic_file`.
+
+    Args:
+        path: File to write. Missing folders are created.
+        content: The file's content.
+
+    Raises:
+        PipelineError: If the folder cannot be written to or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise PipelineError(
+            f"{path}: cannot be written ({error.strerror}); free some space or use another path"
+        ) from error
 
 
 def check_writable(folder: Path) -> None:

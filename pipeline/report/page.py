@@ -12,10 +12,11 @@ from pipeline.report.figures import confusion_matrix
 from pipeline.report.hover_map import hover_map, map_script
 from pipeline.report.plots import PALETTE, inline_svg
 from pipeline.report.summary import format_p_value, format_percent, summary, verdict
-from pipeline.report.tables import TITLES, score_title, shown_scores, side_by_side
+from pipeline.report.tables import score_title, shown_scores, side_by_side
 from pipeline.report.thumbnails import small_thumbnails, thumbnail
 from stages.evaluation.explore import Exploration
 from stages.evaluation.knn import nearest_rows
+from stages.evaluation.metrics import METRICS
 from stages.records import Split
 
 SHOWN = 24  # images in a gallery
@@ -55,7 +56,7 @@ def render_page(
         names=names,
         rows=rows,
         between=[] if pooled else compare_runs_pairwise(comparisons)[0],
-        titles=TITLES,
+        titles={name: metric.title for name, metric in METRICS.items()},
         title=score_title,
         percent=format_percent,
         points=lambda share: f"{100 * share:+.2f}".replace("-", "\u2212"),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.report.evaluated_run import EvaluatedRun, compare_runs_pairwise
-from pipeline.report.tables import TITLES
+from stages.evaluation.metrics import METRICS
 from stages.evaluation.pooling import pool_runs
 from stages.evaluation.results import Evaluation, PairedTest
 from stages.evaluation.scores import WITHOUT_DUPLICATES
@@ -39,7 +39,7 @@ def summary(comparisons: Sequence[EvaluatedRun], *, pooled: bool = False) -> lis
     if pooled and len(comparisons) > 1:
         means, deviations = pool_runs([one.evaluation for one in comparisons])
         told = [
-            f"{TITLES[mean.metric]} {format_percent(mean.value)} \u00b1 {100 * (deviation.value or 0):.1f}"
+            f"{METRICS[mean.metric].title} {format_percent(mean.value)} \u00b1 {100 * (deviation.value or 0):.1f}"
             for mean, deviation in zip(means, deviations, strict=True)
             if mean.metric in ("classification_accuracy", "knn_accuracy", "triplet_accuracy")
             and mean.split == "test"
@@ -48,7 +48,10 @@ def summary(comparisons: Sequence[EvaluatedRun], *, pooled: bool = False) -> lis
         return [Finding("answer", text)]
     between, refused = ([], []) if pooled else compare_runs_pairwise(comparisons)
     findings = [
-        Finding("answer", f"{TITLES[p.metric_a]}, {run_a} against {run_b}: {format_difference(p)}.")
+        Finding(
+            "answer",
+            f"{METRICS[p.metric_a].title}, {run_a} against {run_b}: {format_difference(p)}.",
+        )
         for run_a, run_b, p in between
         if p.metric_a in ("classification_accuracy", "knn_accuracy", "triplet_accuracy")
     ]

@@ -8,25 +8,10 @@ import pandas as pd
 
 from pipeline.escape import escape_formula
 from pipeline.report.evaluated_run import EvaluatedRun, RunComparison, compare_runs_pairwise
+from stages.evaluation.metrics import METRICS
 from stages.evaluation.pooling import pool_runs
 from stages.evaluation.results import Evaluation, Score
 from stages.evaluation.scores import WITHOUT_DUPLICATES
-
-TITLES = {
-    "knn_accuracy": "kNN accuracy",
-    "triplet_accuracy": "Triplet accuracy",
-    "classification_accuracy": "Classification accuracy",
-    "precision_at_1": "Precision@1",
-    "r_precision": "R-precision",
-    "map_at_r": "MAP@R",
-    "mean_average_precision": "Mean average precision",
-    "majority_accuracy": "Baseline: most frequent class",
-    "pixel_knn_accuracy": "Baseline: kNN on raw pixels",
-    "untrained_knn_accuracy": "Baseline: kNN, network untrained",
-    "calibration_error": "Calibration error (low is good)",
-    "calibration_error_uncalibrated": "The same before temperature",
-}
-
 
 SCORE_COLUMNS = ("run", "metric", "split", "value", "ci_low", "ci_high", "count", "definition")
 
@@ -155,7 +140,9 @@ def shown_scores(scored: Evaluation) -> list[Score]:
 
 
 def score_title(score: Score) -> str:
-    return TITLES[score.metric] + (", no copies" if score.split == WITHOUT_DUPLICATES else "")
+    return METRICS[score.metric].title + (
+        ", no copies" if score.split == WITHOUT_DUPLICATES else ""
+    )
 
 
 def side_by_side(
@@ -172,6 +159,6 @@ def side_by_side(
         for same in zip(*(scores for _, scores in runs), strict=True)
     ]
     rows.sort(
-        key=lambda row: list(TITLES).index(row[1][0].metric)
+        key=lambda row: list(METRICS).index(row[1][0].metric)
     )  # with copies and without, side by side
     return [name for name, _ in runs], [row for row in rows if leaked or row[1][0].split == "test"]
