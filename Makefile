@@ -1,13 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-slow test-all check bench clean
+.PHONY: run test test-slow test-all check docs bench clean
 
-# Sets up, then the main job: both stages and the report, on the bundled digits.
+# Install, then train both stages and write the report on the bundled digits.
 run: .venv/installed
 	$(BIN)/pipeline run
 
-# Sets up, then the tests; test-all adds the slow ones.
+# Install, then run the fast tests; test-all also runs the slow ones.
 test: .venv/installed-test
 	$(BIN)/python -m pytest -m "not slow"
 
@@ -16,18 +16,23 @@ test-slow: .venv/installed-test
 
 test-all: test test-slow
 
-# Style and types.
+# Lint, docstrings, types, import layers, file and function length.
 check: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_import_layers.py tests/test_code_size.py
 
-# Our figures beside the peers'; two more studies need Debian's packages and say so.
+# Build the documentation site in docs/_build/html; warnings are errors.
+docs: .venv/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
+# Compare with the peers. defaults.py and characters.py also need Debian packages; see their help.
 bench: .venv/installed-bench
 	for file in $(filter-out %/defaults.py %/characters.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build docs/_build *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""The README's commands and code run, its code map names every module, and each command of the photos' page does its work."""
+"""The commands and the Python code in the README and in docs/ run."""
 
 import re
 import shlex
@@ -7,6 +7,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import click
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,97 +15,163 @@ from PIL import Image
 
 from pipeline.cli import commands, main
 
-ROOT = Path(__file__).parent.parent
-README, PHOTOS = (
-    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/photos.md")
-)
+ROOT = Path(__file__).parents[1]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if "_build" not in path.parts
+}
+NOT_RUN = "# needs internet"
+# Pages whose commands train a pretrained network or many folds.
+SLOW = {"docs/tutorials/photos.md", "docs/how-to/pretrained-networks.md"}
 
 
-def blocks_of(text: str) -> list[tuple[str, str]]:
-    """(language, text) of every fenced block."""
-    return re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+def code_blocks(text: str, language: str) -> list[str]:
+    """Return the fenced code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def lines_of_commands(text: str) -> list[list[str]]:
-    lines = [
-        line.removeprefix("$ ")
-        for language, block in blocks_of(text)
-        if not language
-        for line in block.splitlines()
+def pipeline_lines(text: str) -> list[str]:
+    """Return the lines of a page that call `pipeline`, without the prompt."""
+    blocks = code_blocks(text, "console")
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ pipeline ")]
+
+
+def command_options() -> list[tuple[str, click.Option]]:
+    return [
+        (name, parameter)
+        for name, command in commands.commands.items()
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
     ]
-    return [shlex.split(line, comments=True) for line in lines if line.startswith("pipeline ")]
 
 
-@pytest.mark.parametrize("text", [README, PHOTOS], ids=["README", "photos"])
-def test_every_command_line_parses(text):
-    assert len(lines_of_commands(text)) >= 4
-    for _, *arguments in lines_of_commands(text):
-        name = next(argument for argument in arguments if not argument.startswith("-"))
-        command = commands.commands[name]
-        command.make_context(
-            name, arguments[arguments.index(name) + 1 :]
-        )  # raises on an option that isn't there
+PAGES_WITH_COMMANDS = [name for name, text in PAGES.items() if pipeline_lines(text)]
+PYTHON_BLOCKS = [
+    (name, block) for name, text in PAGES.items() for block in code_blocks(text, "python")
+]
 
 
-def test_every_command_is_documented():
-    for name in commands.commands:
-        assert f"pipeline {name}" in README
+def make_photos(folder: Path) -> None:
+    """Write photos/ (30 images of two classes), photos.csv with groups, and new/ (6 images)."""
+    generator, rows = np.random.default_rng(0), ["path,label,group"]
+    for number in range(36):
+        label = ("cat", "dog")[number % 2]
+        colour = np.array([150, 90, 40])[:: (1, -1)[number % 2]]
+        pixels = generator.integers(0, 80, (40, 40, 3)) + colour
+        path = folder / ("photos" if number < 30 else "new") / label / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+        if number < 30:
+            rows.append(f"{path.relative_to(folder)},{label},{label} {number // 6}")
+    (folder / "photos.csv").write_text("\n".join(rows))
+    (folder / "few.toml").write_text("[embed]\nepochs = 3\n")
 
 
-def test_the_code_map_is_whole():
-    for path in [*ROOT.glob("stages/*.py"), *ROOT.glob("pipeline/*.py")]:
-        if not path.name.startswith("__"):
-            assert f"`{path.name}`" in README or f"{path.parent.name}/{path.name}`" in README, path
+def test_pages_have_commands_and_code():
+    assert {"README.md", *SLOW, "docs/tutorials/digits.md"} <= set(PAGES_WITH_COMMANDS)
+    assert len(PYTHON_BLOCKS) >= 3
 
 
-def test_the_make_targets_exist():
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"^make ([\w-]+)", README, flags=re.MULTILINE)):
-        assert f"\n{target}:" in makefile
+@pytest.mark.parametrize("page", PAGES_WITH_COMMANDS)
+def test_command_lines_parse(page):
+    for line in pipeline_lines(PAGES[page]):
+        _, name, *arguments = shlex.split(line, comments=True)
+        commands.commands[name].make_context(name, arguments)  # raises for an unknown option
 
 
 @pytest.mark.parametrize(
-    "text", [text for language, text in blocks_of(README) if language == "python"]
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page in SLOW else ())
+        for page in PAGES_WITH_COMMANDS
+    ],
 )
-def test_the_python_runs(text, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{text}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "knn_accuracy 0." in done.stdout
-
-
-@pytest.mark.slow
-def test_the_photos_page_from_start_to_finish(tmp_path, monkeypatch, capsys):
-    """Every command in its order, on small images of two classes and in few epochs; nothing else is changed."""
+def test_command_lines_run(page, tmp_path, monkeypatch, capsys):
+    """Run the commands of a page in order, on small images and for few epochs."""
     monkeypatch.chdir(tmp_path)
-    generator, rows = np.random.default_rng(0), ["path,label,group"]
-    for row in range(36):
-        label = ("cat", "dog")[row % 2]
-        pixels = (
-            generator.integers(0, 80, (40, 40, 3)) + np.array([150, 90, 40])[:: (1, -1)[row % 2]]
-        )
-        path = Path("photos" if row < 30 else "new") / label / f"{row}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.astype(np.uint8)).save(path)
-        if row < 30:
-            rows.append(f"{path},{label},{label} {row // 6}")
-    Path("photos.csv").write_text("\n".join(rows))
-    Path("few.toml").write_text("[embed]\nepochs = 3\n")
-    assert re.search(r"^path,label,group$", PHOTOS, flags=re.MULTILINE)
-    for _, command, *arguments in lines_of_commands(PHOTOS):
-        small = ["--size", "32"] if command in ("run", "embed") else []
+    make_photos(tmp_path)
+    for line in pipeline_lines(PAGES[page]):
+        if NOT_RUN in line:
+            continue
+        _, name, *arguments = shlex.split(line, comments=True)
+        on_photos = "photos/" in arguments or "photos.csv" in arguments
+        small = ["--size", "32"] if name in ("run", "embed") and on_photos else []
+        if "--size" in arguments:
+            small = []
         with pytest.raises(SystemExit) as stop:
-            main(["--config", "few.toml", command, *arguments, *small])
-        told = capsys.readouterr()
-        assert not stop.value.code, (command, told.err)
-        assert "warning" not in told.err, told.err
-        if command == "run":
-            folder = Path(dict(pairwise(arguments)).get("--out", "reports"))
-            accuracy = pd.read_csv(folder / "accuracy.csv")
-            assert "pooled" in set(accuracy["run"])
-            assert pd.read_csv(folder / "predictions.csv")["id"].nunique() == 30
-    assert [line.split(",")[1] for line in told.out.splitlines()[1:]] == ["cat"] * 3 + ["dog"] * 3
+            main(["--config", "few.toml", name, *arguments, *small])
+        output = capsys.readouterr()
+        assert not stop.value.code, (line, output.err)
+        if page == "docs/tutorials/photos.md":
+            assert "warning" not in output.err, output.err
+            if name == "run":
+                check_folds(Path(dict(pairwise(arguments)).get("--out", "reports")))
+    if page == "docs/tutorials/photos.md":
+        predictions = pd.read_csv(Path("labels.csv"))
+        assert predictions["label"].tolist() == ["cat"] * 3 + ["dog"] * 3
+
+
+def check_folds(report: Path) -> None:
+    assert "pooled" in set(pd.read_csv(report / "accuracy.csv")["run"])
+    assert pd.read_csv(report / "predictions.csv")["id"].nunique() == 30
+
+
+@pytest.mark.parametrize(
+    "block", [block for _, block in PYTHON_BLOCKS], ids=[name for name, _ in PYTHON_BLOCKS]
+)
+def test_python_code_runs(block, tmp_path):
+    script = tmp_path / "example.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{block}")
+    run = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    if "print(score.metric" in block:
+        assert "knn_accuracy 0." in run.stdout
+        assert len(run.stdout.splitlines()) == len(set(run.stdout.splitlines()))
+
+
+def test_every_command_is_documented():
+    text = "".join(PAGES.values())
+    for name in commands.commands:
+        assert f"pipeline {name}" in text
+
+
+@pytest.mark.parametrize("name, option", command_options(), ids=lambda value: str(value))
+def test_every_option_has_a_help_sentence(name, option):
+    sentence = (option.help or "").split("  [default")[0]
+    assert sentence[:1].isupper() and sentence.endswith("."), f"{name} {option.opts}: {sentence}"
+
+
+def test_code_map_names_every_module():
+    text = PAGES["docs/contributing.md"]
+    for folder in (ROOT / "stages", ROOT / "pipeline"):
+        for path in folder.iterdir():
+            if path.name.startswith("__") or not (path.is_dir() or path.suffix == ".py"):
+                continue
+            name = path.relative_to(ROOT).as_posix() + ("/" if path.is_dir() else "")
+            assert f"`{name}`" in text, name
+    for name in re.findall(r"`((?:stages|pipeline|tests)/[\w/.]+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for text in PAGES.values():
+        for target in set(re.findall(r"^make ([\w-]+)", text, flags=re.MULTILINE)):
+            assert f"\n{target}:" in makefile
+
+
+def test_readme_is_short():
+    lines = PAGES["README.md"].splitlines()
+    assert len(lines) <= 200
+    for line in lines:
+        assert len(line) <= 100 or line.startswith("|") or "](" in line, line
+
+
+def test_links_in_the_readme_exist():
+    for target in re.findall(r"\]\(([^)#]+)\)", PAGES["README.md"]):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
