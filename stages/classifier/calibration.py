@@ -3,61 +3,94 @@
 import math
 
 import numpy as np
-import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from stages.evaluation.knn import default_k, knn
+from stages.subset import evenly_spaced
 
-NEIGHBOURS = (1, 5, 20)  # values of k to choose from, beside the usual one
+K_CANDIDATES = (1, 5, 20)  # values of k that are tried, in addition to the default
+MAX_K_QUERIES = 1000  # validation vectors used to choose k
 
+# Validation vectors needed to fit a temperature. With fewer, temperature scaling is
+# under-confident even if all of them are classified correctly.
+MIN_CALIBRATION_VECTORS = 50
 
-QUERIES = 1000  # validation vectors that choose k
-
-
-CALIBRATING = 50  # validation vectors that a temperature needs: of fewer, all named rightly, even the sure ones count as doubtful
+MAX_TEMPERATURE = 20.0
 
 
 def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
-    """The temperature that makes the head's probabilities fit best: softmax(log-probabilities / T), by cross-entropy.
+    """Fit the temperature T for which softmax(log-probabilities / T) has the lowest cross-entropy.
 
-    log_probabilities: float32 (N, C), of validation images; labels: int64 (N,). Returns T in [0.05, 20].
-    Guo et al. 2017 (arXiv 1706.04599), with Platt's targets (1999): of N right answers, the next is expected right with
-    (N + 1) / (N + 2), not for certain. Otherwise a validation part without an error would make the head certain.
+    Targets are smoothed as in Platt scaling: among N images the true class has probability
+    (N + 1) / (N + 2). Without smoothing, a validation split that is classified without an error
+    would push the temperature towards 0.
+
+    Args:
+        log_probabilities: Output of the head for the validation images, float32, shape (N, C).
+        labels: Class indices, int64, shape (N,).
+
+    Returns:
+        The temperature, in [0.05, 20].
+
+    References:
+        Guo et al., On calibration of modern neural networks, 2017.
+        https://arxiv.org/abs/1706.04599
+        Platt, Probabilistic outputs for support vector machines, 1999.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[4.0, 0.0], [0.0, 4.0], [4.0, 0.0], [4.0, 0.0]])
+        >>> labels = torch.tensor([0, 1, 0, 1])  # confident, but one label in four is different
+        >>> fit_temperature(scores.log_softmax(1), labels) > 1
+        True
     """
     scores, targets = log_probabilities.double().numpy(), labels.numpy()
-    scores = scores - scores.max(
-        axis=1, keepdims=True
-    )  # so that no exponential below overflows, at any temperature
+    # With a maximum of 0 per row, the exponentials below cannot overflow at any temperature.
+    scores = scores - scores.max(axis=1, keepdims=True)
     count, classes = scores.shape
-    wrong = 1 / (count + 2)
-    soft = np.full((count, classes), wrong / max(1, classes - 1))
-    soft[np.arange(count), targets] = 1 - wrong
+    error_share = 1 / (count + 2)
+    smoothed = np.full((count, classes), error_share / max(1, classes - 1))
+    smoothed[np.arange(count), targets] = 1 - error_share
 
-    def loss(log_temperature: float) -> float:
+    def cross_entropy(log_temperature: float) -> float:
         scaled = scores / math.exp(log_temperature)
-        return float(np.mean(np.log(np.exp(scaled).sum(1)) - (soft * scaled).sum(1)))
+        return float(np.mean(np.log(np.exp(scaled).sum(1)) - (smoothed * scaled).sum(1)))
 
-    bound = math.log(20)
-    return math.exp(
-        float(
-            minimize_scalar(
-                loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-3}
-            ).x
-        )
+    bound = math.log(MAX_TEMPERATURE)
+    result = minimize_scalar(
+        cross_entropy, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-3}
     )
+    return math.exp(float(result.x))
 
 
 def choose_k(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> int:
-    """The k of kNN with the most right validation images; of equally good ones the nearest to the usual, then the smaller.
+    """Choose the k of kNN that classifies the most validation images correctly.
 
-    queries: (Q, D), of which at most 1,000, evenly spaced, are asked. gallery: (G, D). labels, gallery_labels: int64.
+    Ties are resolved in favour of the k nearest to the default, then of the smaller k.
+
+    Args:
+        queries: Validation vectors, float32, shape (Q, D). At most 1,000 of them, evenly spaced,
+            are used.
+        labels: Class indices of the queries, int64, shape (Q,).
+        gallery: Training vectors, float32, shape (G, D).
+        gallery_labels: Class indices of the gallery, int64, shape (G,).
+
+    Returns:
+        The chosen k, at most G.
+
+    Example:
+        >>> import torch
+        >>> gallery, labels = torch.eye(4).repeat(6, 1), torch.arange(4).repeat(6)
+        >>> choose_k(torch.eye(4), torch.arange(4), gallery, labels)
+        5
     """
-    rows = torch.linspace(0, len(queries) - 1, min(QUERIES, len(queries))).round().long()
-    asked, truth, usual = queries[rows], labels[rows].numpy(), default_k(gallery_labels)
-    right = {
-        k: int((knn(asked, gallery, gallery_labels, k=k).labels == truth).sum())
-        for k in {*NEIGHBOURS, usual}
-        if k <= len(gallery)
-    }
-    return max(right, key=lambda k: (right[k], -abs(k - usual), -k))
+    rows = evenly_spaced(len(queries), MAX_K_QUERIES)
+    queries, true_labels = queries[rows], labels[rows].numpy()
+    default = default_k(gallery_labels)
+    correct = {}
+    for k in {*K_CANDIDATES, default}:
+        if k <= len(gallery):
+            predicted = knn(queries, gallery, gallery_labels, k=k).labels
+            correct[k] = int((predicted == true_labels).sum())
+    return max(correct, key=lambda k: (correct[k], -abs(k - default), -k))

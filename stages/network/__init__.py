@@ -1,0 +1,1 @@
+"""The embedding network and the classification head: images to vectors to probabilities."""

@@ -1,25 +1,43 @@
-"""Our own convolutional trunks: conv and conv-deep."""
+"""Convolutional trunks that are trained from scratch: conv and conv-deep."""
 
+import math
 from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ADAPTIVE_ABOVE = 64  # pixels; beyond it the map is pooled to what a 64-pixel image has, or the last layer grows huge
+# Smallest side of the input in pixels. Smaller images are enlarged before they enter the trunk.
+MIN_SIDE = 28
 
+# Largest side in pixels for which conv keeps its whole feature map. The maps of larger images are
+# pooled to this size, or the projection layer would become huge.
+MAX_UNPOOLED_SIDE = 64
 
-SMALLEST = 28  # pixels; below it the four halvings leave nothing to see, so smaller images are enlarged first
+# Largest side in pixels of the feature map that enters the residual blocks of conv-deep.
+MAX_RESIDUAL_SIDE = 40
 
 
 def conv_trunk(channels: int, size: int) -> tuple[nn.Module, int]:
-    """The FaceNet-like network (Schroff et al. 2015, arXiv 1503.03832, table 1, its first two blocks), and how many features.
+    """Build the trunk ``conv``, the first two blocks of FaceNet.
 
-    conv 7x7/2 to 64, max-pool 3/2, conv 1x1 to 64, conv 3x3 to 192, max-pool 3/2; each convolution followed by BatchNorm
-    and ReLU (after the pooling, where there is one: the same values at a quarter of the work).
+    The layers are a 7x7 convolution with stride 2 to 64 channels, 3x3 max-pooling with stride 2, a
+    1x1 convolution to 64 channels, a 3x3 convolution to 192 channels, and 3x3 max-pooling with
+    stride 2. Each convolution is followed by BatchNorm and ReLU. Before a pooling layer, ReLU moves
+    behind the pooling: the result is the same at a quarter of the cost.
+
+    Args:
+        channels: Number of image channels.
+        size: Side of the square images in pixels.
+
+    Returns:
+        The trunk, which maps pixels (N, channels, size, size) to features (N, F), and F.
+
+    References:
+        Schroff et al., FaceNet, 2015, table 1. https://arxiv.org/abs/1503.03832
     """
-    side = min(max(size, SMALLEST), ADAPTIVE_ABOVE)
-    for _ in range(3):  # three halvings, each rounding up
-        side = (side + 1) // 2
+    side = min(max(size, MIN_SIDE), MAX_UNPOOLED_SIDE)
+    for _ in range(3):  # three layers with stride 2
+        side = math.ceil(side / 2)
     trunk = nn.Sequential(
         nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False),
         nn.BatchNorm2d(64),
@@ -32,30 +50,31 @@ def conv_trunk(channels: int, size: int) -> tuple[nn.Module, int]:
         nn.BatchNorm2d(192),
         nn.MaxPool2d(3, stride=2, padding=1),
         nn.ReLU(inplace=True),
-        nn.AdaptiveAvgPool2d(side) if size > ADAPTIVE_ABOVE else nn.Identity(),
+        nn.AdaptiveAvgPool2d(side) if size > MAX_UNPOOLED_SIDE else nn.Identity(),
         nn.Flatten(),
     )
     return trunk, 192 * side * side
 
 
-class _Residual(nn.Module):
-    """Two 3x3 convolutions at half the side, beside a shortcut; the last BatchNorm starts at zero, so the block starts as its shortcut."""
+class _ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut; the block halves the side of the feature map."""
 
-    def __init__(self, inside: int, outside: int):
+    def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        last = nn.BatchNorm2d(outside)
-        nn.init.zeros_(last.weight)
+        last_norm = nn.BatchNorm2d(out_channels)
+        nn.init.zeros_(last_norm.weight)  # zero-initialised residual branch
         self.branch = nn.Sequential(
-            nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False),
-            nn.BatchNorm2d(outside),
+            nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
-            nn.Conv2d(outside, outside, 3, padding=1, bias=False),
-            last,
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            last_norm,
         )
-        self.shortcut = nn.Sequential(  # averaging first: a strided 1x1 convolution would see a quarter of the map
+        # Average first: a 1x1 convolution with stride 2 would ignore three quarters of the map.
+        self.shortcut = nn.Sequential(
             nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False),
-            nn.Conv2d(inside, outside, 1, bias=False),
-            nn.BatchNorm2d(outside),
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
         )
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -63,28 +82,41 @@ class _Residual(nn.Module):
 
 
 def deep_trunk(channels: int, size: int) -> tuple[nn.Module, int]:
-    """A residual network (He et al. 2015, arXiv 1512.03385; shortcuts as in ResNet-D, arXiv 1812.01187), and how many features.
+    """Build the trunk ``conv-deep``, a residual network.
 
-    3x3 convolutions that bring any size to at most 40 pixels, then blocks of 64, 128 and 256 channels, each at half the side of
-    the one before, and a 4 x 4 map of the last: neither the weights nor, beyond the first layers, the work grow with the size.
+    3x3 convolutions reduce the image to at most 40 pixels. Residual blocks with 64, 128 and 256
+    channels follow, and the last feature map is pooled to 4 x 4. The number of weights therefore
+    hardly depends on the image size, and neither does the cost of the residual blocks.
+
+    Args:
+        channels: Number of image channels.
+        size: Side of the square images in pixels.
+
+    Returns:
+        The trunk, which maps pixels (N, channels, size, size) to features (N, F), and F.
+
+    References:
+        He et al., Deep residual learning, 2015. https://arxiv.org/abs/1512.03385
+        He et al., Bag of tricks (ResNet-D shortcuts), 2018. https://arxiv.org/abs/1812.01187
     """
-    side, inside, layers = max(size, SMALLEST), channels, list[nn.Module]()
-    while not layers or side > 40:
-        stride = 2 if side > 40 else 1
+    layers: list[nn.Module] = []
+    side, in_channels = max(size, MIN_SIDE), channels
+    while not layers or side > MAX_RESIDUAL_SIDE:
+        stride = 2 if side > MAX_RESIDUAL_SIDE else 1
         layers += [
-            nn.Conv2d(inside, 32, 3, stride=stride, padding=1, bias=False),
+            nn.Conv2d(in_channels, 32, 3, stride=stride, padding=1, bias=False),
             nn.BatchNorm2d(32),
             nn.ReLU(inplace=True),
         ]
-        side, inside = -(-side // stride), 32
-    for outside in (64, 128, 256):
-        layers.append(_Residual(inside, outside))
-        side, inside = (side + 1) // 2, outside
-    return nn.Sequential(
-        *layers, nn.AdaptiveAvgPool2d(4) if side != 4 else nn.Identity(), nn.Flatten()
-    ), inside * 16
+        side, in_channels = math.ceil(side / stride), 32
+    for out_channels in (64, 128, 256):
+        layers.append(_ResidualBlock(in_channels, out_channels))
+        side, in_channels = math.ceil(side / 2), out_channels
+    pool = nn.AdaptiveAvgPool2d(4) if side != 4 else nn.Identity()
+    return nn.Sequential(*layers, pool, nn.Flatten()), in_channels * 4 * 4
 
 
+# Trunk builders by network name.
 OWN_TRUNKS: dict[str, Callable[[int, int], tuple[nn.Module, int]]] = {
     "conv": conv_trunk,
     "conv-deep": deep_trunk,

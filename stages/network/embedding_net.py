@@ -1,6 +1,6 @@
 """The embedding network: pixel scaling, trunk, projection, L2 normalisation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -8,31 +8,63 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.errors import CheckpointError
-from stages.network.conv import SMALLEST
+from stages.network.conv import MIN_SIDE
 from stages.network.digest import state_digest
 from stages.network.pretrained import LibraryTrunk, make_trunk, projection_head, trunk_blocks
 
-TRUNK_RATE = 0.1  # of the learning rate, for a pretrained trunk
+TRUNK_LEARNING_RATE_FACTOR = 0.1  # learning rate of a pretrained trunk over that of the projection
 
 
 def unit_rows(features: Tensor) -> Tensor:
-    """Divide each row by its Euclidean length; a row of (nearly) zeros becomes the constant unit vector.
+    """Divide each row by its Euclidean norm.
 
-    features: floating point (N, D). Returns float32 or float64 (N, D), finite, with finite gradients
-    (zero through a zero row: normalising one would multiply its gradient by 1e12).
+    Rows that are (nearly) zero become the constant unit vector and receive no gradient. Dividing
+    by their norm would multiply the gradient by up to 1e12.
+
+    Args:
+        features: Floating point, shape (N, D).
+
+    Returns:
+        Unit vectors, float32 (float64 for float64 input), shape (N, D), with finite gradients.
+
+    Example:
+        >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.7071, 0.7071]])
     """
     features = features if features.dtype == torch.float64 else features.float()
-    empty = features.norm(dim=1, keepdim=True) < 1e-6  # (N, 1)
-    return F.normalize(torch.where(empty, torch.ones_like(features), features), dim=1)
+    is_zero = features.norm(dim=1, keepdim=True) < 1e-6  # (N, 1)
+    return F.normalize(torch.where(is_zero, torch.ones_like(features), features), dim=1)
 
 
 class EmbeddingNet(nn.Module):
-    """Pixels to unit vectors: pixel scaling, a trunk that makes features, fully connected layers to `dim`, L2-normalisation.
+    """Network that embeds images as unit vectors.
 
-    channels, size: of the images (C, S, S). dim: length of the vectors. name: of the network, see `make_trunk`.
-    trunk: what of it training moves, as in `EmbedSettings`. pretrained: whether the trunk starts from given weights; then its
-    BatchNorm layers keep their statistics, which a few photos would only spoil, and learn their scale and shift alone.
-    mean, std: of pixels in [0, 1], one value a channel; buffers, so that every user of the weights feeds images scaled alike.
+    It scales pixels, computes features with a trunk, projects them to ``dim`` dimensions and
+    L2-normalises the result. ``mean`` and ``std`` are buffers, so that pixels are scaled in the
+    same way wherever the weights are used.
+
+    Args:
+        channels: Number of image channels.
+        size: Side of the square images in pixels.
+        dim: Dimension of the embedding.
+        name: Name of the trunk, see :func:`stages.network.pretrained.make_trunk`.
+        trunk: Layers of the trunk to train: ``tune``, ``frozen`` or ``last-N``, see
+            :class:`stages.settings.EmbedSettings`.
+        pretrained: True if pretrained weights will be loaded into the trunk. Its BatchNorm layers
+            then keep their running statistics in training, because statistics of a few images are
+            worse. Their scale and shift are trained.
+        mean: Mean of the pixels in [0, 1], one value, or one per channel. Default: 0.
+        std: Standard deviation of these pixels, one value, or one per channel. Default: 1.
+
+    Raises:
+        SettingsError: If the trunk cannot be built.
+
+    Example:
+        >>> network = EmbeddingNet(channels=1, size=28, dim=16).eval()
+        >>> images = torch.randint(256, (3, 1, 28, 28), dtype=torch.uint8)
+        >>> network(images).shape
+        torch.Size([3, 16])
     """
 
     mean: Tensor
@@ -60,140 +92,209 @@ class EmbeddingNet(nn.Module):
             "pretrained": pretrained,
         }
         self.trunk, features = make_trunk(name, channels, size)
-        bands = 3 if isinstance(self.trunk, LibraryTrunk) else channels
-        for buffer, value in (
-            ("mean", torch.zeros(1) if mean is None else mean),
-            ("std", torch.ones(1) if std is None else std),
-        ):
-            self.register_buffer(buffer, value.float().view(-1, 1, 1).expand(bands, 1, 1).clone())
-        self.project = (
-            projection_head(features, dim)
-            if isinstance(self.trunk, LibraryTrunk)
-            else nn.Linear(features, dim)
-        )
+        is_library = isinstance(self.trunk, LibraryTrunk)
+        trunk_channels = 3 if is_library else channels
+        self._register_statistic("mean", torch.zeros(1) if mean is None else mean, trunk_channels)
+        self._register_statistic("std", torch.ones(1) if std is None else std, trunk_channels)
+        self.project = projection_head(features, dim) if is_library else nn.Linear(features, dim)
         blocks = trunk_blocks(self.trunk)
-        kept = (
-            0
-            if trunk == "tune"
-            else len(blocks)
-            if trunk == "frozen"
-            else max(0, len(blocks) - int(trunk.removeprefix("last-")))
-        )
-        self._kept = kept  # blocks that training leaves alone
-        if kept:
+        self._frozen_block_count = _frozen_block_count(trunk, len(blocks))
+        if self._frozen_block_count:
+            # Parameters outside the blocks, such as a class token, are frozen too.
             self.trunk.requires_grad_(False)
-            for block in blocks[kept:]:
+            for block in blocks[self._frozen_block_count :]:
                 block.requires_grad_(True)
-        self._digest: str | None = None
+        self._trunk_digest: str | None = None
+
+    def _register_statistic(self, name: str, value: Tensor, channels: int) -> None:
+        per_channel = value.float().view(-1, 1, 1).expand(channels, 1, 1)
+        self.register_buffer(name, per_channel.clone())
 
     def train(self, mode: bool = True) -> Self:
-        """As in torch, but what isn't trained stays in evaluation mode: no dropout, no BatchNorm statistics that drift."""
+        """Set the training mode, but keep the layers that are not trained in evaluation mode.
+
+        Frozen layers apply no dropout, and their BatchNorm statistics do not change.
+
+        Args:
+            mode: True for training mode, False for evaluation mode.
+
+        Returns:
+            The network itself.
+        """
         super().train(mode)
-        fixed = (
-            [m for m in self.trunk.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-            if self.config["pretrained"]
-            else []
-        )
-        kept = (
-            [self.trunk]
-            if self.config["trunk"] == "frozen"
-            else trunk_blocks(self.trunk)[: self._kept]
-        )
-        for module in (*kept, *fixed):
-            module.eval()
+        if self.config["trunk"] == "frozen":
+            self.trunk.eval()
+        for block in trunk_blocks(self.trunk)[: self._frozen_block_count]:
+            block.eval()
+        if self.config["pretrained"]:
+            for module in self.trunk.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
     def parameter_groups(self, rate: float) -> list[dict[str, Any]]:
-        """What an optimiser trains: a pretrained trunk at a tenth of the rate of the rest."""
-        slow: list[nn.Parameter] = []
-        fast: list[nn.Parameter] = []
+        """Return the trainable parameters as parameter groups of an optimiser.
+
+        Args:
+            rate: Learning rate. A pretrained trunk gets a tenth of it.
+
+        Returns:
+            One or two groups with the keys ``params`` and ``lr``.
+        """
+        trunk_parameters: list[nn.Parameter] = []
+        other_parameters: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                (slow if self.config["pretrained"] and name.startswith("trunk.") else fast).append(
-                    parameter
-                )
-        groups = (fast, rate), (slow, rate * TRUNK_RATE)
-        return [{"params": parameters, "lr": each} for parameters, each in groups if parameters]
+            if not parameter.requires_grad:
+                continue
+            if self.config["pretrained"] and name.startswith("trunk."):
+                trunk_parameters.append(parameter)
+            else:
+                other_parameters.append(parameter)
+        groups = [{"params": other_parameters, "lr": rate}]
+        if trunk_parameters:
+            trunk_rate = rate * TRUNK_LEARNING_RATE_FACTOR
+            groups.append({"params": trunk_parameters, "lr": trunk_rate})
+        return groups
 
     def load_trunk(self, tensors: Mapping[str, Tensor], *, where: str) -> None:
-        """Start the trunk from a library's weights, its classifier and auxiliary heads left out.
+        """Load pretrained weights into a library trunk.
 
-        where: their name for the message. Raises CheckpointError if a tensor is missing, left over or of another shape.
+        Weights of the classifier and of auxiliary heads are ignored.
+
+        Args:
+            tensors: Weights and buffers under the library's names.
+            where: Origin of the weights, for the error message.
+
+        Raises:
+            CheckpointError: If a tensor is missing, unknown or of another shape.
         """
         assert isinstance(self.trunk, LibraryTrunk)
-        body, left_out = self.trunk.body, self.trunk.heads
-        expected = body.state_dict()
-        given = {name: value for name, value in tensors.items() if not name.startswith(left_out)}
-        # BatchNorm's counter came to torch late: old files lack it, and nothing uses it.
-        missing = [
-            name
-            for name in expected
-            if name not in given and not name.endswith("num_batches_tracked")
-        ]
-        unknown = [name for name in given if name not in expected]
-        misshapen = [
-            f"{name} {tuple(given[name].shape)} for {tuple(expected[name].shape)}"
-            for name in expected
-            if name in given and given[name].shape != expected[name].shape
-        ]
-        found = (("lacks", missing), ("also has", unknown), ("has other shapes:", misshapen))
-        if wrong := [
-            f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' * (len(names) > 3)}"
-            for what, names in found
-            if names
-        ]:
+        expected = self.trunk.body.state_dict()
+        given = {
+            name: value for name, value in tensors.items() if not name.startswith(self.trunk.heads)
+        }
+        if problems := _mismatches(expected, given):
             raise CheckpointError(
-                f"{where}: not the weights of {self.config['name']} at size {self.config['size']}: it {'; it '.join(wrong)}; "
-                "give the file of that very network, or another --network or --size"
+                f"{where}: not the weights of {self.config['name']} at size "
+                f"{self.config['size']} ({'; '.join(problems)}); give the weights of this network "
+                "and size, or change the network or the size"
             )
-        for (
-            name,
-            value,
-        ) in (
-            expected.items()
-        ):  # not load_state_dict, which for some wants more than tensors and names
+        # Copy instead of load_state_dict: some networks require extra state there.
+        for name, value in expected.items():
             value.copy_(given.get(name, value))
-        self._digest = None
+        self._trunk_digest = None
 
-    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        self._digest = None
-        return super().load_state_dict(*arguments, **options)
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights and buffers, see :meth:`torch.nn.Module.load_state_dict`."""
+        self._trunk_digest = None
+        return super().load_state_dict(*args, **kwargs)
 
     def trunk_digest(self) -> str | None:
-        """Names what a frozen trunk makes of pixels: of its weights and the pixel scaling. None for a trunk that training moves."""
-        if self.config["trunk"] == "frozen" and self._digest is None:
-            self._digest = state_digest(
+        """Compute the digest of the trunk's weights and of the pixel scaling.
+
+        It identifies the features that a frozen trunk computes.
+
+        Returns:
+            The digest, or None if the trunk is trained.
+        """
+        if self.config["trunk"] == "frozen" and self._trunk_digest is None:
+            self._trunk_digest = state_digest(
                 {
                     name: value
                     for name, value in self.state_dict().items()
                     if not name.startswith("project.")
                 }
             )
-        return self._digest
+        return self._trunk_digest
 
     def features(self, images: Tensor) -> Tensor:
-        """What the trunk makes of images. images: uint8, or floating point in [0, 255], (N, C, S, S). Returns (N, F)."""
+        """Compute trunk features, without gradients if the trunk is frozen.
+
+        Args:
+            images: uint8, or floating point in [0, 255], shape (N, C, S, S).
+
+        Returns:
+            Features, floating point, shape (N, F).
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config["trunk"] != "frozen"):
-            pixels = (
-                images.to(self.mean.dtype) / 255 - self.mean
-            ) / self.std  # one grey channel becomes three alike for three means
-            if pixels.shape[-1] < SMALLEST:
+            # Library trunks have three means: grey images are broadcast to three channels.
+            pixels = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+            if pixels.shape[-1] < MIN_SIDE:
                 pixels = F.interpolate(
-                    pixels, size=(SMALLEST, SMALLEST), mode="bilinear", align_corners=False
+                    pixels, size=(MIN_SIDE, MIN_SIDE), mode="bilinear", align_corners=False
                 )
-            found: Tensor = self.trunk(pixels.contiguous(memory_format=torch.channels_last))
-            return found
+            features: Tensor = self.trunk(pixels.contiguous(memory_format=torch.channels_last))
+            return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Unit vectors, float32 (N, dim), of images as `features` takes them, or of features (N, F)."""
-        return unit_rows(self.project(images if images.ndim == 2 else self.features(images)))
+        """Embed images or trunk features.
+
+        Args:
+            images: Images, shape (N, C, S, S), or trunk features, shape (N, F), both as for
+                :meth:`features`.
+
+        Returns:
+            Unit vectors, float32, shape (N, dim).
+        """
+        features = images if images.ndim == 2 else self.features(images)
+        return unit_rows(self.project(features))
+
+
+def _frozen_block_count(trunk: str, blocks: int) -> int:
+    """Return how many of the trunk's blocks are not trained."""
+    if trunk == "tune":
+        return 0
+    if trunk == "frozen":
+        return blocks
+    return max(0, blocks - int(trunk.removeprefix("last-")))
+
+
+def _mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Describe how the names and shapes of given tensors differ from the expected ones."""
+    missing = [
+        name
+        for name in expected
+        # Files from before BatchNorm had this counter lack it, and nothing uses it.
+        if name not in given and not name.endswith("num_batches_tracked")
+    ]
+    unknown = [name for name in given if name not in expected]
+    reshaped = [
+        f"{name} {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in given and given[name].shape != expected[name].shape
+    ]
+    problems = (("missing", missing), ("unknown", unknown), ("wrong shape:", reshaped))
+    return [f"{problem} {_first_three(names)}" for problem, names in problems if names]
+
+
+def _first_three(names: Sequence[str]) -> str:
+    listed = ", ".join(names[:3])
+    return f"{listed} and {len(names) - 3} more" if len(names) > 3 else listed
 
 
 def to_device(network: nn.Module, device: torch.device) -> Any:
-    """The network where it will run, in the memory layout that convolutions like; moved in place."""
+    """Move a network to a device and to the channels-last layout, which convolutions run faster in.
+
+    Args:
+        network: Any network. It is moved in place.
+        device: Target device.
+
+    Returns:
+        The same network.
+    """
     return network.to(device).to(memory_format=torch.channels_last)
 
 
 def build_network(config: Mapping[str, Any]) -> EmbeddingNet:
-    """The network that a checkpoint's `network` record describes, its weights not yet loaded."""
+    """Build the network that a checkpoint describes, with random weights.
+
+    Args:
+        config: The ``network`` entry of the checkpoint's record, see ``EmbeddingNet.config``.
+
+    Returns:
+        The network.
+
+    Raises:
+        SettingsError: If the trunk cannot be built.
+    """
     return EmbeddingNet(**config)

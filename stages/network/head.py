@@ -6,7 +6,13 @@ from torch import Tensor, nn
 
 
 class Head(nn.Module):
-    """Dropout + linear + log-softmax on unit vectors."""
+    """Dropout, linear layer and log-softmax on unit vectors.
+
+    Args:
+        dim: Dimension D of the vectors.
+        classes: Number of classes.
+        dropout: Probability of zeroing a coordinate in training.
+    """
 
     def __init__(self, dim: int, classes: int, *, dropout: float = 0.5):
         super().__init__()
@@ -14,12 +20,34 @@ class Head(nn.Module):
         self.linear = nn.Linear(dim, classes)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """vectors: float32 (N, D). Returns log-probabilities, float32 (N, classes)."""
+        """Compute log-probabilities.
+
+        Args:
+            vectors: Unit vectors, float32, shape (N, D).
+
+        Returns:
+            Log-probabilities, float32, shape (N, classes).
+        """
         return F.log_softmax(self.linear(self.dropout(vectors)), dim=1)
 
 
 def probabilities(head: nn.Module, vectors: Tensor, *, temperature: float) -> Tensor:
-    """Calibrated class probabilities, float32 (N, classes), of unit vectors (N, D): softmax of the head's output / temperature."""
+    """Compute calibrated class probabilities: softmax of the head's output over the temperature.
+
+    Args:
+        head: Classification head in evaluation mode.
+        vectors: Unit vectors, float32, shape (N, D).
+        temperature: Calibration temperature; 1 leaves the head's probabilities unchanged.
+
+    Returns:
+        Probabilities, float32, shape (N, classes).
+
+    Example:
+        >>> head = Head(2, 3).eval()
+        >>> vectors = torch.tensor([[0.6, 0.8]])
+        >>> probabilities(head, vectors, temperature=2.0).sum().isclose(torch.tensor(1.0)).item()
+        True
+    """
     with torch.inference_mode():
-        scores: Tensor = head(vectors)
-        return F.softmax(scores / temperature, dim=1)
+        log_probabilities: Tensor = head(vectors)
+        return F.softmax(log_probabilities / temperature, dim=1)

@@ -9,14 +9,28 @@ from stages.distributed import all_gather_rows, rank_and_world_size
 from stages.network.embedding_net import EmbeddingNet
 from stages.records import Embeddings, Split
 
-BLOCK = 128  # images embedded at once; on a CPU a fifth faster than 512
+BLOCK_SIZE = 128  # images per forward pass; on a CPU a fifth faster than 512
 
 
 def embed_images(network: nn.Module, blocks: Iterable[Tensor], *, device: torch.device) -> Tensor:
-    """Embed images in evaluation mode, float32 whatever the autocast, without gradients.
+    """Embed images in evaluation mode, in float32 and without gradients.
 
-    blocks: uint8 (b, C, S, S) each, or what else the network takes, anywhere, at least one. Returns float32 (N, D) on
-    the CPU. The network is left in the mode it came in.
+    The network returns to its previous mode afterwards.
+
+    Args:
+        network: The network, on ``device``.
+        blocks: At least one batch of inputs on any device: images, uint8, shape (b, C, S, S), or
+            whatever else the network accepts.
+        device: Device to compute on.
+
+    Returns:
+        Unit vectors on the CPU, float32, shape (N, D).
+
+    Example:
+        >>> network = EmbeddingNet(channels=1, size=28, dim=16)
+        >>> images = torch.randint(256, (5, 1, 28, 28), dtype=torch.uint8)
+        >>> embed_images(network, images.split(2), device=torch.device("cpu")).shape
+        torch.Size([5, 16])
     """
     return apply_in_evaluation_mode(network, network, blocks, device=device)
 
@@ -28,7 +42,19 @@ def apply_in_evaluation_mode(
     *,
     device: torch.device,
 ) -> Tensor:
-    """`embed_images` by a part of the network."""
+    """Apply a function to batches while the network is in evaluation mode.
+
+    Like :func:`embed_images`, for a function that runs only some of the network's layers.
+
+    Args:
+        network: The network that the function uses, on ``device``.
+        function: Maps a batch of inputs to an output with one row per input.
+        blocks: At least one batch of inputs, on any device.
+        device: Device to compute on.
+
+    Returns:
+        The outputs of all batches, concatenated, on the CPU.
+    """
     training = network.training
     network.eval()
     try:
@@ -39,7 +65,7 @@ def apply_in_evaluation_mode(
 
 
 def has_cached_features(network: nn.Module, split: Split) -> bool:
-    """Whether this network's trunk has seen the split's images already."""
+    """Return True if the split has cached features from the trunk of this network."""
     return (
         split.features is not None
         and isinstance(network, EmbeddingNet)
@@ -48,23 +74,39 @@ def has_cached_features(network: nn.Module, split: Split) -> bool:
 
 
 def network_input(network: nn.Module, split: Split, which: Tensor | slice) -> Tensor:
-    """What the network takes of some of a split's images: their features where its trunk has made them, else pixels."""
+    """Return cached trunk features of some images if there are any, otherwise their pixels.
+
+    Args:
+        network: The network that will get the input.
+        split: Split that holds the images.
+        which: Positions in the split, int64, shape (n,), or a slice.
+
+    Returns:
+        Features, float32, shape (n, F), or images, uint8, shape (n, C, S, S).
+    """
     if split.features and has_cached_features(network, split):
         return split.features.values[split.rows[which], 0]
     return split.take(which)
 
 
 def embed_split(network: nn.Module, split: Split, *, device: torch.device) -> Embeddings:
-    """Embed a split, as `embed_images` does; the processes of a run share the work.
+    """Embed all images of a split in evaluation mode.
 
-    From its features where this network's trunk has made them.
+    Cached trunk features are used if there are any. The processes of a distributed run share the
+    work, and each returns all vectors.
+
+    Args:
+        network: The network, on ``device``.
+        split: Images to embed.
+        device: Device to compute on.
+
+    Returns:
+        Unit vectors and labels in the order of the split, on the CPU.
     """
-    rank, world = rank_and_world_size()
-    share = -(-len(split) // world)
-    rows = torch.arange(rank, share * world, world).clamp(
-        max=len(split) - 1
-    )  # equal shares: the end is padded
-    own = embed_images(
-        network, (network_input(network, split, part) for part in rows.split(BLOCK)), device=device
-    )
-    return Embeddings(all_gather_rows(own)[: len(split)], split.labels, split.classes)
+    rank, world_size = rank_and_world_size()
+    rows_per_rank = -(-len(split) // world_size)
+    # Every rank embeds equally many rows. The last row is repeated to fill up.
+    rows = torch.arange(rank, rows_per_rank * world_size, world_size).clamp(max=len(split) - 1)
+    blocks = (network_input(network, split, block) for block in rows.split(BLOCK_SIZE))
+    vectors = all_gather_rows(embed_images(network, blocks, device=device))
+    return Embeddings(vectors[: len(split)], split.labels, split.classes)

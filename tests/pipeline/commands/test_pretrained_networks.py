@@ -1,0 +1,162 @@
+"""Library networks in every command."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from factories import QUIET, make_dataset, train_both
+from library_networks import library_settings, make_photos, save_small_weights
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+from torchvision import models
+
+from pipeline.checkpoint import load_embedding, read_header
+from pipeline.commands.classify import classify
+from pipeline.commands.embed import embed
+from pipeline.commands.report import evaluate_run, report
+from pipeline.files import default_cache
+from pipeline.weights import load_weights
+from stages.errors import CheckpointError
+from stages.network.digest import state_digest
+from stages.network.embedding_net import EmbeddingNet
+from stages.network.initialization import new_network
+from stages.settings import ClassifySettings
+
+BASELINE = "untrained_knn_accuracy"
+
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory) -> Path:
+    return save_small_weights(tmp_path_factory.mktemp("weights"))
+
+
+def make_photo_folder(root: Path, *, size: tuple[int, int] = (40, 50), count: int = 12) -> None:
+    """Write noisy red, green and blue images, one folder per colour."""
+    generator = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green", "blue")):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(0, 90, (*size, 3), dtype=np.uint8)
+            pixels[..., channel] += 120
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+
+
+@pytest.fixture
+def run_command(monkeypatch, tmp_path):
+    """Return a function that runs a command in a folder and returns its output."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+
+    def run(*arguments: object) -> str:
+        process = subprocess.run(
+            [sys.executable, "-m", "pipeline", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+        )
+        assert process.returncode == 0, process.stderr
+        return process.stdout + process.stderr
+
+    return run
+
+
+def save_large_weights(path: Path) -> None:
+    """Save random weights with BatchNorm statistics under which features depend on colours."""
+    torch.manual_seed(0)
+    network = models.mobilenet_v3_large(weights=None)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = None  # average the statistics of all batches
+    with torch.no_grad():
+        for _ in range(10):
+            network(torch.randn(16, 3, 1, 1) + 0.2 * torch.randn(16, 3, 64, 64))
+    torch.save(network.state_dict(), path)
+
+
+@pytest.mark.slow
+def test_frozen_network_in_every_command(run_command, tmp_path):
+    save_large_weights(tmp_path / "large.pth")
+    make_photo_folder(tmp_path / "photos")
+    network = ("--network", "torchvision:mobilenet_v3_large", "--weights", "large.pth")
+    training = ("--trunk", "frozen", "--dim", 16, "--epochs", 3)
+    output = run_command("embed", "--data", "photos", *network, *training)
+    assert "224 x 224" in output
+    (tmp_path / "large.pth").unlink()  # a frozen trunk is in the checkpoint
+    run_command("classify")
+    run_command("report")
+    scores = pd.read_csv(tmp_path / "reports" / "accuracy.csv").set_index("metric")
+    assert scores.loc[[BASELINE], "count"].gt(0).all()
+    rows = run_command("predict", "photos", "--quiet").splitlines()[1:]
+    assert len(rows) == 36
+    correct = 0
+    for row in rows:
+        path, label = row.split(",")[:2]
+        correct += path.split("/")[1] == label
+    assert correct > 30
+
+
+@pytest.mark.slow
+def test_inception_in_every_command(run_command, tmp_path):
+    make_photo_folder(tmp_path / "photos", size=(150, 299), count=8)
+    network = ("--network", "torchvision:inception_v3", "--size", 299, "--resize", "pad-repeat")
+    training = ("--dim", 16, "--epochs", 1, "--images-per-class", 2)
+    output = run_command("embed", "--data", "photos", *network, *training)
+    assert "299 x 299" in output
+    run_command("classify")
+    output = run_command("report", "--out", "first")
+    assert "kNN accuracy" in output
+    run_command("classify", "--dropout", 0.2, "--force")
+    run_command("report", "--out", "second")
+    assert (tmp_path / "second" / "report.html").is_file()
+
+
+def test_weights_are_identified_by_their_content(small_weights, tmp_path):
+    data = make_dataset(("cat", "dog"), train=4, size=32, channels=3)
+    settings = library_settings(weights=str(small_weights))
+    moved = tmp_path / "moved.safetensors"
+    save_file(torch.load(small_weights, weights_only=True), moved)
+    embedding, classifier = train_both(data, tmp_path, settings=settings)
+    # The same run with the weights in another file replaces the checkpoint without force.
+    same_run = replace(settings, weights=str(moved))
+    embed(data, data.read, same_run, out=embedding, context=QUIET)
+    assert read_header(embedding).record["weights"]["origin"] == str(moved)
+    with pytest.raises(CheckpointError, match=r"weights .*none"):
+        embed(data, data.read, replace(settings, weights="none"), out=embedding, context=QUIET)
+
+    def evaluate():
+        return evaluate_run("run", embedding, classifier, context=QUIET, source=data).evaluation
+
+    assert evaluate().score(BASELINE).count == len(data.test)
+    moved.unlink()  # the untrained baseline of a tuned trunk needs the weights
+    evaluation = evaluate()
+    assert evaluation.score(BASELINE).count == 0
+    assert evaluation.paired_test("knn_accuracy", BASELINE).count == 0
+    assert report(embedding, classifier, out=tmp_path / "reports", context=QUIET, source=data)
+
+
+def test_untrained_baseline_is_the_initial_network(small_weights, tmp_path, monkeypatch):
+    photos = make_photos()
+    settings = library_settings(weights=str(small_weights), trunk="frozen")
+    initial = new_network(photos.train, settings, load_weights(settings))
+    embedding, classifier = tmp_path / "e.safetensors", tmp_path / "c.safetensors"
+    embed(photos, photos.read, settings, out=embedding, context=QUIET)
+    assert list(default_cache().glob("*.features.npy"))
+    classify(embedding, ClassifySettings(), out=classifier, context=QUIET, source=photos)
+    digests = set()
+    forward = EmbeddingNet.forward
+
+    def record_digest(network: EmbeddingNet, images: torch.Tensor) -> torch.Tensor:
+        digests.add(state_digest(network.state_dict()))
+        return forward(network, images)
+
+    monkeypatch.setattr(EmbeddingNet, "forward", record_digest)
+    evaluate_run("run", embedding, classifier, context=QUIET, source=photos)
+    trained = load_embedding(embedding).digest
+    assert digests == {trained, state_digest(initial.state_dict())}
+    assert len(digests) == 2

