@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # rows before it.
 LAYERS = [
     ["stages.errors"],
-    ["stages.settings", "stages.distance", "stages.distributed"],
+    ["stages.settings", "stages.distance", "stages.distributed", "stages.subset"],
     ["stages.records"],
     ["stages.network"],
     ["stages.evaluation"],
