@@ -130,7 +130,7 @@ def _precision_of_folds(run: EvaluatedRun) -> Finding | None:
         deviation = next(score for score in run.deviation if score.metric == accuracy.metric)
         unit = "repeats" if run.repeats > 1 else "folds"
         points = 100 * (deviation.value or 0)
-        text += f" Its standard deviation over {unit} is {points:.1f} points."
+        text += f" The standard deviation over {unit} is {points:.1f} points."
     return Finding("note", text)
 
 
