@@ -80,8 +80,8 @@ def compare_runs_pairwise(
     for a, b in combinations(runs, 2):
         fingerprints = str(a.embedding["fingerprint"]), str(b.embedding["fingerprint"])
         if fingerprints[0] == fingerprints[1] and a.images.ids == b.images.ids:
-            for paired in compare_runs(a.evaluation, b.evaluation):
-                comparisons.append(RunComparison(a.run, b.run, paired))
+            tests = compare_runs(a.evaluation, b.evaluation)
+            comparisons += [RunComparison(a.run, b.run, paired) for paired in tests]
         else:
             messages.append(
                 f"{a.run} and {b.run} cannot be compared image by image: their test splits differ "

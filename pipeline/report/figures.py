@@ -60,12 +60,14 @@ def confusion_matrix(run: EvaluatedRun) -> np.ndarray:
 def _score_rows(
     evaluation: Evaluation,
 ) -> list[tuple[str, float, float | None, float | None]]:
-    rows = []
-    for score in evaluation.scores:
-        calibration = score.metric.startswith("calibration")
-        if score.split == "test" and score.value is not None and not calibration:
-            rows.append((score_title(score), score.value, score.low, score.high))
-    return rows
+    return [
+        (score_title(score), score.value, score.low, score.high)
+        for score in evaluation.scores
+        if score.split == "test"
+        and score.value is not None
+        # Errors do not belong on a scale where higher is better.
+        and not score.metric.startswith("calibration_error")
+    ]
 
 
 def _reliability_lines(
@@ -73,12 +75,12 @@ def _reliability_lines(
 ) -> list[tuple[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
     prediction = evaluation.prediction
     correct = evaluation.correct["classification_accuracy"]
-    lines = []
-    for caption, metric, confidence in (
-        ("uncalibrated", "calibration_error_uncalibrated", prediction.uncalibrated),
-        ("calibrated", "calibration_error", prediction.probability),
-    ):
-        error = format_percent(evaluation.score(metric).value or 0)
-        line = f"{caption}: calibration error {error}", reliability(confidence, correct)
-        lines.append(line)
-    return lines
+    before = format_percent(evaluation.score("calibration_error_uncalibrated").value or 0)
+    after = format_percent(evaluation.score("calibration_error").value or 0)
+    return [
+        (
+            f"uncalibrated: calibration error {before}",
+            reliability(prediction.uncalibrated, correct),
+        ),
+        (f"calibrated: calibration error {after}", reliability(prediction.probability, correct)),
+    ]

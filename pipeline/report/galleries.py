@@ -18,7 +18,7 @@ def build_galleries(run: EvaluatedRun, exploration: Exploration | None) -> dict[
     """Return the images of each gallery.
 
     Args:
-        run: Evaluated run. Of repeated folds, only the first repeat is shown.
+        run: Evaluated run. Only its first repeat is shown.
         exploration: The run's hardest triplets. Without it there are none.
 
     Returns:
@@ -75,10 +75,13 @@ def _nearest_images(run: EvaluatedRun, row: int) -> list[dict[str, Any]]:
 
 
 def _triplets(test: Split, exploration: Exploration) -> list[dict[str, Any]]:
-    triplets = []
-    for rows, (positive, negative) in zip(exploration.triplets, exploration.sides, strict=True):
-        images = [_image(test, row) for row in rows.tolist()]
-        triplets.append(
-            {"images": images, "positive": float(positive), "negative": float(negative)}
+    return [
+        {
+            "images": [_image(test, row) for row in rows],
+            "positive": positive,
+            "negative": negative,
+        }
+        for rows, (positive, negative) in zip(
+            exploration.triplets.tolist(), exploration.sides.tolist(), strict=True
         )
-    return triplets
+    ]

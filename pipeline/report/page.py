@@ -53,9 +53,7 @@ def render_page(
     )
     # Bokeh's objects refer to earlier ones, so their order matters.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
-    views = []
-    for index, run in enumerate(runs):
-        views.append(_run_view(run, _inline_figures(figures[index], str(index))))
+    views = [_run_view(run, figures[index], str(index)) for index, run in enumerate(runs)]
     names, rows = side_by_side(runs, pooled=pooled)
     first = runs[0]
     colours = list(zip(first.test.classes, PALETTE, strict=False))
@@ -80,17 +78,13 @@ def render_page(
     )
 
 
-def _inline_figures(figures: Mapping[str, Any], suffix: str) -> dict[str, Markup]:
-    """Return the page's figures as SVG, which matplotlib has escaped."""
-    svg = {}
-    for name, figure in figures.items():
-        if name not in ("map", "comparison"):
-            svg[name] = Markup(inline_svg(figure, f"{name}-{suffix}", name.replace("-", " ")))
-    return svg
-
-
-def _run_view(run: EvaluatedRun, svg: Mapping[str, Markup]) -> dict[str, Any]:
-    """Return the template's variables for one run."""
+def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dict[str, Any]:
+    """Return the template's variables for one run. The suffix keeps the figures' names unique."""
+    svg = {
+        name: Markup(inline_svg(figure, f"{name}-{suffix}", name.replace("-", " ")))
+        for name, figure in figures.items()  # matplotlib escapes their texts
+        if name not in ("map", "comparison")
+    }
     evaluation = run.evaluation
     confusion = confusion_matrix(run)
     return {

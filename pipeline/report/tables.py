@@ -29,19 +29,20 @@ def accuracy_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> pd.
         runs: Evaluated runs.
         pooled: True to add the runs ``mean`` and ``std``.
     """
-    named_scores = []
-    for run in runs:
-        named_scores += [(fold.run, fold.evaluation.scores) for fold in run.folds]
-        named_scores.append((run.run, run.evaluation.scores))
+    with_folds = [fold_or_run for run in runs for fold_or_run in (*run.folds, run)]
+    named_scores = [(run.run, run.evaluation.scores) for run in with_folds]
     named_scores += [("std", run.deviation) for run in runs if run.folds]
     if pooled:
         named_scores += _mean_and_deviation(runs)
-    rows = []
-    for name, scores in named_scores:
-        for score in scores:
-            numbers = [_decimal(score.value), _decimal(score.low), _decimal(score.high)]
-            row = [escape_formula(name), score.metric, score.split, *numbers]
-            rows.append([*row, score.count, score.definition])
+    rows = [
+        [
+            *(escape_formula(name), score.metric, score.split),
+            *(_cell(score.value), _cell(score.low), _cell(score.high)),
+            *(score.count, score.definition),
+        ]
+        for name, scores in named_scores
+        for score in scores
+    ]
     return pd.DataFrame(rows, columns=SCORE_COLUMNS)
 
 
@@ -52,18 +53,21 @@ def comparison_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> p
         runs: Evaluated runs.
         pooled: True to omit the tests between runs.
     """
-    comparisons = []
-    for run in runs:
-        for paired in run.evaluation.paired_tests:
-            comparisons.append(RunComparison(run.run, run.run, paired))
+    comparisons = [
+        RunComparison(run.run, run.run, paired)
+        for run in runs
+        for paired in run.evaluation.paired_tests
+    ]
     if not pooled:
         comparisons += compare_runs_pairwise(runs)[0]
-    rows = []
-    for run_a, run_b, paired in comparisons:
-        names = [escape_formula(run_a), paired.metric_a, escape_formula(run_b), paired.metric_b]
-        numbers = [_decimal(paired.difference), _decimal(paired.low), _decimal(paired.high)]
-        p_value = "" if paired.p_value is None else f"{paired.p_value:.6g}"
-        rows.append([*names, paired.split, *numbers, p_value, paired.count, paired.test])
+    rows = [
+        [
+            *(escape_formula(run_a), paired.metric_a, escape_formula(run_b), paired.metric_b),
+            *(paired.split, _cell(paired.difference), _cell(paired.low), _cell(paired.high)),
+            *(_cell(paired.p_value, ".6g"), paired.count, paired.test),
+        ]
+        for run_a, run_b, paired in comparisons
+    ]
     return pd.DataFrame(rows, columns=PAIRED_COLUMNS)
 
 
@@ -79,8 +83,8 @@ def prediction_table(run: EvaluatedRun) -> pd.DataFrame:
             "label": classes[test.labels.numpy()],
             "knn_label": classes[prediction.knn],
             "classifier_label": classes[prediction.classifier],
-            "classifier_probability": [_decimal(value) for value in prediction.probability],
-            "triplet_accuracy": [_decimal(value) for value in prediction.triplet_accuracy],
+            "classifier_probability": [_cell(value) for value in prediction.probability],
+            "triplet_accuracy": [_cell(value) for value in prediction.triplet_accuracy],
             "nearest_id": [escape_formula(name) for name in nearest_ids],
         }
     )
@@ -97,21 +101,18 @@ def text_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> str:
         return _single_run_table(shown_scores(runs[0].evaluation))
     names, rows = side_by_side(runs, pooled=pooled)
     width = max(len(title) for title, _ in rows)
-    lines = [" " * width + _cells(names, names)]
+    lines = [" " * width + _columns(names, names)]
     for title, scores in rows:
-        lines.append(f"{title:{width}}" + _cells(names, [_four_digits(s.value) for s in scores]))
+        values = [_cell(score.value, ".4f", missing="-") for score in scores]
+        lines.append(f"{title:{width}}" + _columns(names, values))
     return "\n".join(lines)
 
 
 def shown_scores(evaluation: Evaluation) -> list[Score]:
     """Return the scores of the test split, with those without duplicates if there are any."""
-    shown = []
-    for score in evaluation.scores:
-        if score.split == "test":
-            shown.append(score)
-            if evaluation.leaked:
-                shown.append(evaluation.score(score.metric, WITHOUT_DUPLICATES))
-    return shown
+    metrics = [score.metric for score in evaluation.scores if score.split == "test"]
+    splits = ["test", WITHOUT_DUPLICATES] if evaluation.leaked else ["test"]
+    return [evaluation.score(metric, split) for metric in metrics for split in splits]
 
 
 def score_title(score: Score) -> str:
@@ -133,10 +134,11 @@ def side_by_side(
     if pooled:
         named_scores += _mean_and_deviation(runs)
     leaked = any(run.evaluation.leaked for run in runs)
-    rows = []
-    for scores in zip(*(scores for _, scores in named_scores), strict=True):
-        if leaked or scores[0].split == "test":
-            rows.append((score_title(scores[0]), list(scores)))
+    rows = [
+        (score_title(scores[0]), list(scores))
+        for scores in zip(*(scores for _, scores in named_scores), strict=True)
+        if leaked or scores[0].split == "test"
+    ]
     # The rows of a metric with and without duplicates are adjacent.
     order = list(METRICS)
     rows.sort(key=lambda row: order.index(row[1][0].metric))
@@ -155,24 +157,18 @@ def _single_run_table(scores: Sequence[Score]) -> str:
         interval = ""
         if score.low is not None and score.high is not None:
             interval = f"{score.low:.4f}\u2013{score.high:.4f}"
-        value, unit = _four_digits(score.value), METRICS[score.metric].unit
+        value, unit = _cell(score.value, ".4f", missing="-"), METRICS[score.metric].unit
         lines.append(
             f"{score_title(score):{width}}{value:>8}   {interval:<18}{score.count:>11,} {unit}"
         )
     return "\n".join(lines)
 
 
-def _cells(names: Sequence[str], texts: Sequence[str]) -> str:
+def _columns(names: Sequence[str], texts: Sequence[str]) -> str:
     """Return one line of a table, right-aligned in columns that fit the names."""
-    cells = []
-    for name, text in zip(names, texts, strict=True):
-        cells.append(f"{text:>{max(8, len(name)) + 2}}")
-    return "".join(cells)
+    widths = [max(8, len(name)) + 2 for name in names]
+    return "".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
 
 
-def _four_digits(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _decimal(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.6f}"
+def _cell(value: float | None, spec: str = ".6f", *, missing: str = "") -> str:
+    return missing if value is None or math.isnan(value) else format(value, spec)

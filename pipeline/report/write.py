@@ -30,13 +30,10 @@ def write_report(
         pooled: True if the runs repeat one experiment with different seeds. The report then
             contains their mean and standard deviation.
     """
-    # Each fold has an embedding of its own, so folds have no common map or distances.
+    # Folds have different embeddings, so they share no map and no distances.
     exploration = None if runs[0].folds else explore(runs[0].test)
-    drawn = [draw_figures(runs[0], exploration)]
-    drawn += [draw_figures(run, None) for run in runs[1:]]
-    predictions = []
-    for run in runs:
-        predictions += [prediction_table(fold) for fold in run.folds or (run,)]
+    drawn = [draw_figures(runs[0], exploration), *(draw_figures(run, None) for run in runs[1:])]
+    predictions = [prediction_table(fold) for run in runs for fold in run.folds or (run,)]
     contents = {
         "accuracy.csv": accuracy_table(runs, pooled=pooled).to_csv(index=False),
         "comparisons.csv": comparison_table(runs, pooled=pooled).to_csv(index=False),
