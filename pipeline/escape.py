@@ -1,25 +1,25 @@
-"""CSV cells that programs read as they are and spreadsheets don't run."""
+"""Escaping against CSV injection (formula injection)."""
 
-FORMULA = (
-    "=",
-    "+",
-    "-",
-    "@",
-    "\t",
-    "\r",
-    "\uff1d",
-    "\uff0b",
-    "\uff0d",
-    "\uff20",
-)  # the last four: their full-width forms
+# The last four are the full-width forms of = + - @.
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def escape_formula(value: str) -> str:
-    """A text for a cell: what a spreadsheet would take for a formula gets an apostrophe in front; a number stays one.
+    """Return the text with an apostrophe in front if a spreadsheet would run it as a formula.
 
-    After OWASP's "CSV Injection". Names of classes and files come from anywhere.
+    Class and file names come from untrusted sources. Numbers such as ``-1`` stay unchanged.
+
+    Args:
+        value: Text of one CSV cell.
+
+    References:
+        OWASP, "CSV Injection", https://owasp.org/www-community/attacks/CSV_Injection
+
+    Example:
+        >>> escape_formula("=1+1"), escape_formula("-1"), escape_formula("cat")
+        ("'=1+1", '-1', 'cat')
     """
-    if not value.startswith(FORMULA):
+    if not value.startswith(FORMULA_PREFIXES):
         return value
     try:
         float(value)

@@ -1,4 +1,4 @@
-"""One evaluated run, and comparisons between runs."""
+"""Evaluated runs and the paired tests between them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,19 @@ from stages.records import Embeddings, Split
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedRun:
-    """One run, scored: its name, both checkpoints' records, the images it was judged on, their vectors and the figures.
+    """A trained run and its scores on the test split.
 
-    folds: the runs that it pools, repeat after repeat, and then deviation: of each figure over repeats, or else over folds.
+    Attributes:
+        run: Name of the run.
+        embedding: Record of the embedding checkpoint.
+        classifier: Record of the classifier checkpoint.
+        data: Images and splits of the run.
+        test: Embeddings of the test images.
+        gallery: Embeddings of the training images.
+        gallery_ids: Ids of the training images.
+        evaluation: Scores, paired tests and predictions on the test images.
+        folds: The pooled runs, repeat by repeat. Empty without cross-validation.
+        deviation: Standard deviation of each score over repeats, or over folds without repeats.
     """
 
     run: str
@@ -31,17 +41,24 @@ class EvaluatedRun:
 
     @property
     def images(self) -> Split:
-        assert self.data.test is not None  # or there had been nothing to score
+        """Return the test images."""
+        assert self.data.test is not None  # a run without test images is never evaluated
         return self.data.test
 
     @property
     def repeats(self) -> int:
-        """How often each image was predicted."""
+        """Return the number of predictions per test image."""
         return len(self.images) // self.evaluation.score("knn_accuracy").count
 
 
 class RunComparison(NamedTuple):
-    """A paired comparison and the runs that it is of."""
+    """A paired test between two runs.
+
+    Attributes:
+        run_a: Name of the first run.
+        run_b: Name of the second run.
+        paired: Result of the test, ``run_a`` minus ``run_b``.
+    """
 
     run_a: str
     run_b: str
@@ -49,23 +66,26 @@ class RunComparison(NamedTuple):
 
 
 def compare_runs_pairwise(
-    comparisons: Sequence[EvaluatedRun],
+    runs: Sequence[EvaluatedRun],
 ) -> tuple[list[RunComparison], list[str]]:
-    """Each run against each later one, and in words which pairs were judged on different images."""
-    between, refused = [], []
-    for a, b in combinations(comparisons, 2):
-        prints = [str(one.embedding["fingerprint"])[:12] for one in (a, b)]
-        if (
-            a.embedding["fingerprint"] == b.embedding["fingerprint"]
-            and a.images.ids == b.images.ids
-        ):
-            between += [
-                RunComparison(a.run, b.run, paired)
-                for paired in compare_runs(a.evaluation, b.evaluation)
-            ]
+    """Compare each run with each later one.
+
+    Args:
+        runs: Evaluated runs with unique names.
+
+    Returns:
+        The paired tests, and one message per pair of runs whose test images differ.
+    """
+    comparisons, messages = [], []
+    for a, b in combinations(runs, 2):
+        fingerprints = str(a.embedding["fingerprint"]), str(b.embedding["fingerprint"])
+        if fingerprints[0] == fingerprints[1] and a.images.ids == b.images.ids:
+            tests = compare_runs(a.evaluation, b.evaluation)
+            comparisons += [RunComparison(a.run, b.run, paired) for paired in tests]
         else:
-            refused.append(
-                f"{a.run} and {b.run} can't be compared image by image: they were judged on different splits "
-                f"(fingerprints {prints[0]} and {prints[1]}); train both on the same source with the same --split-seed"
+            messages.append(
+                f"{a.run} and {b.run} cannot be compared image by image: their test splits differ "
+                f"(fingerprints {fingerprints[0][:12]} and {fingerprints[1][:12]}); "
+                "train both on the same source with the same --split-seed"
             )
-    return between, refused
+    return comparisons, messages

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.report.evaluated_run import EvaluatedRun
+from pipeline.report.formats import format_percent
 from pipeline.report.plots import (
     draw_confusion,
     draw_curves,
@@ -13,50 +14,73 @@ from pipeline.report.plots import (
     draw_reliability,
     draw_scores,
 )
-from pipeline.report.summary import format_percent
 from pipeline.report.tables import score_title
 from stages.evaluation.calibration_error import reliability
 from stages.evaluation.explore import Exploration
+from stages.evaluation.results import Evaluation
 
 
-def draw_figures(comparison: EvaluatedRun, explored: Exploration | None) -> dict[str, Any]:
-    """The figures of a run by name; those of distances and the map only where it was explored."""
-    scored, labels = comparison.evaluation, comparison.test.labels.numpy()
-    right, prediction = scored.correct["classification_accuracy"], scored.prediction
-    errors = [
-        scored.score(name).value or 0
-        for name in ("calibration_error_uncalibrated", "calibration_error")
-    ]
-    lines = [
-        (f"{when} temperature, error {format_percent(error)}", reliability(confidence, right))
-        for when, error, confidence in zip(
-            ("before", "after"),
-            errors,
-            (prediction.uncalibrated, prediction.probability),
-            strict=True,
-        )
-    ]
-    shown = [
-        s
-        for s in scored.scores
-        if s.split == "test" and s.value is not None and not s.metric.startswith("calibration")
-    ]
+def draw_figures(run: EvaluatedRun, exploration: Exploration | None) -> dict[str, Any]:
+    """Draw the figures of a run.
+
+    Args:
+        run: Evaluated run.
+        exploration: Its distances and map. Without it these two figures are omitted.
+
+    Returns:
+        Matplotlib figures by name.
+    """
+    classes = run.test.classes
     figures = {
-        "comparison": draw_scores([(score_title(s), s.value or 0.0, s.low, s.high) for s in shown]),
-        **draw_curves(comparison.embedding["history"], comparison.embedding["epoch"]),
-        "reliability": draw_reliability(lines),
-        "confusion": draw_confusion(confusion_matrix(comparison), comparison.test.classes),
+        "comparison": draw_scores(_score_rows(run.evaluation)),
+        **draw_curves(run.embedding["history"], run.embedding["epoch"]),
+        "reliability": draw_reliability(_reliability_lines(run.evaluation)),
+        "confusion": draw_confusion(confusion_matrix(run), classes),
     }
-    if explored:
-        figures["distances"] = draw_distances(explored.positives, explored.negatives)
-        figures["map"] = draw_map(explored.points, labels[explored.mapped], comparison.test.classes)
+    if exploration:
+        labels = run.test.labels.numpy()[exploration.mapped]
+        figures["distances"] = draw_distances(exploration.positives, exploration.negatives)
+        figures["map"] = draw_map(exploration.points, labels, classes)
     return figures
 
 
-def confusion_matrix(comparison: EvaluatedRun) -> np.ndarray:
-    size = len(comparison.test.classes)
+def confusion_matrix(run: EvaluatedRun) -> np.ndarray:
+    """Return the number of test images by true class (row) and predicted class (column).
+
+    Returns:
+        Counts, int64, shape (classes, classes).
+    """
+    size = len(run.test.classes)
     confusion = np.zeros((size, size), dtype=int)
-    np.add.at(
-        confusion, (comparison.test.labels.numpy(), comparison.evaluation.prediction.classifier), 1
-    )
+    predicted = run.evaluation.prediction.classifier
+    np.add.at(confusion, (run.test.labels.numpy(), predicted), 1)
     return confusion
+
+
+def _score_rows(
+    evaluation: Evaluation,
+) -> list[tuple[str, float, float | None, float | None]]:
+    return [
+        (score_title(score), score.value, score.low, score.high)
+        for score in evaluation.scores
+        if score.split == "test"
+        and score.value is not None
+        # Errors do not belong on a scale where higher is better.
+        and not score.metric.startswith("calibration_error")
+    ]
+
+
+def _reliability_lines(
+    evaluation: Evaluation,
+) -> list[tuple[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+    prediction = evaluation.prediction
+    correct = evaluation.correct["classification_accuracy"]
+    before = format_percent(evaluation.score("calibration_error_uncalibrated").value or 0)
+    after = format_percent(evaluation.score("calibration_error").value or 0)
+    return [
+        (
+            f"uncalibrated: calibration error {before}",
+            reliability(prediction.uncalibrated, correct),
+        ),
+        (f"calibrated: calibration error {after}", reliability(prediction.probability, correct)),
+    ]

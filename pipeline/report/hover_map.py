@@ -1,11 +1,35 @@
-"""The interactive map that shows images on hovering."""
+"""The interactive map that shows an image on hovering."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.plots import PALETTE
+from pipeline.report.thumbnails import small_thumbnails
+from stages.evaluation.explore import Exploration
+
+
+def map_of_run(run: EvaluatedRun, exploration: Exploration) -> Any:
+    """Return the interactive map of a run's test images as a JSON object for Bokeh."""
+    test, prediction = run.images, run.evaluation.prediction
+    rows = exploration.mapped.tolist()
+    lines = [
+        (
+            test.ids[row],
+            f"true class: {test.classes[int(test.labels[row])]}",
+            f"classifier: {test.classes[prediction.classifier[row]]}",
+            f"kNN: {test.classes[prediction.knn[row]]}",
+        )
+        for row in rows
+    ]
+    return hover_map(
+        exploration.points,
+        colours=test.labels[rows].tolist(),
+        thumbnails=small_thumbnails([test.take(slice(row, row + 1))[0] for row in rows]),
+        lines=lines,
+    )
 
 
 def hover_map(
@@ -15,25 +39,31 @@ def hover_map(
     thumbnails: Sequence[str],
     lines: Sequence[Sequence[str]],
 ) -> Any:
-    """A Bokeh plot as a JSON object that the page's own script shows; hovering shows image and lines of text.
+    """Return a Bokeh scatter plot that shows an image and lines of text on hovering.
 
-    points: (M, 2). colours: M places in the palette. lines: M times the same number of texts, shown as they are: Bokeh
-    escapes them, and so must the page escape the JSON.
+    Args:
+        points: Coordinates, float32, shape (M, 2).
+        colours: Index into the palette per point. The palette repeats.
+        thumbnails: Image per point, as a data URI.
+        lines: Lines of text per point, the same number for all. Bokeh escapes them.
+
+    Returns:
+        A JSON object. The page must escape it.
     """
     from bokeh.embed import json_item  # slow to import
     from bokeh.models import ColumnDataSource, HoverTool
     from bokeh.plotting import figure
 
-    texts = {f"line{place}": list(column) for place, column in enumerate(zip(*lines, strict=True))}
-    source = ColumnDataSource(
-        {
-            "x": points[:, 0].tolist(),
-            "y": points[:, 1].tolist(),
-            "colour": [PALETTE[place % len(PALETTE)] for place in colours],
-            "image": list(thumbnails),
-            **texts,
-        }
-    )
+    columns: dict[str, Any] = {
+        "x": points[:, 0].tolist(),
+        "y": points[:, 1].tolist(),
+        "colour": [PALETTE[colour % len(PALETTE)] for colour in colours],
+        "image": list(thumbnails),
+    }
+    tooltip = '<img src="@image" alt="">'
+    for index, column in enumerate(zip(*lines, strict=True)):
+        columns[f"line{index}"] = list(column)
+        tooltip += f"<div>@line{index}</div>"
     plot = figure(
         sizing_mode="stretch_width",
         height=480,
@@ -42,15 +72,16 @@ def hover_map(
         active_drag=None,
     )
     plot.scatter(
-        "x", "y", source=source, size=7, fill_color="colour", line_color=None, fill_alpha=0.8
+        "x",
+        "y",
+        source=ColumnDataSource(columns),
+        size=7,
+        fill_color="colour",
+        line_color=None,
+        fill_alpha=0.8,
     )
-    rows = "".join(f"<div>@{name}</div>" for name in texts)
-    plot.add_tools(
-        HoverTool(
-            tooltips=f'<div class="hover"><img src="@image" alt="">{rows}</div>',
-            point_policy="follow_mouse",
-        )
-    )
+    tooltips = f'<div class="hover">{tooltip}</div>'
+    plot.add_tools(HoverTool(tooltips=tooltips, point_policy="follow_mouse"))
     plot.axis.visible = plot.grid.visible = False
     plot.outline_line_color = None
     plot.background_fill_color = plot.border_fill_color = None
@@ -59,7 +90,7 @@ def hover_map(
 
 
 def map_script() -> str:
-    """Bokeh's own JavaScript, to stand in the page: without it there would be a request."""
+    """Return Bokeh's JavaScript, so that the page needs no network."""
     from bokeh.resources import Resources
 
     return "\n".join(Resources(mode="inline", components=["bokeh"]).js_raw)

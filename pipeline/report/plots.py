@@ -1,4 +1,4 @@
-"""Pictures: matplotlib figures for the page and for papers, the map that shows images on hovering, thumbnails."""
+"""Matplotlib figures for the page and for papers."""
 
 import re
 import warnings
@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 INK, BLUE, ORANGE, GREY = "#222222", "#3b7ddd", "#e0702c", "#8a8f98"
+DASHED = (0, (3, 2))
 
-
-STYLE: Any = {  # matplotlib types each key
+STYLE: Any = {  # Any: matplotlib's stubs type each key
     "font.size": 9,
     "font.family": "sans-serif",
-    "svg.fonttype": "none",  # text stays text: small, and in the reader's font
+    "svg.fonttype": "none",  # keep text as text: small, and in the reader's font
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": GREY,
@@ -38,68 +38,47 @@ STYLE: Any = {  # matplotlib types each key
     "savefig.transparent": True,
 }
 
-
-# Twenty colours that hold on black and on white; further classes repeat them.
+# Twenty colours that are visible on black and on white. Further classes repeat them.
 PALETTE = (
-    *(
-        "#4e79a7",
-        "#f28e2b",
-        "#59a14f",
-        "#e15759",
-        "#b07aa1",
-        "#76b7b2",
-        "#edc948",
-        "#ff9da7",
-        "#9c755f",
-        "#79706e",
-    ),
-    *(
-        "#3b7ddd",
-        "#d37295",
-        "#8cd17d",
-        "#b6992d",
-        "#499894",
-        "#a0cbe8",
-        "#fabfd2",
-        "#d7b5a6",
-        "#86bcb6",
-        "#c23b75",
-    ),
+    *("#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#b07aa1"),
+    *("#76b7b2", "#edc948", "#ff9da7", "#9c755f", "#79706e"),
+    *("#3b7ddd", "#d37295", "#8cd17d", "#b6992d", "#499894"),
+    *("#a0cbe8", "#fabfd2", "#d7b5a6", "#86bcb6", "#c23b75"),
 )
-
 
 CURVES = {
     "loss": "Loss (mean over active triplets)",
-    "active_share": "Share of triplets still active",
-    "mean_distance": "Mean distance of two images",
+    "active_share": "Share of active triplets",
+    "mean_distance": "Mean pairwise distance",
     "val_knn": "Validation kNN accuracy",
     "val_triplet": "Validation triplet accuracy",
 }
 
-
-NUMBERED = 20  # classes whose confusions are written into the cells
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+LABELLED_CLASSES = 20  # above, confusion matrix and map omit class names
+LABEL_LENGTH = 16  # characters of a class name
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], kept: int) -> dict[str, Figure]:
-    """One small figure a logged value, an epoch a point, the kept epoch marked; empty below two epochs."""
+    """Draw one training curve per logged value.
+
+    Args:
+        history: Logged values per epoch. Values may be None: not every epoch is validated.
+        kept: Epoch whose weights were kept. It is marked.
+
+    Returns:
+        Figures by name. Values that were logged in fewer than two epochs have none.
+    """
     figures = {}
-    for name, caption in CURVES.items():
-        values = {
-            log["epoch"]: log[name] for log in history if log[name] is not None
-        }  # not every epoch is validated
+    for name, title in CURVES.items():
+        values = {log["epoch"]: log[name] for log in history if log[name] is not None}
         if len(values) < 2:
             continue
         with matplotlib.rc_context(STYLE):
-            figure, axes = _figure(3.2, 2.1)
-            axes.axvline(kept, color=ORANGE, linewidth=1, linestyle=(0, (3, 2)))
+            figure, axes = _new_figure(3.2, 2.1)
+            axes.axvline(kept, color=ORANGE, linewidth=1, linestyle=DASHED)
             axes.plot(list(values), list(values.values()), color=BLUE, linewidth=1.6)
             axes.plot([kept], [values[kept]], "o", color=ORANGE, markersize=4)
-            axes.set_title(caption, fontsize=9, loc="left", color=INK)
+            axes.set_title(title, fontsize=9, loc="left", color=INK)
             axes.set_xlabel("epoch")
             axes.locator_params(integer=True, axis="x", nbins=6)
             axes.locator_params(axis="y", nbins=5)
@@ -108,26 +87,27 @@ def draw_curves(history: Sequence[Mapping[str, Any]], kept: int) -> dict[str, Fi
 
 
 def draw_distances(positives: np.ndarray, negatives: np.ndarray) -> Figure:
-    """Shares of pairs of one class and of two by distance; the bins are even over [0, 2]."""
+    """Draw the distributions of the distances within a class and between classes.
+
+    Args:
+        positives: Number of pairs of the same class per bin. The bins divide [0, 2] evenly.
+        negatives: Number of pairs of different classes per bin.
+    """
+    edges = np.linspace(0, 2, len(positives) + 1)
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(4.2, 2.8)
-        edges = np.linspace(0, 2, len(positives) + 1)
+        figure, axes = _new_figure(4.2, 2.8)
         for counts, name, colour in (
             (positives, "same class", BLUE),
-            (negatives, "two classes", ORANGE),
+            (negatives, "different classes", ORANGE),
         ):
-            if total := counts.sum():
-                axes.stairs(counts / total, edges, fill=True, color=colour, alpha=0.35)
-                axes.stairs(
-                    counts / total,
-                    edges,
-                    color=colour,
-                    linewidth=1.4,
-                    label=f"{name} ({total:,} pairs)",
-                )
+            total = counts.sum()
+            if total:
+                shares, label = counts / total, f"{name} ({total:,} pairs)"
+                axes.stairs(shares, edges, fill=True, color=colour, alpha=0.35)
+                axes.stairs(shares, edges, color=colour, linewidth=1.4, label=label)
         axes.set_xlim(0, 2)
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("distance of two test images")
+        axes.set_xlabel("distance between two test images")
         axes.set_ylabel("share of pairs")
         axes.legend(loc="upper left", bbox_to_anchor=(0, 1.28), fontsize=8)
     return figure
@@ -136,149 +116,157 @@ def draw_distances(positives: np.ndarray, negatives: np.ndarray) -> Figure:
 def draw_reliability(
     lines: Sequence[tuple[str, tuple[np.ndarray, np.ndarray, np.ndarray]]],
 ) -> Figure:
-    """Share right against confidence, a dot a bin, with Wilson's interval: few images leave much open.
+    """Draw a reliability diagram: accuracy against confidence, with Wilson intervals.
 
-    lines: captions and what `stages.score.reliability` returns, before and after temperature.
+    Args:
+        lines: Captions and the arrays from :func:`stages.evaluation.calibration_error.reliability`,
+            before and after temperature scaling.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(4.2, 2.8)
-        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (3, 2)))
-        for (caption, (counts, confidence, share)), colour, marker in zip(
+        figure, axes = _new_figure(4.2, 2.8)
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=DASHED)
+        for (caption, (counts, confidence, accuracy)), colour, marker in zip(
             lines, (ORANGE, BLUE), "so", strict=True
         ):
-            for count, x, y in zip(counts, confidence, share, strict=True):
+            for count, x, y in zip(counts, confidence, accuracy, strict=True):
                 if count:
-                    interval = stats.binomtest(round(count * y), int(count)).proportion_ci(
-                        method="wilson"
-                    )
-                    axes.plot(
-                        [x, x], [interval.low, interval.high], color=colour, linewidth=1, alpha=0.35
-                    )
-            axes.plot(confidence, share, marker, color=colour, markersize=4.5, label=caption)
+                    test = stats.binomtest(round(count * y), int(count))
+                    low, high = test.proportion_ci(method="wilson")
+                    axes.plot([x, x], [low, high], color=colour, linewidth=1, alpha=0.35)
+            axes.plot(confidence, accuracy, marker, color=colour, markersize=4.5, label=caption)
         axes.set_xlim(0, 1.03)
         axes.set_ylim(0, 1.05)
-        axes.set_xlabel("the classifier's confidence")
-        axes.set_ylabel("share right")
+        axes.set_xlabel("confidence")
+        axes.set_ylabel("accuracy")
         axes.legend(loc="upper left", bbox_to_anchor=(0, 1.28), fontsize=8)
     return figure
 
 
 def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Rows: the class; columns: what it was taken for; colour: share of the row. Up to 20 classes have names and numbers."""
-    few = len(classes) <= NUMBERED
+    """Draw a confusion matrix. Up to 20 classes have names and counts.
+
+    Args:
+        confusion: Counts by true class (row) and predicted class (column).
+        classes: Class names.
+    """
+    labelled = len(classes) <= LABELLED_CLASSES
+    side = 1.6 + 0.32 * len(classes) if labelled else 5.2
+    shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        side = 1.6 + 0.32 * len(classes) if few else 5.2
-        figure, axes = _figure(side, side)
-        shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
+        figure, axes = _new_figure(side, side)
+        blue = matplotlib.colors.to_rgb(BLUE)
         colours = matplotlib.colors.LinearSegmentedColormap.from_list(
-            "share", [(*matplotlib.colors.to_rgb(BLUE), a) for a in (0, 1)]
+            "share", [(*blue, 0), (*blue, 1)]
         )
+        # The square root makes rare errors visible.
         axes.imshow(np.sqrt(shares), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
-        axes.set_xlabel("taken for")
-        axes.set_ylabel("is")
-        if few:
-            names = [_plain(name) for name in classes]
-            turned = any(len(name) > 2 for name in names)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        if labelled:
+            names = [_short_name(name) for name in classes]
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_ticks(range(len(names)), names, parse_math=False)
-            axes.tick_params(axis="x", rotation=90 if turned else 0)
+            rotated = any(len(name) > 2 for name in names)
+            axes.tick_params(axis="x", rotation=90 if rotated else 0)
+            centred: Any = {"ha": "center", "va": "center", "fontsize": 7.5}
             for row, column in zip(*np.nonzero(confusion), strict=True):
                 ink = "white" if shares[row, column] > 0.4 else INK
-                axes.text(
-                    column,
-                    row,
-                    str(confusion[row, column]),
-                    ha="center",
-                    va="center",
-                    fontsize=7.5,
-                    color=ink,
-                )
+                axes.text(column, row, str(confusion[row, column]), color=ink, **centred)
     return figure
 
 
 def draw_scores(rows: Sequence[tuple[str, float, float | None, float | None]]) -> Figure:
-    """The comparison as dots with intervals. rows: caption, value, low, high; the first on top."""
+    """Draw scores as dots with confidence intervals.
+
+    Args:
+        rows: Title, value, and lower and upper bound of each score, from top to bottom.
+    """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _figure(5.2, 0.6 + 0.28 * len(rows))
-        for place, (_, value, low, high) in enumerate(rows):
+        figure, axes = _new_figure(5.2, 0.6 + 0.28 * len(rows))
+        wide: Any = {"linewidth": 4, "alpha": 0.4, "solid_capstyle": "butt"}
+        for y, (_, value, low, high) in enumerate(rows):
             if low is not None and high is not None:
-                axes.plot(
-                    [low, high],
-                    [place, place],
-                    color=BLUE,
-                    linewidth=4,
-                    alpha=0.4,
-                    solid_capstyle="butt",
-                )
-            axes.plot([value], [place], "o", color=BLUE, markersize=4)
-        axes.set_yticks(range(len(rows)), [caption for caption, *_ in rows])
+                axes.plot([low, high], [y, y], color=BLUE, **wide)
+            axes.plot([value], [y], "o", color=BLUE, markersize=4)
+        axes.set_yticks(range(len(rows)), [title for title, *_ in rows])
         axes.invert_yaxis()
         axes.set_xlim(right=1.005)
-        axes.set_xlabel("share, with its 95 % interval")
+        axes.set_xlabel("score with 95% CI")
     return figure
 
 
 def draw_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Figure:
-    """The flat map without images, for paper; a legend up to 20 classes."""
+    """Draw the map of the embedding. Up to 20 classes have a legend.
+
+    Args:
+        points: Coordinates, shape (M, 2).
+        labels: Class index per point, int64, shape (M,).
+        classes: Class names.
+    """
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = _figure(5.2, 4)
+        figure, axes = _new_figure(5.2, 4)
         for label in np.unique(labels):
-            chosen = labels == label
-            axes.scatter(
-                points[chosen, 0],
-                points[chosen, 1],
-                s=6,
-                color=PALETTE[label % len(PALETTE)],
-                linewidths=0,
-                label=_plain(classes[label]),
-            )
+            x, y = points[labels == label].T
+            name, colour = _short_name(classes[label]), PALETTE[label % len(PALETTE)]
+            axes.scatter(x, y, s=6, color=colour, linewidths=0, label=name)
         axes.set_axis_off()
-        if len(classes) <= NUMBERED:
+        if len(classes) <= LABELLED_CLASSES:
             legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
             for text in legend.get_texts():
                 text.set_parse_math(False)
     return figure
 
 
-def _plain(name: str) -> str:
-    """A name that fits beside a figure: short, and encodable whatever the file system gave."""
-    name = name.encode("utf-8", "replace").decode()
-    return name if len(name) <= 16 else f"{name[:15]}\u2026"
-
-
 def to_svg(figure: Figure, name: str) -> bytes:
-    """The same bytes for the same figure; `name` keeps the ids of figures on one page apart."""
+    """Return a figure as SVG, with the same bytes for the same figure.
+
+    Args:
+        figure: Matplotlib figure.
+        name: Seed of the SVG ids. Figures on one page need different names.
+    """
     return _save(figure, "svg", {"svg.hashsalt": name}, metadata={"Date": None})
 
 
 def to_png(figure: Figure) -> bytes:
-    """300 dots an inch, on white."""
-    return _save(
-        figure,
-        "png",
-        {"savefig.transparent": False},
-        dpi=300,
-        facecolor="white",
-        metadata={"Software": None},
+    """Return a figure as PNG with 300 dots per inch and a white background."""
+    options: Any = {"dpi": 300, "facecolor": "white", "metadata": {"Software": None}}
+    return _save(figure, "png", {"savefig.transparent": False}, **options)
+
+
+def inline_svg(figure: Figure, name: str, caption: str) -> str:
+    """Return a figure as an SVG element that adapts to the page's width and colours.
+
+    Args:
+        figure: Matplotlib figure.
+        name: Seed of the SVG ids. Figures on one page need different names.
+        caption: Description for screen readers.
+    """
+    svg = to_svg(figure, name).decode()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    width, height = (round(96 * side) for side in figure.get_size_inches())
+    size = (
+        f'viewBox="0 0 {0.75 * width:g} {0.75 * height:g}" '
+        f'role="img" aria-label="{caption}" style="max-width: {width}px"'
     )
+    return re.sub(r'width="[^"]*pt" height="[^"]*pt" viewBox="[^"]*"', size, svg, count=1)
+
+
+def _new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _short_name(name: str) -> str:
+    """Return a class name that fits into a figure and can be encoded."""
+    name = name.encode("utf-8", "replace").decode()
+    return name if len(name) <= LABEL_LENGTH else f"{name[: LABEL_LENGTH - 1]}\u2026"
 
 
 def _save(figure: Figure, kind: str, style: Any, **options: Any) -> bytes:
     content = BytesIO()
     with matplotlib.rc_context({**STYLE, **style}), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing"
-        )  # class names in any script; in SVG the reader's font has it
+        # Class names can be in any script. In SVG the reader's font has the glyphs.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(content, format=kind, **options)
     return content.getvalue()
-
-
-def inline_svg(figure: Figure, name: str, caption: str) -> str:
-    """The figure for the page: as wide as there is room, in the page's ink, described for who can't see it."""
-    svg = to_svg(figure, name).decode()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S).replace(
-        INK, "currentColor"
-    )
-    width, height = (round(96 * side) for side in figure.get_size_inches())
-    size = f'viewBox="0 0 {0.75 * width:g} {0.75 * height:g}" role="img" aria-label="{caption}" style="max-width: {width}px"'
-    return re.sub(r'width="[^"]*pt" height="[^"]*pt" viewBox="[^"]*"', size, svg, count=1)

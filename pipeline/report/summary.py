@@ -1,166 +1,193 @@
-"""The verdict in sentences."""
+"""The findings of a report in sentences."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.report.evaluated_run import EvaluatedRun, compare_runs_pairwise
+from pipeline.report.formats import (
+    format_difference,
+    format_interval,
+    format_percent,
+    is_significant,
+    p_equals,
+)
 from stages.evaluation.metrics import METRICS
 from stages.evaluation.pooling import pool_runs
-from stages.evaluation.results import Evaluation, PairedTest
 from stages.evaluation.scores import WITHOUT_DUPLICATES
 
-COLLAPSED = (
-    0.05  # root mean square distance of two test images below which nearly all lie on one point
-)
+# Root mean square distance between test images below which nearly all embeddings coincide.
+COLLAPSED = 0.05
+
+MAIN_METRICS = ("classification_accuracy", "knn_accuracy", "triplet_accuracy")
 
 
 class Finding(NamedTuple):
-    """A sentence of the verdict. kind: `answer`, `note`, or `warning` where the figures alone would mislead."""
+    """A finding of the report.
+
+    Attributes:
+        kind: ``answer``, ``note``, or ``warning`` where the scores alone would mislead.
+        text: One or a few sentences.
+    """
 
     kind: str
     text: str
 
 
-def verdicts(comparisons: Sequence[EvaluatedRun], *, pooled: bool = False) -> list[str]:
-    """The verdict of every run, and of all together, for a terminal."""
-    several = len(comparisons) > 1
-    lines = [finding.text for finding in summary(comparisons, pooled=pooled)]
-    for one in comparisons:
-        found = [finding.text for finding in verdict(one)]
-        lines += [f"{one.run}: {found[0]}", *found[1:]] if several else found
+def verdicts(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> list[str]:
+    """Return the findings of all runs as lines for a terminal.
+
+    Args:
+        runs: Evaluated runs.
+        pooled: True if the runs repeat one experiment with different seeds.
+    """
+    lines = [finding.text for finding in summary(runs, pooled=pooled)]
+    for run in runs:
+        texts = [finding.text for finding in verdict(run)]
+        if len(runs) > 1:
+            texts[0] = f"{run.run}: {texts[0]}"
+        lines += texts
     return lines
 
 
-def summary(comparisons: Sequence[EvaluatedRun], *, pooled: bool = False) -> list[Finding]:
-    """What several runs say together; nothing for one."""
-    if pooled and len(comparisons) > 1:
-        means, deviations = pool_runs([one.evaluation for one in comparisons])
-        told = [
-            f"{METRICS[mean.metric].title} {format_percent(mean.value)} \u00b1 {100 * (deviation.value or 0):.1f}"
-            for mean, deviation in zip(means, deviations, strict=True)
-            if mean.metric in ("classification_accuracy", "knn_accuracy", "triplet_accuracy")
-            and mean.split == "test"
-        ]
-        text = f"Over {len(comparisons)} runs on the same split, mean and standard deviation: {', '.join(told)}."
-        return [Finding("answer", text)]
-    between, refused = ([], []) if pooled else compare_runs_pairwise(comparisons)
+def summary(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> list[Finding]:
+    """Return the findings about several runs together. A single run has none.
+
+    Args:
+        runs: Evaluated runs.
+        pooled: True if the runs repeat one experiment with different seeds. Their mean and
+            standard deviation then replace the tests between runs.
+    """
+    if pooled:
+        return [_mean_scores(runs)] if len(runs) > 1 else []
+    comparisons, messages = compare_runs_pairwise(runs)
+    findings = []
+    for run_a, run_b, paired in comparisons:
+        if paired.metric_a in MAIN_METRICS:
+            title = METRICS[paired.metric_a].title
+            text = f"{title} of {run_a} compared with {run_b}: {format_difference(paired)}."
+            findings.append(Finding("answer", text))
+    return findings + [Finding("warning", f"{message}.") for message in messages]
+
+
+def verdict(run: EvaluatedRun) -> list[Finding]:
+    """Return the findings about one run.
+
+    The answer comes first: how accurate the run is. Notes and warnings follow.
+    """
     findings = [
-        Finding(
-            "answer",
-            f"{METRICS[p.metric_a].title}, {run_a} against {run_b}: {format_difference(p)}.",
-        )
-        for run_a, run_b, p in between
-        if p.metric_a in ("classification_accuracy", "knn_accuracy", "triplet_accuracy")
+        _accuracy(run),
+        _precision_of_folds(run),
+        _duplicates(run),
+        _collapse(run),
+        *_baselines(run),
     ]
-    return findings + [Finding("warning", f"{words}.") for words in refused]
+    return [finding for finding in findings if finding is not None]
 
 
-def verdict(comparison: EvaluatedRun) -> list[Finding]:
-    """The answer in a few sentences: how accurate, by which measure, and what speaks against believing it."""
-    scored, classes = comparison.evaluation, comparison.test.classes
-    right, known, raw, fresh, common = (
-        scored.score(f"{name}_accuracy")
-        for name in ("classification", "knn", "pixel_knn", "untrained_knn", "majority")
+def _mean_scores(runs: Sequence[EvaluatedRun]) -> Finding:
+    means, deviations = pool_runs([run.evaluation for run in runs])
+    texts = []
+    for mean, deviation in zip(means, deviations, strict=True):
+        if mean.metric in MAIN_METRICS and mean.split == "test":
+            value = format_percent(mean.value).removesuffix("%")
+            spread = f"{100 * (deviation.value or 0):.1f}%"
+            texts.append(f"{METRICS[mean.metric].title} {value} \u00b1 {spread}")
+    text = f"Mean and standard deviation over {len(runs)} runs on the same split: "
+    return Finding("answer", f"{text}{', '.join(texts)}.")
+
+
+def _accuracy(run: EvaluatedRun) -> Finding:
+    evaluation = run.evaluation
+    accuracy = evaluation.score("classification_accuracy")
+    knn = evaluation.score("knn_accuracy")
+    pixels = evaluation.score("pixel_knn_accuracy")
+    paired = evaluation.paired_test("classification_accuracy", "knn_accuracy")
+    negation = "" if is_significant(paired) else "not "
+    return Finding(
+        "answer",
+        f"Classification accuracy is {format_percent(accuracy.value)} on {accuracy.count:,} "
+        f"test images (95% CI {format_interval(accuracy)}). "
+        f"kNN accuracy is {format_percent(knn.value)}; the difference is {negation}significant "
+        f"({p_equals(paired.p_value)}). "
+        f"kNN accuracy on raw pixels is {format_percent(pixels.value)}.",
     )
-    versus = scored.paired_test("classification_accuracy", "knn_accuracy")
-    head = (
-        f"The classifier is right on {format_percent(right.value)} of {right.count:,} unseen images "
-        f"({format_percent(right.low)[:-2]}\u2013{format_percent(right.high)}); kNN on {format_percent(known.value)}; {describe_significance(versus)}. "
-        f"Raw pixels reach {format_percent(raw.value)}."
+
+
+def _precision_of_folds(run: EvaluatedRun) -> Finding | None:
+    """Return how precise a pooled accuracy is: its interval, step and deviation."""
+    if not run.folds:
+        return None
+    accuracy = run.evaluation.score("classification_accuracy")
+    text = (
+        "Each image was tested by models that were not trained on it. Accuracy on new images "
+        f"of this kind is likely to be {format_interval(accuracy)}. "
+        f"One image changes the accuracy by {100 / accuracy.count:.2g} points."
     )
-    findings = [Finding("answer", head)]
-    if comparison.folds:
-        alone = len(comparison.folds) == right.count  # folds of one image: their shares are 0 or 1
-        moved = (
-            None
-            if alone
-            else next(score.value for score in comparison.deviation if score.metric == right.metric)
+    # The accuracy of a fold with one image is 0 or 1: its deviation says nothing.
+    if len(run.folds) != accuracy.count:
+        deviation = next(score for score in run.deviation if score.metric == accuracy.metric)
+        unit = "repeats" if run.repeats > 1 else "folds"
+        points = 100 * (deviation.value or 0)
+        text += f" The standard deviation over {unit} is {points:.1f} points."
+    return Finding("note", text)
+
+
+def _duplicates(run: EvaluatedRun) -> Finding | None:
+    evaluation = run.evaluation
+    count = len(evaluation.leaked)
+    if not count:
+        return None
+    total = evaluation.score("classification_accuracy").count
+    accuracy = evaluation.score("classification_accuracy", WITHOUT_DUPLICATES)
+    knn = evaluation.score("knn_accuracy", WITHOUT_DUPLICATES)
+    text = (
+        f"{count:,} of the {total:,} test images ({format_percent(count / total)}) also "
+        f"occur{'s' if count == 1 else ''} in the training or validation split, "
+        "so the scores are too optimistic. "
+    )
+    if accuracy.count:
+        text += (
+            f"Without duplicates, classification accuracy is {format_percent(accuracy.value)} "
+            f"and kNN accuracy is {format_percent(knn.value)}."
         )
-        where = "repeat to repeat" if comparison.repeats > 1 else "fold to fold"
-        findings.append(
-            Finding(
-                "note",
-                f"Each image was tested by models that never saw it. Of {right.count:,} images, {format_percent(right.value)} right means: of "
-                f"new images of this kind somewhere between {format_percent(right.low)} and {format_percent(right.high)}. One image more or less is "
-                f"{100 / right.count:.2g} points{f'; from {where} the share moves by {100 * moved:.1f}' if moved is not None else ''}.",
-            )
-        )
-    warnings = []
-    if scored.leaked:
-        count, total = len(scored.leaked), right.count
-        left = scored.score("classification_accuracy", WITHOUT_DUPLICATES)
-        warnings.append(
-            f"{count:,} of the {total:,} test images ({format_percent(count / total)}) {'stands' if count == 1 else 'stand'} in the training or "
-            "validation part too, so the figures flatter. "
-            + (
-                f"Without {'it' if count == 1 else 'them'} the classifier is right on {format_percent(left.value)}, "
-                f"kNN on {format_percent(scored.score('knn_accuracy', WITHOUT_DUPLICATES).value)}."
-                if left.count
-                else "None is left without them."
-            )
-        )
-    if scored.spread < COLLAPSED:
-        warnings.append(
-            f"The embedding has collapsed: two test images lie {scored.spread:.3f} apart where up to 2 is possible, so nearly all look "
-            "alike to it. Train it with a lower --lr, or more classes and images in a batch."
-        )
-    if not _beats(scored, "majority_accuracy"):
-        most = classes[int(np.bincount(comparison.gallery.labels.numpy()).argmax())]
-        warnings.append(
-            f"kNN on the embedding is not shown to be better than always answering {most} ({format_percent(common.value)})."
-        )
-    for name, reached in (
-        ("untrained", f"the same network, untrained, reaches {format_percent(fresh.value)}"),
-        ("pixel", f"raw pixels reach {format_percent(raw.value)}"),
-    ):
-        paired = scored.paired_test("knn_accuracy", f"{name}_knn_accuracy")
-        if _beats(scored, f"{name}_knn_accuracy") or paired.count == 0:
+    else:
+        text += "Without duplicates, no test image remains."
+    return Finding("warning", text)
+
+
+def _collapse(run: EvaluatedRun) -> Finding | None:
+    spread = run.evaluation.spread
+    if spread >= COLLAPSED:
+        return None
+    return Finding(
+        "warning",
+        f"The embedding has collapsed: the root mean square distance between test images is "
+        f"{spread:.3f}, and distances can be as large as 2. Train again with a lower --lr, or "
+        "with more classes and images per batch.",
+    )
+
+
+def _baselines(run: EvaluatedRun) -> list[Finding]:
+    """Return a warning per baseline that the embedding does not significantly improve on."""
+    majority = run.test.classes[int(np.bincount(run.gallery.labels.numpy()).argmax())]
+    baselines = {
+        "majority_accuracy": f"always predicting {majority}",
+        "untrained_knn_accuracy": "kNN on the untrained network",
+        "pixel_knn_accuracy": "kNN on raw pixels",
+    }
+    findings = []
+    for metric, name in baselines.items():
+        paired = run.evaluation.paired_test("knn_accuracy", metric)
+        if paired.difference is None or (is_significant(paired) and paired.difference > 0):
             continue
-        worse = paired.p_value is not None and paired.p_value < 0.05
-        what = {
-            "untrained": ("Training has done harm", "Training is not shown to help"),
-            "pixel": ("The embedding does harm", "The embedding is not shown to beat raw pixels"),
-        }[name][0 if worse else 1]
-        warnings.append(
-            f"{what}: {reached} by kNN, the embedding {format_percent(known.value)}; {describe_significance(paired)}."
+        problem = (
+            "kNN on the embedding is significantly worse than"
+            if is_significant(paired)
+            else "No significant improvement over"
         )
-    return [*findings, *(Finding("warning", text) for text in warnings)]
-
-
-def _beats(scored: Evaluation, baseline: str) -> bool:
-    """Whether kNN on the embedding is better than a baseline, by more than chance."""
-    paired = scored.paired_test("knn_accuracy", baseline)
-    return paired.p_value is not None and paired.p_value < 0.05 and (paired.difference or 0) > 0
-
-
-def describe_significance(paired: PairedTest) -> str:
-    if paired.p_value is None or paired.p_value >= 0.05:
-        return "the difference is within chance"
-    return f"the difference is more than chance (p {format_p_value(paired.p_value)})"
-
-
-def format_difference(paired: PairedTest) -> str:
-    if paired.difference is None or paired.low is None or paired.high is None:
-        return "not defined"
-    bounds = f"{100 * paired.low:+.1f} to {100 * paired.high:+.1f}"
-    return f"{100 * paired.difference:+.1f} points ({bounds}); {describe_significance(paired)}".replace(
-        "-", "\u2212"
-    )
-
-
-def format_p_value(value: float | None) -> str:
-    return "\u2013" if value is None else ("< 0.001" if value < 0.001 else f"= {value:.3f}")
-
-
-def format_percent(value: float | None) -> str:
-    """One decimal, or more where it would round to a perfection that isn't there."""
-    if value is None or math.isnan(value):
-        return "\u2013"
-    for decimals in (1, 2, 3, 4):
-        text = f"{100 * value:.{decimals}f}"
-        if float(text) not in (0, 100) or value in (0, 1):
-            break
-    return f"{text} %"
+        value = format_percent(run.evaluation.score(metric).value)
+        text = f"{problem} {name} ({value}, {p_equals(paired.p_value)})."
+        findings.append(Finding("warning", text))
+    return findings

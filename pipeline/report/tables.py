@@ -1,4 +1,4 @@
-"""CSV and terminal tables."""
+"""CSV tables and the table for the terminal."""
 
 import math
 from collections.abc import Sequence
@@ -13,152 +13,162 @@ from stages.evaluation.pooling import pool_runs
 from stages.evaluation.results import Evaluation, Score
 from stages.evaluation.scores import WITHOUT_DUPLICATES
 
-SCORE_COLUMNS = ("run", "metric", "split", "value", "ci_low", "ci_high", "count", "definition")
+SCORE_COLUMNS = ["run", "metric", "split", "value", "ci_low", "ci_high", "count", "definition"]
+PAIRED_COLUMNS = [
+    *("run_a", "metric_a", "run_b", "metric_b", "split"),
+    *("difference", "ci_low", "ci_high", "p_value", "count", "test"),
+]
 
 
-PAIRED_COLUMNS = (
-    "run_a metric_a run_b metric_b split difference ci_low ci_high p_value count test".split()  # noqa: SIM905  # as the contract has it
-)
+def accuracy_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> pd.DataFrame:
+    """Return `accuracy.csv`: one row per run and score.
 
+    Folds have rows of their run, of each fold and of the standard deviation, ``std``.
 
-def accuracy_table(comparisons: Sequence[EvaluatedRun], *, pooled: bool = False) -> pd.DataFrame:
-    """One row a run and figure, with the contract's columns; pooled, the runs `mean` and `std` too; of folds, each and `std`."""
-    runs = [(run.run, run.evaluation.scores) for one in comparisons for run in (*one.folds, one)]
-    runs += [("std", one.deviation) for one in comparisons if one.folds]
+    Args:
+        runs: Evaluated runs.
+        pooled: True to add the runs ``mean`` and ``std``.
+    """
+    with_folds = [fold_or_run for run in runs for fold_or_run in (*run.folds, run)]
+    named_scores = [(run.run, run.evaluation.scores) for run in with_folds]
+    named_scores += [("std", run.deviation) for run in runs if run.folds]
     if pooled:
-        runs += zip(
-            ("mean", "std"), pool_runs([one.evaluation for one in comparisons]), strict=True
-        )
+        named_scores += _mean_and_deviation(runs)
     rows = [
-        (
-            escape_formula(run),
-            s.metric,
-            s.split,
-            _digits(s.value),
-            _digits(s.low),
-            _digits(s.high),
-            s.count,
-            s.definition,
-        )
-        for run, scores in runs
-        for s in scores
+        [
+            *(escape_formula(name), score.metric, score.split),
+            *(_cell(score.value), _cell(score.low), _cell(score.high)),
+            *(score.count, score.definition),
+        ]
+        for name, scores in named_scores
+        for score in scores
     ]
-    return pd.DataFrame(rows, columns=list(SCORE_COLUMNS))
+    return pd.DataFrame(rows, columns=SCORE_COLUMNS)
 
 
-def comparison_table(comparisons: Sequence[EvaluatedRun], *, pooled: bool = False) -> pd.DataFrame:
-    """One row a paired test, within each run and between runs on the same images, with the contract's columns."""
-    within = [
-        RunComparison(one.run, one.run, paired)
-        for one in comparisons
-        for paired in one.evaluation.paired_tests
+def comparison_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> pd.DataFrame:
+    """Return `comparisons.csv`: one row per paired test, within each run and between runs.
+
+    Args:
+        runs: Evaluated runs.
+        pooled: True to omit the tests between runs.
+    """
+    comparisons = [
+        RunComparison(run.run, run.run, paired)
+        for run in runs
+        for paired in run.evaluation.paired_tests
     ]
-    between = [] if pooled else compare_runs_pairwise(comparisons)[0]
+    if not pooled:
+        comparisons += compare_runs_pairwise(runs)[0]
     rows = [
-        (
-            *(escape_formula(run_a), p.metric_a, escape_formula(run_b), p.metric_b, p.split),
-            *(
-                _digits(p.difference),
-                _digits(p.low),
-                _digits(p.high),
-                "" if p.p_value is None else f"{p.p_value:.6g}",
-            ),
-            *(p.count, p.test),
-        )
-        for run_a, run_b, p in (*within, *between)
+        [
+            *(escape_formula(run_a), paired.metric_a, escape_formula(run_b), paired.metric_b),
+            *(paired.split, _cell(paired.difference), _cell(paired.low), _cell(paired.high)),
+            *(_cell(paired.p_value, ".6g"), paired.count, paired.test),
+        ]
+        for run_a, run_b, paired in comparisons
     ]
-    return pd.DataFrame(rows, columns=list(PAIRED_COLUMNS))
+    return pd.DataFrame(rows, columns=PAIRED_COLUMNS)
 
 
-def _digits(value: float | None) -> str:
-    return "" if value is None else f"{value:.6f}"
-
-
-def prediction_table(comparison: EvaluatedRun) -> pd.DataFrame:
-    """One row a test image, with the contract's columns."""
-    test, prediction = comparison.images, comparison.evaluation.prediction
-    names = np.array([escape_formula(name) for name in test.classes], dtype=object)
-    triplet = [
-        ("" if math.isnan(value) else f"{value:.6f}") for value in prediction.triplet_accuracy
-    ]
+def prediction_table(run: EvaluatedRun) -> pd.DataFrame:
+    """Return the rows of `predictions.csv` for one run: one row per test image."""
+    test, prediction = run.images, run.evaluation.prediction
+    classes = np.array([escape_formula(name) for name in test.classes], dtype=object)
+    nearest_ids = [run.gallery_ids[row] for row in prediction.nearest]
     return pd.DataFrame(
         {
-            "run": escape_formula(comparison.run),
+            "run": escape_formula(run.run),
             "id": [escape_formula(name) for name in test.ids],
-            "label": names[test.labels.numpy()],
-            "knn_label": names[prediction.knn],
-            "classifier_label": names[prediction.classifier],
-            "classifier_probability": [f"{value:.6f}" for value in prediction.probability],
-            "triplet_accuracy": triplet,
-            "nearest_id": [
-                escape_formula(comparison.gallery_ids[row]) for row in prediction.nearest
-            ],
+            "label": classes[test.labels.numpy()],
+            "knn_label": classes[prediction.knn],
+            "classifier_label": classes[prediction.classifier],
+            "classifier_probability": [_cell(value) for value in prediction.probability],
+            "triplet_accuracy": [_cell(value) for value in prediction.triplet_accuracy],
+            "nearest_id": [escape_formula(name) for name in nearest_ids],
         }
     )
 
 
-def text_table(comparisons: Sequence[EvaluatedRun], *, pooled: bool = False) -> str:
-    """The comparison for a terminal: one run with its intervals, several side by side."""
-    if len(comparisons) == 1:
-        lines = [f"{'':34}{'value':>8}   {'95 % interval':<18}{'counted':>14}"]
-        for score in shown_scores(comparisons[0].evaluation):
-            value = "-" if score.value is None else f"{score.value:.4f}"
-            interval = (
-                ""
-                if score.low is None or score.high is None
-                else f"{score.low:.4f} to {score.high:.4f}"
-            )
-            unit = "triplets" if score.metric == "triplet_accuracy" else "images"
-            lines.append(
-                f"{score_title(score):34}{value:>8}   {interval:<18}{score.count:>14,} {unit}"
-            )
-        return "\n".join(lines)
-    names, rows = side_by_side(comparisons, pooled=pooled)
-    widths = [max(8, len(name)) + 2 for name in names]
-    lines = [
-        " " * 34 + "".join(f"{name:>{width}}" for name, width in zip(names, widths, strict=True))
-    ]
+def text_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> str:
+    """Return the scores for a terminal.
+
+    Args:
+        runs: Evaluated runs. One run is shown with its intervals, several in columns.
+        pooled: True to add the columns ``mean`` and ``std``.
+    """
+    if len(runs) == 1:
+        return _single_run_table(shown_scores(runs[0].evaluation))
+    names, rows = side_by_side(runs, pooled=pooled)
+    width = max(len(title) for title, _ in rows)
+    lines = [" " * width + _columns(names, names)]
     for title, scores in rows:
-        cells = ("-" if score.value is None else f"{score.value:.4f}" for score in scores)
+        values = [_cell(score.value, ".4f", missing="-") for score in scores]
+        lines.append(f"{title:{width}}" + _columns(names, values))
+    return "\n".join(lines)
+
+
+def shown_scores(evaluation: Evaluation) -> list[Score]:
+    """Return the scores of the test split, with those without duplicates if there are any."""
+    metrics = [score.metric for score in evaluation.scores if score.split == "test"]
+    splits = ["test", WITHOUT_DUPLICATES] if evaluation.leaked else ["test"]
+    return [evaluation.score(metric, split) for metric in metrics for split in splits]
+
+
+def score_title(score: Score) -> str:
+    """Return the title of a score's metric and, if they are left out, mention duplicates."""
+    suffix = ", without duplicates" if score.split == WITHOUT_DUPLICATES else ""
+    return METRICS[score.metric].title + suffix
+
+
+def side_by_side(
+    runs: Sequence[EvaluatedRun], *, pooled: bool
+) -> tuple[list[str], list[tuple[str, list[Score]]]]:
+    """Return the names of the runs, and a title and the runs' scores per metric and split.
+
+    Args:
+        runs: Evaluated runs.
+        pooled: True to add the runs ``mean`` and ``std``.
+    """
+    named_scores = [(run.run, run.evaluation.scores) for run in runs]
+    if pooled:
+        named_scores += _mean_and_deviation(runs)
+    leaked = any(run.evaluation.leaked for run in runs)
+    rows = [
+        (score_title(scores[0]), list(scores))
+        for scores in zip(*(scores for _, scores in named_scores), strict=True)
+        if leaked or scores[0].split == "test"
+    ]
+    # The rows of a metric with and without duplicates are adjacent.
+    order = list(METRICS)
+    rows.sort(key=lambda row: order.index(row[1][0].metric))
+    return [name for name, _ in named_scores], rows
+
+
+def _mean_and_deviation(runs: Sequence[EvaluatedRun]) -> list[tuple[str, tuple[Score, ...]]]:
+    means, deviations = pool_runs([run.evaluation for run in runs])
+    return [("mean", means), ("std", deviations)]
+
+
+def _single_run_table(scores: Sequence[Score]) -> str:
+    width = max(len(score_title(score)) for score in scores)
+    lines = [f"{'':{width}}{'value':>8}   {'95% CI':<18}{'count':>11}"]
+    for score in scores:
+        interval = ""
+        if score.low is not None and score.high is not None:
+            interval = f"{score.low:.4f}\u2013{score.high:.4f}"
+        value, unit = _cell(score.value, ".4f", missing="-"), METRICS[score.metric].unit
         lines.append(
-            f"{title:34}"
-            + "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+            f"{score_title(score):{width}}{value:>8}   {interval:<18}{score.count:>11,} {unit}"
         )
     return "\n".join(lines)
 
 
-def shown_scores(scored: Evaluation) -> list[Score]:
-    """The figures that people see: those without duplicates only where there are duplicates."""
-    both = zip(
-        *(
-            [score for score in scored.scores if score.split == split]
-            for split in ("test", WITHOUT_DUPLICATES)
-        ),
-        strict=True,
-    )
-    return [score for pair in both for score in (pair if scored.leaked else pair[:1])]
+def _columns(names: Sequence[str], texts: Sequence[str]) -> str:
+    """Return one line of a table, right-aligned in columns that fit the names."""
+    widths = [max(8, len(name)) + 2 for name in names]
+    return "".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
 
 
-def score_title(score: Score) -> str:
-    return METRICS[score.metric].title + (
-        ", no copies" if score.split == WITHOUT_DUPLICATES else ""
-    )
-
-
-def side_by_side(
-    comparisons: Sequence[EvaluatedRun], *, pooled: bool
-) -> tuple[list[str], list[tuple[str, list[Score]]]]:
-    runs = [(one.run, one.evaluation.scores) for one in comparisons]
-    if pooled:
-        runs += zip(
-            ("mean", "std"), pool_runs([one.evaluation for one in comparisons]), strict=True
-        )
-    leaked = any(one.evaluation.leaked for one in comparisons)
-    rows = [
-        (score_title(same[0]), list(same))
-        for same in zip(*(scores for _, scores in runs), strict=True)
-    ]
-    rows.sort(
-        key=lambda row: list(METRICS).index(row[1][0].metric)
-    )  # with copies and without, side by side
-    return [name for name, _ in runs], [row for row in rows if leaked or row[1][0].split == "test"]
+def _cell(value: float | None, spec: str = ".6f", *, missing: str = "") -> str:
+    return missing if value is None or math.isnan(value) else format(value, spec)

@@ -1,4 +1,4 @@
-"""Write the report's files."""
+"""Write the files of the report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,33 +16,31 @@ from stages.evaluation.explore import explore
 
 def write_report(
     folder: Path,
-    comparisons: Sequence[EvaluatedRun],
+    runs: Sequence[EvaluatedRun],
     *,
     figures: Path | None = None,
     pooled: bool = False,
 ) -> None:
-    """Write the CSVs and `report.html` below the folder, each whole or not at all, and the first run's figures below `figures`.
+    """Write the CSV files and `report.html`, each of them atomically.
 
-    pooled: the runs are repetitions of one, so that their mean and deviation mean something.
+    Args:
+        folder: Folder of the report.
+        runs: Evaluated runs.
+        figures: Folder for the first run's figures as SVG and PNG. None for no such files.
+        pooled: True if the runs repeat one experiment with different seeds. The report then
+            contains their mean and standard deviation.
     """
-    explored = (
-        None if comparisons[0].folds else explore(comparisons[0].test)
-    )  # folds share no space
-    drawn = [
-        draw_figures(comparison, explored if place == 0 else None)
-        for place, comparison in enumerate(comparisons)
-    ]
-    for name, content in (
-        ("accuracy.csv", accuracy_table(comparisons, pooled=pooled).to_csv(index=False)),
-        ("comparisons.csv", comparison_table(comparisons, pooled=pooled).to_csv(index=False)),
-        (
-            "predictions.csv",
-            pd.concat(
-                [prediction_table(fold) for one in comparisons for fold in one.folds or (one,)]
-            ).to_csv(index=False),
-        ),
-        ("report.html", render_page(comparisons, explored, drawn, pooled=pooled)),
-    ):
+    # Folds have different embeddings, so they share no map and no distances.
+    exploration = None if runs[0].folds else explore(runs[0].test)
+    drawn = [draw_figures(runs[0], exploration), *(draw_figures(run, None) for run in runs[1:])]
+    predictions = [prediction_table(fold) for run in runs for fold in run.folds or (run,)]
+    contents = {
+        "accuracy.csv": accuracy_table(runs, pooled=pooled).to_csv(index=False),
+        "comparisons.csv": comparison_table(runs, pooled=pooled).to_csv(index=False),
+        "predictions.csv": pd.concat(predictions).to_csv(index=False),
+        "report.html": render_page(runs, exploration, drawn, pooled=pooled),
+    }
+    for name, content in contents.items():
         write_atomically(folder / name, content.encode("utf-8", "surrogateescape"))
     if figures:
         for name, figure in drawn[0].items():

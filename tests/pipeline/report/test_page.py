@@ -1,4 +1,4 @@
-"""The page in a real browser: quiet console, no request, images on hovering, untrusted names inert, no sideways scrolling."""
+"""The page in a real browser: console, network, hovering, untrusted names and layout."""
 
 import base64
 import json
@@ -25,38 +25,49 @@ BROWSER = (
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason="no chromium on this machine; Debian: apt-get install chromium"
 )
-EVIL = (
+UNTRUSTED_NAMES = (
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(2)>",
     '"><svg onload=alert(3)>',
     "</script><script>alert(4)</script>",
     "{{ 7*7 }}@x $y$",
 )
-HOVERED = """(() => {
-    const found = [];
-    const walk = node => {
-        for (const one of node.querySelectorAll('*')) {
-            if (one.matches('.hover')) {
-                const image = one.querySelector('img');
-                found.push([image.naturalWidth, image.src.slice(0, 16), one.textContent, one.querySelectorAll('script, svg, img').length]);
+LOADED = """document.readyState === 'complete'
+    && Bokeh.documents.length > 0 && Bokeh.documents[0].is_idle"""
+FIRST_POINT = """(() => {
+    const view = Object.values(Bokeh.index)[0] ?? Bokeh.index.roots[0];
+    const data = view.model.renderers[0].data_source.data;
+    const box = view.canvas_view.el.getBoundingClientRect();
+    const scales = [view.frame.x_scale, view.frame.y_scale];
+    return [box.x + scales[0].compute(data.x[0]), box.y + scales[1].compute(data.y[0])];
+})()"""
+TOOLTIPS = """(() => {
+    const tooltips = [];
+    const walk = root => {
+        for (const element of root.querySelectorAll('*')) {
+            if (element.matches('.hover')) {
+                const image = element.querySelector('img');
+                const embedded = element.querySelectorAll('script, svg, img').length;
+                const source = image.src.slice(0, 16);
+                tooltips.push([image.naturalWidth, source, element.textContent, embedded]);
             }
-            if (one.shadowRoot) walk(one.shadowRoot);
+            if (element.shadowRoot) walk(element.shadowRoot);
         }
     };
     walk(document);
-    return found;
+    return tooltips;
 })()"""
 
 
 class Page:
-    """One tab, by the DevTools protocol."""
+    """One browser tab, driven by the DevTools protocol."""
 
     def __init__(self, address: str, port: int):
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/json/new?about:blank", method="PUT"
-        )  # our own browser
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            target = json.load(answer)["webSocketDebuggerUrl"]
+        )
+        with urllib.request.urlopen(request, timeout=10) as response:
+            target = json.load(response)["webSocketDebuggerUrl"]
         self.socket = websocket.create_connection(target, timeout=20, suppress_origin=True)
         self.events: list[dict[str, Any]] = []
         self.count = 0
@@ -65,67 +76,77 @@ class Page:
         self.call("Page.navigate", url=address)
         for _ in range(100):
             time.sleep(0.1)
-            if self.evaluate(
-                "document.readyState === 'complete' && Bokeh.documents.length > 0 && Bokeh.documents[0].is_idle"
-            ):
+            if self.evaluate(LOADED):
                 break
 
     def call(self, method: str, **parameters: Any) -> Any:
+        """Call a method. Events that arrive before its response are kept."""
         self.count += 1
         self.socket.send(json.dumps({"id": self.count, "method": method, "params": parameters}))
-        while (answer := json.loads(self.socket.recv())).get("id") != self.count:
-            self.events.append(answer)
-        assert "error" not in answer, answer
-        return answer["result"]
+        while (response := json.loads(self.socket.recv())).get("id") != self.count:
+            self.events.append(response)
+        assert "error" not in response, response
+        return response["result"]
 
     def evaluate(self, script: str) -> Any:
-        return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get(
-            "value"
+        """Return the value of a JavaScript expression."""
+        response = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        return response["result"].get("value")
+
+    def resize(self, width: int) -> None:
+        """Set the size of the viewport; narrow ones belong to a phone."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 500,
         )
 
-    def complaints(self) -> list[dict[str, Any]]:
-        """Exceptions, errors and warnings on the console, dialogs."""
-        bad = []
+    def problems(self) -> list[dict[str, Any]]:
+        """Return exceptions, dialogs, and errors and warnings on the console."""
+        problems = []
         for event in self.events:
-            method, what = event.get("method"), event.get("params", {})
-            level = what["entry"]["level"] if method == "Log.entryAdded" else ""
-            level = what["type"] if method == "Runtime.consoleAPICalled" else level
-            if method in ("Runtime.exceptionThrown", "Page.javascriptDialogOpening") or level in (
-                "error",
-                "warning",
-                "assert",
-            ):
-                bad.append(event)
-        return bad
+            method, parameters = event.get("method"), event.get("params", {})
+            level = ""
+            if method == "Log.entryAdded":
+                level = parameters["entry"]["level"]
+            elif method == "Runtime.consoleAPICalled":
+                level = parameters["type"]
+            failed = method in ("Runtime.exceptionThrown", "Page.javascriptDialogOpening")
+            if failed or level in ("error", "warning", "assert"):
+                problems.append(event)
+        return problems
 
     def requests(self) -> set[str]:
-        found = (
-            event["params"]["request"]["url"]
-            for event in self.events
-            if event.get("method") == "Network.requestWillBeSent"
-        )
-        return {url for url in found if not url.startswith(("data:", "blob:"))}
+        """Return the requested addresses, without data: and blob: URLs."""
+        addresses = set()
+        for event in self.events:
+            if event.get("method") == "Network.requestWillBeSent":
+                addresses.add(event["params"]["request"]["url"])
+        return {address for address in addresses if not address.startswith(("data:", "blob:"))}
 
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory) -> Iterator[int]:
+    """Start a browser and return its DevTools port."""
     profile = tmp_path_factory.mktemp("profile")
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync"
     command = [
         str(BROWSER),
-        *flags.split(),
+        *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
         f"--user-data-dir={profile}",
         "--remote-debugging-port=0",
         "about:blank",
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        told = profile / "DevToolsActivePort"
+        port_file = profile / "DevToolsActivePort"
         for _ in range(200):
-            if told.exists() and "\n" in told.read_text():
+            if port_file.exists() and "\n" in port_file.read_text():
                 break
             time.sleep(0.1)
-        yield int(told.read_text().split()[0])
+        yield int(port_file.read_text().split()[0])
     finally:
         process.terminate()
         process.wait(20)
@@ -133,109 +154,100 @@ def port(tmp_path_factory) -> Iterator[int]:
 
 @pytest.fixture
 def browse(port) -> Iterator[Callable[[Path], Page]]:
-    """Opens a file in a tab of its own."""
+    """Return a function that opens a file in a new tab."""
     pages: list[Page] = []
 
-    def opened(path: Path) -> Page:
+    def open_page(path: Path) -> Page:
         pages.append(Page(path.as_uri(), port))
         return pages[-1]
 
-    yield opened
+    yield open_page
     for page in pages:
         page.socket.close()
 
 
 @pytest.fixture(scope="module")
 def report_file(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("evil")
-    data = make_dataset(EVIL, train=12, test=10, noise=110, size=16, channels=3)
+    folder = tmp_path_factory.mktemp("untrusted")
+    data = make_dataset(UNTRUSTED_NAMES, train=12, test=10, noise=110, size=16, channels=3)
     report(*train_both(data, folder), out=folder, context=QUIET, source=data)
     return folder / "report.html"
 
 
-def test_quiet_and_offline(report_file, browse):
+def test_no_problem_on_the_console_and_no_request(report_file, browse):
     page = browse(report_file)
     assert page.evaluate("Bokeh.documents[0].is_idle") is True
-    assert page.complaints() == []
+    assert page.problems() == []
     assert page.requests() == {report_file.as_uri()}
 
 
-def test_names_are_inert(report_file, browse):
+def test_untrusted_names_are_shown_as_text(report_file, browse):
     page = browse(report_file)
     assert page.evaluate("document.querySelectorAll('script').length") == 2
     assert page.evaluate("document.querySelectorAll('[onerror], [onload]').length") == 0
     text = page.evaluate("document.body.innerText")
-    assert all(name in text for name in EVIL)
+    assert all(name in text for name in UNTRUSTED_NAMES)
     assert not [
         event for event in page.events if event.get("method") == "Page.javascriptDialogOpening"
     ]
 
 
-def test_hovering_shows_the_image(report_file, browse):
-    """Moving over a point opens a tooltip with a decoded image and the names as text."""
+def test_hovering_shows_the_image_and_its_classes(report_file, browse):
     page = browse(report_file)
-    page.call(
-        "Emulation.setDeviceMetricsOverride",
-        width=1280,
-        height=900,
-        deviceScaleFactor=1,
-        mobile=False,
-    )
+    page.resize(1280)
     page.evaluate("document.getElementById('map').scrollIntoView({block: 'center'})")
     time.sleep(0.5)
-    where = page.evaluate("""(() => {
-        const view = Object.values(Bokeh.index)[0] ?? Bokeh.index.roots[0];
-        const plot = view.model, data = plot.renderers[0].data_source.data;
-        const box = view.canvas_view.el.getBoundingClientRect();
-        return [box.x + view.frame.x_scale.compute(data.x[0]), box.y + view.frame.y_scale.compute(data.y[0])];
-    })()""")
+    x, y = page.evaluate(FIRST_POINT)
     for step in range(4):
-        page.call("Input.dispatchMouseEvent", type="mouseMoved", x=where[0] + 3 - step, y=where[1])
+        page.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + 3 - step, y=y)
         time.sleep(0.2)
-    shown = page.evaluate(HOVERED)
-    assert shown, "no tooltip"
-    width, start, text, elements = shown[0]
-    assert width == 16 and start == "data:image/webp;"
-    assert any(f"is {name}" in text for name in EVIL)
-    assert elements == 1  # the image alone: no name became an element
-    assert page.complaints() == []
+    tooltips = page.evaluate(TOOLTIPS)
+    assert tooltips, "no tooltip"
+    width, source, text, embedded = tooltips[0]
+    assert width == 16
+    assert source == "data:image/webp;"
+    assert any(f"true class: {name}" in text for name in UNTRUSTED_NAMES)
+    assert embedded == 1  # only the image: no name became an element
+    assert page.problems() == []
 
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_the_screen_and_has_something_on_it(report_file, browse, width, scheme):
+def test_the_page_fits_the_screen(report_file, browse, width, scheme):
     page = browse(report_file)
-    page.call(
-        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
-    )
-    page.call(
-        "Emulation.setDeviceMetricsOverride",
-        width=width,
-        height=900,
-        deviceScaleFactor=1,
-        mobile=width < 500,
-    )
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.call("Emulation.setEmulatedMedia", features=features)
+    page.resize(width)
     time.sleep(0.5)
+    page.evaluate("document.querySelectorAll('details').forEach(element => element.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     content = base64.b64decode(page.call("Page.captureScreenshot")["data"])
     pixels = np.asarray(Image.open(BytesIO(content)).convert("L"))
     assert (pixels.mean() > 128) == (scheme == "light")
-    assert pixels.std() > 10
+    assert pixels.std() > 10  # the page is not empty
 
 
-def test_it_prints(report_file, browse):
+def test_a_footnote_opens_its_definition(report_file, browse):
+    page = browse(report_file)
+    assert page.evaluate("document.querySelector('#definition-1').closest('details').open") is False
+    page.evaluate("document.querySelector('a[href=\"#definition-1\"]').click()")
+    time.sleep(0.5)
+    assert page.evaluate("document.querySelector('#definition-1').closest('details').open") is True
+
+
+def test_the_page_can_be_printed(report_file, browse):
     page = browse(report_file)
     assert base64.b64decode(page.call("Page.printToPDF")["data"]).startswith(b"%PDF")
-    assert page.complaints() == []
+    assert page.problems() == []
 
 
 @pytest.mark.slow
-def test_ten_thousand_test_images_make_a_page_below_10_mb_within_a_minute(tmp_path, browse):
+def test_ten_thousand_test_images_take_a_minute_and_10_mb(tmp_path, browse):
     data = make_dataset(tuple(map(str, range(10))), train=30, test=1000, noise=60, size=28)
     paths = train_both(data, tmp_path)
-    begun = time.monotonic()
+    start = time.monotonic()
     report(*paths, out=tmp_path, context=QUIET, source=data)
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - start < 60
     assert (tmp_path / "report.html").stat().st_size < 10_000_000
     page = browse(tmp_path / "report.html")
-    assert page.complaints() == []
+    assert page.problems() == []

@@ -1,0 +1,83 @@
+"""Percentages, p-values and differences as text."""
+
+import math
+
+from stages.evaluation.results import PairedTest, Score
+
+UNDEFINED = "\u2013"
+
+
+def format_percent(value: float | None) -> str:
+    """Return a score as a percentage with one decimal.
+
+    More decimals are used where one would round to 0% or 100%.
+
+    Example:
+        >>> format_percent(0.5), format_percent(0.99996), format_percent(1.0)
+        ('50.0%', '99.996%', '100.0%')
+    """
+    if value is None or math.isnan(value):
+        return UNDEFINED
+    for decimals in (1, 2, 3, 4):
+        text = f"{100 * value:.{decimals}f}"
+        if float(text) not in (0, 100) or value in (0, 1):
+            break
+    return f"{text}%"
+
+
+def format_interval(score: Score) -> str:
+    """Return the 95% confidence interval as percentages, or nothing if it is undefined."""
+    if score.low is None or score.high is None:
+        return ""
+    return f"{format_percent(score.low).removesuffix('%')}\u2013{format_percent(score.high)}"
+
+
+def format_points(difference: float, *, decimals: int) -> str:
+    """Return a difference of two scores in percentage points, with its sign.
+
+    Example:
+        >>> format_points(0.0125, decimals=2)
+        '+1.25'
+    """
+    return f"{100 * difference:+.{decimals}f}".replace("-", "\u2212")
+
+
+def format_p_value(value: float | None) -> str:
+    """Return a p-value with two significant digits.
+
+    Example:
+        >>> format_p_value(1.0), format_p_value(0.022), format_p_value(1e-9)
+        ('1.0', '0.022', '< 0.001')
+    """
+    if value is None:
+        return UNDEFINED
+    return "< 0.001" if value < 0.001 else f"{value:#.2g}"
+
+
+def p_equals(value: float | None) -> str:
+    """Return ``p = 0.63`` or ``p < 0.001``.
+
+    Example:
+        >>> p_equals(0.63), p_equals(1e-9)
+        ('p = 0.63', 'p < 0.001')
+    """
+    text = format_p_value(value)
+    return f"p {text}" if text.startswith("<") else f"p = {text}"
+
+
+def is_significant(paired: PairedTest) -> bool:
+    """Return True if the difference is significant at the 5% level."""
+    return paired.p_value is not None and paired.p_value < 0.05
+
+
+def format_difference(paired: PairedTest) -> str:
+    """Return the difference with its 95% confidence interval and its significance."""
+    if paired.difference is None or paired.low is None or paired.high is None:
+        return "undefined"
+    difference = format_points(paired.difference, decimals=1)
+    low, high = format_points(paired.low, decimals=1), format_points(paired.high, decimals=1)
+    negation = "" if is_significant(paired) else "not "
+    return (
+        f"{difference} points (95% CI {low} to {high}), "
+        f"{negation}significantly different ({p_equals(paired.p_value)})"
+    )

@@ -1,0 +1,87 @@
+"""Galleries of the page: misclassified images, disagreements and hard triplets."""
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.evaluated_run import EvaluatedRun
+from pipeline.report.formats import format_percent
+from pipeline.report.thumbnails import thumbnail
+from stages.evaluation.explore import Exploration
+from stages.evaluation.knn import nearest_rows
+from stages.records import Split
+
+GALLERY_SIZE = 24  # images
+
+
+def build_galleries(run: EvaluatedRun, exploration: Exploration | None) -> dict[str, Any]:
+    """Return the images of each gallery.
+
+    Args:
+        run: Evaluated run. Only its first repeat is shown.
+        exploration: The run's hardest triplets. Without it there are none.
+
+    Returns:
+        ``errors`` and ``disagreements`` with at most 24 images each, ``wrong`` and
+        ``disagree`` with the number of images in all, and ``triplets``.
+    """
+    prediction = run.evaluation.prediction
+    count = len(run.images) // run.repeats
+    labels = run.images.labels.numpy()[:count]
+    wrong = np.flatnonzero(prediction.classifier[:count] != labels)
+    by_confidence = np.argsort(-prediction.probability[wrong], kind="stable")
+    disagreeing = np.flatnonzero(prediction.classifier[:count] != prediction.knn[:count])
+    return {
+        "wrong": len(wrong),
+        "errors": [
+            {**_predicted_image(run, row), "nearest": _nearest_images(run, row)}
+            for row in wrong[by_confidence][:GALLERY_SIZE].tolist()
+        ],
+        "disagree": len(disagreeing),
+        "disagreements": [
+            _predicted_image(run, row) for row in disagreeing[:GALLERY_SIZE].tolist()
+        ],
+        "triplets": _triplets(run.images, exploration) if exploration else [],
+    }
+
+
+def _image(split: Split, row: int) -> dict[str, Any]:
+    return {
+        "image": thumbnail(split.take(slice(row, row + 1))[0]),
+        "id": split.ids[row],
+        "label": split.classes[int(split.labels[row])],
+    }
+
+
+def _predicted_image(run: EvaluatedRun, row: int) -> dict[str, Any]:
+    prediction, classes = run.evaluation.prediction, run.images.classes
+    return {
+        **_image(run.images, row),
+        "classifier": classes[prediction.classifier[row]],
+        "probability": format_percent(float(prediction.probability[row])),
+        "knn": classes[prediction.knn[row]],
+    }
+
+
+def _nearest_images(run: EvaluatedRun, row: int) -> list[dict[str, Any]]:
+    """Return the training images nearest to a test image, in the fold that tested it."""
+    folds = iter(run.folds or (run,))
+    fold = next(folds)
+    while row >= len(fold.images):
+        row -= len(fold.images)
+        fold = next(folds)
+    nearest = nearest_rows(fold.test.vectors[[row]], fold.gallery.vectors, count=4)[0]
+    return [_image(fold.data.train, index) for index in nearest.tolist()]
+
+
+def _triplets(test: Split, exploration: Exploration) -> list[dict[str, Any]]:
+    return [
+        {
+            "images": [_image(test, row) for row in rows],
+            "positive": positive,
+            "negative": negative,
+        }
+        for rows, (positive, negative) in zip(
+            exploration.triplets.tolist(), exploration.sides.tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,82 @@
+"""The files of the report: pictures, determinism, untrusted names and many classes."""
+
+import csv
+import dataclasses
+
+import pandas as pd
+import pytest
+from factories import QUIET, TINY, make_dataset, train_both
+from PIL import Image
+
+from pipeline.commands.report import report
+from pipeline.escape import escape_formula
+
+CSV_FILES = ("accuracy.csv", "comparisons.csv", "predictions.csv")
+UNTRUSTED_NAMES = (
+    "<script>alert(1)</script>",
+    "=cmd|' /C calc'!A0",
+    "$x_{",
+    "@SUM(A1)",
+    "\u540d\u524d",
+    "-1",
+    'quo"te, and\nline',
+)
+
+
+def test_figures_are_written_as_png_and_svg(good_report):
+    figures = good_report.folder / "figures"
+    names = {path.stem for path in figures.iterdir()}
+    assert {"comparison", "confusion", "distances", "map", "reliability", "training-loss"} <= names
+    for name in names:
+        with Image.open(figures / f"{name}.png") as image:
+            assert min(image.size) > 300
+        svg = (figures / f"{name}.svg").read_text(encoding="utf-8")
+        assert svg.startswith("<?xml")
+        assert "</svg>" in svg
+
+
+def test_the_same_run_writes_the_same_bytes(good_report, tmp_path):
+    folder = good_report.folder
+    paths = folder / "embedding.safetensors", folder / "embedding-classifier.safetensors"
+    report(*paths, out=tmp_path, context=QUIET, source=good_report.data)
+    for name in CSV_FILES:
+        assert (tmp_path / name).read_bytes() == (folder / "out" / name).read_bytes()
+
+
+def test_the_page_defines_each_score_in_a_footnote(good_report):
+    page = (good_report.folder / "out" / "report.html").read_text(encoding="utf-8")
+    scores = [score for score in good_report.runs[0].evaluation.scores if score.split == "test"]
+    for number in range(1, len(scores) + 1):
+        assert page.count(f'href="#definition-{number}"') == 1
+        assert page.count(f'id="definition-{number}"') == 1
+    assert f'id="definition-{len(scores) + 1}"' not in page
+
+
+def test_untrusted_names_are_escaped_and_can_be_read_back(tmp_path):
+    data = make_dataset(UNTRUSTED_NAMES)
+    out = tmp_path / "out"
+    figures = tmp_path / "figures"
+    report(*train_both(data, tmp_path), out=out, context=QUIET, source=data, figures=figures)
+    for name in CSV_FILES:
+        with (out / name).open(newline="", encoding="utf-8") as file:
+            for row in csv.reader(file):
+                for cell in row:
+                    assert escape_formula(cell) == cell  # a spreadsheet runs none of them
+    predictions = pd.read_csv(out / "predictions.csv", dtype=str, keep_default_na=False)
+    labels = [data.test.classes[label] for label in data.test.labels]
+    assert list(predictions["label"].str.removeprefix("'")) == labels
+    assert len(predictions) == len(data.test)
+
+
+@pytest.mark.slow
+def test_a_thousand_classes_make_a_page_below_10_mb(tmp_path):
+    classes = tuple(f"class {label}" for label in range(1000))
+    test_images = {0: 0, 1: 1} | dict.fromkeys(range(2, 1000), 2)
+    data = make_dataset(classes, train=2, test=test_images)
+    settings = dataclasses.replace(TINY, epochs=1, classes_per_batch=80, images_per_class=2)
+    paths = train_both(data, tmp_path, settings=settings)
+    (run,) = report(*paths, out=tmp_path / "out", context=QUIET, source=data)
+    assert run.evaluation.score("classification_accuracy").count == 1997
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert len(page) < 10_000_000
+    assert "The other 970 classes" in page
