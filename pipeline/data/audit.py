@@ -88,6 +88,8 @@ def audit_source(
     copies_across_labels = [
         rows for rows in copies if len({entries[row].label for row in rows}) > 1
     ]
+    groups = equal_groups(entry.group or None for entry in entries)
+    crossings = [rows for rows in groups if len({splits[row] for row in rows}) > 1]
     return Audit(
         source=source.name,
         images=len(entries),
@@ -100,7 +102,7 @@ def audit_source(
         exact_duplicates=_ids(source, copies),
         leaks=_ids(source, copies_across_splits),
         label_conflicts=_ids(source, copies_across_labels),
-        group_crossings=_group_crossings(source, splits),
+        group_crossings=tuple(entries[rows[0]].group for rows in crossings),
         near_duplicates=_ids(source, near_duplicates(source, progress=progress)) if near else None,
         batches=batches,
         problems=problems,
@@ -135,14 +137,6 @@ def _count_images(source: Source, splits: Sequence[str]) -> dict[str, dict[str, 
     return counts
 
 
-def _group_crossings(source: Source, splits: Sequence[str]) -> tuple[str, ...]:
-    names = []
-    for rows in equal_groups(entry.group or None for entry in source.entries):
-        if len({splits[row] for row in rows}) > 1:
-            names.append(source.entries[rows[0]].group)
-    return tuple(names)
-
-
 def _ids(source: Source, groups: Iterable[Sequence[int]]) -> Groups:
     return tuple(tuple(source.entries[row].id for row in rows) for rows in groups)
 
@@ -158,11 +152,11 @@ def audit_warnings(audit: Audit) -> list[str]:
         ("identical images in one split", harmless),
         ("groups in more than one split", crossings),
     ]
-    warnings = []
-    for finding, groups in findings:
-        if groups:
-            warnings.append(f"{finding}: {len(groups)}, such as {' = '.join(groups[0][:2])}")
-    return warnings
+    return [
+        f"{finding}: {len(groups)}, such as {' = '.join(groups[0][:2])}"
+        for finding, groups in findings
+        if groups
+    ]
 
 
 def as_json(audit: Audit) -> dict[str, Any]:
@@ -181,10 +175,14 @@ def as_json(audit: Audit) -> dict[str, Any]:
 
 def as_text(audit: Audit) -> str:
     """Return the audit as text for the terminal."""
+    totals = [sum(counts[split] for counts in audit.counts.values()) for split in SPLITS]
     lines = [
-        *_summary_lines(audit),
+        f"{audit.source}: {audit.images:,} images of {len(audit.counts)} classes, "
+        f"read as {audit.read_as}",
+        f"{totals[0]:,} training, {totals[1]:,} validation, {totals[2]:,} test images; "
+        f"{len(audit.unreadable):,} skipped",
         "",
-        *_class_table(audit),
+        *_class_table(audit, totals),
         "",
         *_image_lines(audit),
         *_finding_lines(audit),
@@ -194,21 +192,7 @@ def as_text(audit: Audit) -> str:
     return "\n".join(_printable(line) for line in lines)
 
 
-def _summary_lines(audit: Audit) -> list[str]:
-    totals = [f"{_total(audit, split):,}" for split in SPLITS]
-    return [
-        f"{audit.source}: {audit.images:,} images of {len(audit.counts)} classes, "
-        f"read as {audit.read_as}",
-        f"{totals[0]} training, {totals[1]} validation, {totals[2]} test images; "
-        f"{len(audit.unreadable):,} skipped",
-    ]
-
-
-def _total(audit: Audit, split: str) -> int:
-    return sum(counts[split] for counts in audit.counts.values())
-
-
-def _class_table(audit: Audit) -> list[str]:
+def _class_table(audit: Audit, totals: list[int]) -> list[str]:
     width = max(map(len, (*audit.counts, "class")))
     rows = [(label, list(counts.values())) for label, counts in audit.counts.items()]
     shown = rows if len(rows) <= 40 else rows[:30]
@@ -217,7 +201,6 @@ def _class_table(audit: Audit) -> list[str]:
         lines.append(f"{label:<{width}}" + "".join(f"{count:>8}" for count in counts))
     if len(rows) > len(shown):
         lines.append(f"... and {len(rows) - len(shown)} more classes (--json has them all)")
-    totals = [_total(audit, split) for split in SPLITS]
     lines.append(f"{'total':<{width}}" + "".join(f"{count:>8}" for count in totals))
     return lines
 

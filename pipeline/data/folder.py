@@ -19,11 +19,6 @@ IMAGE_SUFFIXES = frozenset((
 # fmt: on
 
 
-class _ClassFolder(NamedTuple):
-    path: Path
-    split: str  # "" if the source assigns none
-
-
 class _Listing(NamedTuple):
     """Contents of a folder and its subfolders."""
 
@@ -92,8 +87,8 @@ def list_folder(root: Path) -> tuple[list[SourceFile], list[str]]:
     return files, _notes(loose_images, other_suffixes, unreadable_folders)
 
 
-def _class_folders(root: Path) -> tuple[list[_ClassFolder], list[Path]]:
-    """Return the class folders, and the images that are in none of them."""
+def _class_folders(root: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
+    """Return the class folders with their split ("" for none), and images outside of them."""
     folders = _subfolders(root)
     loose_images = _images_directly_in(root)
     by_name = {folder.name: folder for folder in folders}
@@ -101,7 +96,7 @@ def _class_folders(root: Path) -> tuple[list[_ClassFolder], list[Path]]:
         by_name[split] for split in SPLITS if split in by_name and _subfolders(by_name[split])
     ]
     if not split_folders:
-        return [_ClassFolder(folder, "") for folder in folders], loose_images
+        return [(folder, "") for folder in folders], loose_images
     if "train" not in [folder.name for folder in split_folders]:
         names = ", ".join(f"{folder.name}/" for folder in split_folders)
         raise DataError(f"{root}: has {names} but no train/ with class folders; add it")
@@ -114,7 +109,7 @@ def _class_folders(root: Path) -> tuple[list[_ClassFolder], list[Path]]:
     class_folders = []
     for split_folder in split_folders:
         for folder in _subfolders(split_folder):
-            class_folders.append(_ClassFolder(folder, split_folder.name))
+            class_folders.append((folder, split_folder.name))
         loose_images += _images_directly_in(split_folder)
     return class_folders, loose_images
 
