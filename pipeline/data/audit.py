@@ -1,4 +1,4 @@
-"""What is wrong with a source, before an hour is spent on it."""
+"""Check a data set without training."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,13 +17,25 @@ Groups = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """What `pipeline data` says of a source. Groups hold ids, in the source's order.
+    """Result of ``pipeline data``. Groups hold image ids, in the order of the source.
 
-    images: readable ones. counts: class -> part -> images, as they would be trained and judged on. given: the parts that the
-    source itself gives. exact_duplicates: images with the same pixels, whatever the file; of these, leaks stand in more
-    than one given part, and label_conflicts under more than one label. group_crossings: groups that stand in more
-    than one part, by name. near_duplicates: look alike without being exact; None if that was not asked for.
-    batches: None if no triplet can be drawn. problems: what keeps the source from being trained on.
+    Attributes:
+        source: Name of the source.
+        images: Number of readable images.
+        counts: Class -> split -> number of images, with the splits that training would use.
+        given: Splits that the source assigns itself.
+        sizes: Width x height -> number of images, the most common first.
+        modes: Colour mode -> number of images, the most common first.
+        read_as: Size, colours and resizing of the decoded images.
+        unreadable: Images that cannot be read.
+        exact_duplicates: Images with the same pixels, in whatever files.
+        leaks: Exact duplicates in more than one of the given splits.
+        label_conflicts: Exact duplicates with more than one label.
+        group_crossings: Names of groups with images in more than one split.
+        near_duplicates: Similar images that are not identical; ``None`` if not searched.
+        batches: Batches of an epoch; ``None`` if no triplet can be formed.
+        problems: Reasons why the source cannot be trained on.
+        notes: One sentence for each kind of ignored file.
     """
 
     source: str
@@ -51,87 +63,110 @@ def audit_source(
     near: bool = False,
     progress: Progress | None = None,
 ) -> Audit:
-    """Look a decoded source through.
+    """Check a decoded source.
 
-    dataset: the source's split, if it has been made. near: look for near duplicates too, in O(M^2) time, 10,000 images in
-    about a second.
+    Args:
+        source: Decoded source.
+        dataset: The split source, if it exists already.
+        near: Search for near duplicates too. This takes time quadratic in the number of images,
+            about a second for 10,000 images.
+        progress: Progress display.
+
+    Returns:
+        The audit.
     """
-    entries = source.entries
+    entries, facts, read = source.entries, source.facts, source.read
+    splits: Sequence[str] = dataset.parts if dataset else assign_splits(source)
+    batches, problems = _plan_batches(source, dataset)
+    given = {entry.part for entry in entries}
+    widths, heights = facts["width"].tolist(), facts["height"].tolist()
+    sizes = Counter(f"{width}x{height}" for width, height in zip(widths, heights, strict=True))
+    modes = Counter(mode.decode() for mode in facts["mode"].tolist())
+    colours = "grey" if read.channels == 1 else "colour"
+    copies = equal_groups(facts["pixels"].tolist())
+    copies_across_splits = [rows for rows in copies if len({entries[row].part for row in rows}) > 1]
+    copies_across_labels = [
+        rows for rows in copies if len({entries[row].label for row in rows}) > 1
+    ]
+    groups = equal_groups(entry.group or None for entry in entries)
+    crossings = [rows for rows in groups if len({splits[row] for row in rows}) > 1]
+    return Audit(
+        source=source.name,
+        images=len(entries),
+        counts=_count_images(source, splits),
+        given=tuple(split for split in SPLITS if split in given),
+        sizes=dict(sizes.most_common()),
+        modes=dict(modes.most_common()),
+        read_as=f"{read.size} x {read.size}, {colours}, {read.resize}",
+        unreadable=source.skipped,
+        exact_duplicates=_ids(source, copies),
+        leaks=_ids(source, copies_across_splits),
+        label_conflicts=_ids(source, copies_across_labels),
+        group_crossings=tuple(entries[rows[0]].group for rows in crossings),
+        near_duplicates=_ids(source, near_duplicates(source, progress=progress)) if near else None,
+        batches=batches,
+        problems=problems,
+        notes=source.notes,
+    )
+
+
+def _plan_batches(
+    source: Source, dataset: Dataset | None
+) -> tuple[BatchPlan | None, tuple[str, ...]]:
+    """Return the batches of an epoch, and the reasons why the source cannot be trained on."""
     problems = []
-    plan = None
-    parts: Sequence[str] = dataset.parts if dataset else assign_splits(source)
+    batches = None
     if source.unreadable > source.read.max_unreadable:
         problems.append(
-            f"{source.unreadable:.0%} of the images are unreadable; --max-unreadable allows {source.read.max_unreadable:.0%}"
+            f"{source.unreadable:.0%} of the images are unreadable; "
+            f"--max-unreadable allows {source.read.max_unreadable:.0%}"
         )
     try:
-        plan = plan_batches((dataset or split_source(source)).train.labels)
+        batches = plan_batches((dataset or split_source(source)).train.labels)
     except PipelineError as error:
         problems.append(str(error))
-    counts: dict[str, dict[str, int]] = {}
-    for label in sorted({entry.label for entry in entries}, key=natural_key):
+    return batches, tuple(problems)
+
+
+def _count_images(source: Source, splits: Sequence[str]) -> dict[str, dict[str, int]]:
+    counts = {}
+    for label in sorted({entry.label for entry in source.entries}, key=natural_key):
         counts[label] = dict.fromkeys(SPLITS, 0)
-    for entry, part in zip(entries, parts, strict=True):
-        counts[entry.label][part] += 1
-    given = tuple(name for name in SPLITS if name in {entry.part for entry in entries})
-    same = equal_groups(source.facts["pixels"].tolist())
-    crossing = equal_groups([entry.group or None for entry in entries])
-    facts = source.facts
-    sizes = Counter(
-        f"{width}x{height}"
-        for width, height in zip(facts["width"].tolist(), facts["height"].tolist(), strict=True)
-    )
-    return Audit(
-        source.name,
-        len(entries),
-        counts,
-        given,
-        dict(sizes.most_common()),
-        dict(Counter(mode.decode() for mode in facts["mode"].tolist()).most_common()),
-        f"{source.read.size} x {source.read.size}, {'grey' if source.read.channels == 1 else 'colour'}, {source.read.resize}",
-        source.skipped,
-        _names(source, same),
-        _names(source, [rows for rows in same if len({entries[row].part for row in rows}) > 1]),
-        _names(source, [rows for rows in same if len({entries[row].label for row in rows}) > 1]),
-        tuple(entries[rows[0]].group for rows in crossing if len({parts[row] for row in rows}) > 1),
-        _names(source, near_duplicates(source, progress=progress)) if near else None,
-        plan,
-        tuple(problems),
-        source.notes,
-    )
+    for entry, split in zip(source.entries, splits, strict=True):
+        counts[entry.label][split] += 1
+    return counts
 
 
-def _names(source: Source, groups: Iterable[Sequence[int]]) -> Groups:
+def _ids(source: Source, groups: Iterable[Sequence[int]]) -> Groups:
     return tuple(tuple(source.entries[row].id for row in rows) for rows in groups)
 
 
 def audit_warnings(audit: Audit) -> list[str]:
-    """What should be known before training, one sentence each; empty if all is well."""
-    found = []
-    told = {*audit.leaks, *audit.label_conflicts}
-    for what, groups in (
-        ("the same image in more than one given part", audit.leaks),
-        ("the same image under more than one label", audit.label_conflicts),
-        (
-            "the same image more than once in a part",
-            [group for group in audit.exact_duplicates if group not in told],
-        ),
-        ("a group in more than one part", [(group,) for group in audit.group_crossings]),
-    ):
-        if groups:
-            found.append(f"{what}: {len(groups)}, such as {' = '.join(groups[0][:2])}")
-    return found
+    """Return what the user should know before training, one sentence each."""
+    listed = {*audit.leaks, *audit.label_conflicts}
+    harmless = [group for group in audit.exact_duplicates if group not in listed]
+    crossings = [(group,) for group in audit.group_crossings]
+    findings: list[tuple[str, Sequence[tuple[str, ...]]]] = [
+        ("identical images in more than one given split", audit.leaks),
+        ("identical images with different labels", audit.label_conflicts),
+        ("identical images in one split", harmless),
+        ("groups in more than one split", crossings),
+    ]
+    return [
+        f"{finding}: {len(groups)}, such as {' = '.join(groups[0][:2])}"
+        for finding, groups in findings
+        if groups
+    ]
 
 
 def as_json(audit: Audit) -> dict[str, Any]:
-    """For programs: JSON-ready, the fields of `Audit`, `counts` under the name `classes`."""
-    plain = {
-        name: value
-        for name, value in vars(audit).items()
-        if name not in ("counts", "unreadable", "batches")
-    }
+    """Return the audit as a JSON-ready dictionary.
+
+    Keys are the attributes of :class:`Audit`, except that ``counts`` is called ``classes``.
+    """
+    renamed = ("counts", "unreadable", "batches")
     return {
-        **plain,
+        **{name: value for name, value in vars(audit).items() if name not in renamed},
         "classes": audit.counts,
         "unreadable": [skipped._asdict() for skipped in audit.unreadable],
         "batches": audit.batches and audit.batches._asdict(),
@@ -139,63 +174,80 @@ def as_json(audit: Audit) -> dict[str, Any]:
 
 
 def as_text(audit: Audit) -> str:
-    """For people."""
-    totals = [sum(counts[part] for counts in audit.counts.values()) for part in SPLITS]
-    width = max(map(len, (*audit.counts, "class")))
+    """Return the audit as text for the terminal."""
+    totals = [sum(counts[split] for counts in audit.counts.values()) for split in SPLITS]
     lines = [
-        f"{audit.source}: {audit.images} images of {len(audit.counts)} classes, read as {audit.read_as}",
+        f"{audit.source}: {audit.images:,} images of {len(audit.counts)} classes, "
+        f"read as {audit.read_as}",
+        f"{totals[0]:,} training, {totals[1]:,} validation, {totals[2]:,} test images; "
+        f"{len(audit.unreadable):,} skipped",
         "",
+        *_class_table(audit, totals),
+        "",
+        *_image_lines(audit),
+        *_finding_lines(audit),
+        *[f"note: {note}" for note in audit.notes],
+        *[f"problem: {problem}" for problem in audit.problems],
     ]
-    lines += [f"{'class':<{width}}" + "".join(f"{part:>8}" for part in SPLITS)]
+    return "\n".join(_printable(line) for line in lines)
+
+
+def _class_table(audit: Audit, totals: list[int]) -> list[str]:
+    width = max(map(len, (*audit.counts, "class")))
     rows = [(label, list(counts.values())) for label, counts in audit.counts.items()]
     shown = rows if len(rows) <= 40 else rows[:30]
-    lines += [
-        f"{label:<{width}}" + "".join(f"{count:>8}" for count in counts) for label, counts in shown
-    ]
+    lines = [f"{'class':<{width}}" + "".join(f"{split:>8}" for split in SPLITS)]
+    for label, counts in shown:
+        lines.append(f"{label:<{width}}" + "".join(f"{count:>8}" for count in counts))
     if len(rows) > len(shown):
         lines.append(f"... and {len(rows) - len(shown)} more classes (--json has them all)")
-    lines += [f"{'total':<{width}}" + "".join(f"{count:>8}" for count in totals)]
-    split = ", ".join(audit.given)
-    lines += [
-        "",
-        f"parts given: {split}; the rest split off the training part"
-        if audit.given
-        else "parts: none given, all split here",
+    lines.append(f"{'total':<{width}}" + "".join(f"{count:>8}" for count in totals))
+    return lines
+
+
+def _image_lines(audit: Audit) -> list[str]:
+    given = "none; all images are split here"
+    if audit.given:
+        given = f"{', '.join(audit.given)}; missing splits are taken from the training split"
+    lines = [
+        f"splits given: {given}",
+        f"sizes: {_most_common(audit.sizes)}",
+        f"modes: {_most_common(audit.modes)}",
     ]
-    lines += [f"sizes: {_top(audit.sizes)}", f"modes: {_top(audit.modes)}"]
     if audit.batches:
-        p, k, per_epoch = audit.batches
-        lines.append(f"batches: {p} classes x {k} images, {per_epoch} an epoch")
-    sections = (
+        classes, images, per_epoch = audit.batches
+        lines.append(f"batches: {classes} classes x {images} images, {per_epoch} per epoch")
+    return lines
+
+
+def _finding_lines(audit: Audit) -> list[str]:
+    findings: list[tuple[str, Sequence[tuple[str, ...]] | None]] = [
         ("unreadable", [(f"{path}: {reason}",) for path, reason in audit.unreadable]),
         ("exact duplicates (the same pixels)", audit.exact_duplicates),
-        ("leaks (the same pixels in more than one given part)", audit.leaks),
-        ("label conflicts (the same pixels under more than one label)", audit.label_conflicts),
-        ("groups that cross parts", [(group,) for group in audit.group_crossings]),
-        ("near duplicates (look alike)", audit.near_duplicates),
-    )
-    for title, groups in sections:
-        if groups is not None:
-            lines.append(f"{title}: {len(groups) or 'none'}")
-            lines += [
-                f"  {' = '.join(group[:4])}{' ...' if len(group) > 4 else ''}"
-                for group in groups[:5]
-            ]
-            lines += (
-                [f"  ... and {len(groups) - 5} more (--json has them all)"]
-                if len(groups) > 5
-                else []
-            )
-    lines += [f"note: {note}" for note in audit.notes] + [
-        f"problem: {problem}" for problem in audit.problems
+        ("leaks (the same pixels in more than one given split)", audit.leaks),
+        ("label conflicts (the same pixels with different labels)", audit.label_conflicts),
+        ("groups in more than one split", [(group,) for group in audit.group_crossings]),
+        ("near duplicates (similar pixels)", audit.near_duplicates),
     ]
-    # Names of files need not be text, nor fit on a line.
-    return "\n".join(
-        "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
-        for line in lines
-    )
+    lines = []
+    for title, groups in findings:
+        if groups is None:
+            continue
+        lines.append(f"{title}: {len(groups) or 'none'}")
+        for group in groups[:5]:
+            lines.append(f"  {' = '.join(group[:4])}{' ...' if len(group) > 4 else ''}")
+        if len(groups) > 5:
+            lines.append(f"  ... and {len(groups) - 5} more (--json has them all)")
+    return lines
 
 
-def _top(counts: dict[str, int]) -> str:
+def _most_common(counts: dict[str, int]) -> str:
     shown = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:6])
     return shown + (f" and {len(counts) - 6} more" if len(counts) > 6 else "")
+
+
+def _printable(line: str) -> str:
+    """Replace what a terminal cannot show: file names may hold line breaks or invalid UTF-8."""
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line
+    )

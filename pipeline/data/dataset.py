@@ -13,14 +13,26 @@ SPLITS = ("train", "val", "test")
 
 
 class Skipped(NamedTuple):
-    """An image that could not be read, and why."""
+    """An image that could not be read.
+
+    Attributes:
+        path: Id of the image.
+        reason: Why it could not be read.
+    """
 
     path: str
     reason: str
 
 
 class Entry(NamedTuple):
-    """What a source says of one image: its id and label, the part and the group it is given to ("" for none)."""
+    """An image as listed by its source.
+
+    Attributes:
+        id: Path of the image relative to the source, with ``/``, or a path written in a manifest.
+        label: Class name.
+        part: Split that the source assigns (``train``, ``val`` or ``test``), or an empty string.
+        group: Name of the group that must stay in one split, or an empty string.
+    """
 
     id: str
     label: str
@@ -30,11 +42,16 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A source, decoded, not yet split.
+    """A decoded source that has not been split yet.
 
-    name: as given, or a folder's or manifest's full path. entries: of the M readable images. images: uint8 (M, C, S, S), of
-    a memory-mapped file except for `digits`. facts: (M,), fields as in `pipeline.store.FACT`.
-    read: the settings with size and channels filled in. notes: what was passed over, one sentence each.
+    Attributes:
+        name: Name as given by the user, or the full path of a folder or manifest.
+        entries: The M readable images.
+        images: Pixels, uint8, shape (M, C, S, S). Memory-mapped except for ``digits``.
+        facts: Facts about each image, shape (M,), with the fields of ``pipeline.data.decode.FACT``.
+        read: Settings, with image size and channels filled in.
+        skipped: Images that could not be read.
+        notes: One sentence for each kind of ignored file.
     """
 
     name: str
@@ -47,19 +64,27 @@ class Source:
 
     @property
     def unreadable(self) -> float:
-        """The share of images that could not be read."""
+        """Share of the images that could not be read, in [0, 1]."""
         return len(self.skipped) / (len(self.skipped) + len(self.entries))
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A source, read and split.
+    """A source that has been read and split.
 
-    validation, test: None where there are too few images to give any up.
-    source: a name, or the folder's full path. read: the settings with size and channels filled in.
-    fingerprint: of ids, classes, parts and contents; the same data elsewhere has the same.
-    leaked: positions in `test` of images whose pixels stand in the training or the validation part as well.
-    origin: the source itself; parts: each of its images' part, `train`, `val` or `test`.
+    Attributes:
+        train: Training split.
+        validation: Validation split, or ``None`` if no image can be spared for it.
+        test: Test split, or ``None`` if no image can be spared for it.
+        source: Name of the source, or the full path of a folder or manifest.
+        read: Settings, with image size and channels filled in.
+        fingerprint: SHA-256 of ids, classes, splits and image contents. It does not depend on
+            the location of the source.
+        skipped: Images that could not be read.
+        notes: Remarks for the user, one sentence each.
+        leaked: Positions in ``test`` of images whose pixels also occur in training or validation.
+        origin: The source before the split.
+        parts: Split of each image of ``origin``: ``train``, ``val`` or ``test``.
     """
 
     train: Split
@@ -76,14 +101,20 @@ class Dataset:
 
 
 def describe_skipped(source: Source) -> str:
-    """How many images could not be read, with the first few by name and reason."""
+    """Return the number of unreadable images and the first five of them with the reason."""
     skipped = source.skipped
-    named = "; ".join(f"{path}: {reason}" for path, reason in skipped[:5])
+    examples = "; ".join(f"{path}: {reason}" for path, reason in skipped[:5])
     more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
-    return f"{len(skipped)} of {len(source.entries) + len(skipped)} images skipped: {named}{more}"
+    total = len(source.entries) + len(skipped)
+    return f"{len(skipped)} of {total} images skipped: {examples}{more}"
 
 
 def natural_key(label: str) -> tuple[int, int, str]:
-    """Numbers by value, before words: 2 comes before 10."""
+    """Return a sort key that orders numbers by value, and before words.
+
+    Example:
+        >>> sorted(["b", "10", "2"], key=natural_key)
+        ['2', '10', 'b']
+    """
     number = label.isascii() and label.isdigit() and len(label) < 300
     return (0, int(label), label) if number else (1, 0, label)

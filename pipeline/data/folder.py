@@ -4,107 +4,186 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.data.dataset import SPLITS, Entry
 from pipeline.data.decoding_pool import FileState, file_state
-from pipeline.data.source_files import SourceFile
+from pipeline.data.readable_images import SourceFile
 from stages.errors import DataError
 
 # fmt: off
 IMAGE_SUFFIXES = frozenset((
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".pbm", ".pgm", ".ppm", ".pnm",
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff",
+    ".gif", ".pbm", ".pgm", ".ppm", ".pnm",
 ))
+# fmt: on
+
+
+class _Listing(NamedTuple):
+    """Contents of a folder and its subfolders."""
+
+    files: list[tuple[str, FileState | None]]  # image files; the state of a broken link is None
+    other_suffixes: Counter[str]  # number of other files by suffix
+    unreadable_folders: list[str]
 
 
 def find_image_files(path: Path) -> Iterator[Path]:
-    """A file itself, whatever its name; or the image files below a folder, in a stable order, links followed but not in circles."""
+    """Find the image files in a folder and its subfolders.
+
+    Hidden files and folders are ignored. Symbolic links are followed, except to a folder that
+    contains the link.
+
+    Args:
+        path: A folder, or a file.
+
+    Yields:
+        Image files in a stable order. A path that is not a folder is yielded unchanged.
+    """
     if path.is_dir():
-        files, _, _ = _walk(str(path))
-        for name, _ in files:
+        for name, _ in _walk(str(path)).files:
             yield Path(name)
     else:
         yield path
 
 
 def list_folder(root: Path) -> tuple[list[SourceFile], list[str]]:
-    """Image files in a stable order; hidden files and folders are passed over."""
+    """List the labelled images of a folder.
+
+    Hidden files and folders are ignored.
+
+    Args:
+        root: Folder with one subfolder per class, or with ``train/`` and optionally ``val/`` and
+            ``test/``, each with one subfolder per class.
+
+    Returns:
+        Image files in a stable order, and one note for each kind of ignored file.
+
+    Raises:
+        DataError: If the folder cannot be listed, has another structure, or has no images.
+    """
     try:
-        folders, loose = _subfolders(root), [path for path in root.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
-        parts = sorted((f for f in folders if f.name in SPLITS and _subfolders(f)), key=lambda f: SPLITS.index(f.name))
-        if not parts:
-            pairs = [(folder, "") for folder in folders]
-        elif "train" not in [part.name for part in parts]:
-            raise DataError(f"{root}: has {', '.join(part.name + '/' for part in parts)} but no train/ with class folders; add it")
-        elif other := [folder.name for folder in folders if folder not in parts]:
-            raise DataError(f"{root}: has {other[0]}/ beside {parts[0].name}/; keep only train/, val/ and test/, or only class folders")
-        else:
-            pairs = [(folder, part.name) for part in parts for folder in _subfolders(part)]
-            loose += [path for part in parts for path in part.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+        class_folders, loose_images = _class_folders(root)
     except OSError as error:
-        raise DataError(f"{root}: can't be listed ({error.strerror}); give a folder that you may read") from error
+        raise DataError(
+            f"{root}: cannot be listed ({error.strerror}); give a folder that you may read"
+        ) from error
     files: list[SourceFile] = []
-    others: Counter[str] = Counter()
-    closed: list[str] = []
-    for folder, part in pairs:
-        below, other_endings, unopened = _walk(str(folder))
-        others += other_endings
-        closed += unopened
-        cut = len(str(root)) + 1 if str(root) != os.sep else 1
-        for path, state in below:
-            name = path[cut:] if str(root) != "." else path
-            files.append(SourceFile(path, state, Entry(name.replace(os.sep, "/"), folder.name, part, "")))
+    other_suffixes: Counter[str] = Counter()
+    unreadable_folders: list[str] = []
+    prefix = "" if str(root) == "." else os.path.join(root, "")
+    for folder, split in class_folders:
+        listing = _walk(str(folder))
+        other_suffixes += listing.other_suffixes
+        unreadable_folders += listing.unreadable_folders
+        for path, state in listing.files:
+            name = path.removeprefix(prefix).replace(os.sep, "/")
+            entry = Entry(id=name, label=folder.name, part=split, group="")
+            files.append(SourceFile(path, state, entry))
     if not files:
-        raise DataError(f"{root}: no image in it; give a folder with one subfolder a class, images within ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    notes = []
-    if loose:
-        notes.append(f"{len(loose)} images that lie in no class folder passed over, such as {min(loose).name}")
-    if others:
-        named = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in others.most_common(5))
-        notes.append(f"{others.total()} files that are no images by their ending passed over: {named}")
-    if closed:
-        notes.append(f"{len(closed)} folders can't be opened: {', '.join(closed[:5])}")
-    return files, notes
+        raise DataError(
+            f"{root}: no image in its class folders; give a folder with one subfolder per class "
+            f"that contains images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+        )
+    return files, _notes(loose_images, other_suffixes, unreadable_folders)
+
+
+def _class_folders(root: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
+    """Return the class folders with their split ("" for none), and images outside of them."""
+    folders = _subfolders(root)
+    loose_images = _images_directly_in(root)
+    by_name = {folder.name: folder for folder in folders}
+    split_folders = [
+        by_name[split] for split in SPLITS if split in by_name and _subfolders(by_name[split])
+    ]
+    if not split_folders:
+        return [(folder, "") for folder in folders], loose_images
+    if "train" not in [folder.name for folder in split_folders]:
+        names = ", ".join(f"{folder.name}/" for folder in split_folders)
+        raise DataError(f"{root}: has {names} but no train/ with class folders; add it")
+    for folder in folders:
+        if folder not in split_folders:
+            raise DataError(
+                f"{root}: has {folder.name}/ next to {split_folders[0].name}/; "
+                "keep only train/, val/ and test/, or only class folders"
+            )
+    class_folders = []
+    for split_folder in split_folders:
+        for folder in _subfolders(split_folder):
+            class_folders.append((folder, split_folder.name))
+        loose_images += _images_directly_in(split_folder)
+    return class_folders, loose_images
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(
+        path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
 
 
-def _walk(folder: str) -> tuple[list[tuple[str, FileState | None]], Counter[str], list[str]]:
-    """Image files below a folder with their state (None for a broken link), how many files of other endings, unopened folders.
+def _images_directly_in(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    ]
 
-    Links are followed, but not to a folder that encloses the link.
+
+def _notes(
+    loose_images: list[Path], other_suffixes: Counter[str], unreadable_folders: list[str]
+) -> list[str]:
+    notes = []
+    if loose_images:
+        example = min(loose_images).name
+        notes.append(f"{len(loose_images)} images outside class folders ignored, such as {example}")
+    if other_suffixes:
+        kinds = ", ".join(
+            f"{count} {suffix or 'without one'}" for suffix, count in other_suffixes.most_common(5)
+        )
+        notes.append(f"{other_suffixes.total()} files ignored because of their extension: {kinds}")
+    if unreadable_folders:
+        examples = ", ".join(unreadable_folders[:5])
+        notes.append(f"{len(unreadable_folders)} folders cannot be opened: {examples}")
+    return notes
+
+
+def _walk(folder: str) -> _Listing:
+    """List a folder and its subfolders, depth first, sorted by name.
+
+    Links are followed, except to a folder that contains the link. No recursion: folders may be
+    nested more deeply than Python's call stack allows.
     """
-    files: list[tuple[str, FileState | None]] = []
-    others: Counter[str] = Counter()
-    closed: list[str] = []
-    above = frozenset((state.st_dev, state.st_ino) for state in map(os.stat, Path(folder).resolve().parents))
-    stack = [(folder, above)]
+    listing = _Listing(files=[], other_suffixes=Counter(), unreadable_folders=[])
+    parents = Path(folder).resolve().parents
+    stack = [(folder, frozenset(_identity(os.stat(parent)) for parent in parents))]
     while stack:
         path, enclosing = stack.pop()
         try:
-            state = os.stat(path)
+            identity = _identity(os.stat(path))
             with os.scandir(path) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError:
-            closed.append(path)
+            listing.unreadable_folders.append(path)
             continue
-        identity = (state.st_dev, state.st_ino)
         if identity in enclosing:
             continue
-        folders = []
+        subfolders = []
         for entry in entries:
+            suffix = os.path.splitext(entry.name)[1].lower()
             if entry.name.startswith("."):
                 continue
-            ending = os.path.splitext(entry.name)[1].lower()
             if _is_folder(entry):
-                folders.append((entry.path, enclosing | {identity}))
-            elif ending not in IMAGE_SUFFIXES:
-                others[ending] += 1
+                subfolders.append((entry.path, enclosing | {identity}))
+            elif suffix in IMAGE_SUFFIXES:
+                listing.files.append((entry.path, file_state(entry.path)))
             else:
-                files.append((entry.path, file_state(entry.path)))
-        stack.extend(reversed(folders))
-    return files, others, closed
+                listing.other_suffixes[suffix] += 1
+        stack.extend(reversed(subfolders))
+    return listing
+
+
+def _identity(state: os.stat_result) -> tuple[int, int]:
+    """Return device and inode, which all paths to a folder share."""
+    return state.st_dev, state.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -13,7 +13,7 @@ from pipeline.data.dataset import Dataset, Entry, Source, describe_skipped
 from pipeline.data.decode import FACT, prepare_image
 from pipeline.data.folder import list_folder
 from pipeline.data.manifest import list_manifest
-from pipeline.data.source_files import source_from_files
+from pipeline.data.readable_images import source_from_files
 from pipeline.data.splits import split_source
 from pipeline.data.torchvision_sets import read_torchvision_set
 from pipeline.files import default_cache
@@ -31,18 +31,40 @@ def load_dataset(
     download: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Read every image of a source and split what it doesn't split itself; arguments as for `read_source`.
+    """Read a source and split it into training, validation and test images.
 
-    Raises DataError as that does, and if more images are unreadable than `read.max_unreadable` allows, or there are fewer
-    than two classes to train on.
+    Splits that the source assigns are used unchanged.
+
+    Args:
+        source: Source of images, as for :func:`read_source`.
+        read: Settings of decoding and splitting.
+        cache: Folder of decoded images; ``None`` for the user's cache.
+        root: Folder of torchvision's data sets; ``None`` for a folder in the user's cache.
+        download: Download a torchvision data set that is missing.
+        progress: Progress display.
+
+    Returns:
+        The data set.
+
+    Raises:
+        DataError: As :func:`read_source`, and if more images are unreadable than
+            ``read.max_unreadable`` allows or fewer than two classes can be trained on.
+
+    Example:
+        >>> data = load_dataset("digits", ReadSettings())
+        >>> len(data.train), len(data.validation), len(data.test)
+        (1259, 179, 359)
     """
-    found = read_source(source, read, cache=cache, root=root, download=download, progress=progress)
-    if found.unreadable > read.max_unreadable:
+    decoded = read_source(
+        source, read, cache=cache, root=root, download=download, progress=progress
+    )
+    if decoded.unreadable > read.max_unreadable:
         raise DataError(
-            f"{found.name}: {describe_skipped(found)}; that is {found.unreadable:.0%}, more than --max-unreadable {read.max_unreadable:g}: "
-            "repair or remove them, or allow more"
+            f"{decoded.name}: {describe_skipped(decoded)}; "
+            f"{decoded.unreadable:.0%} is more than --max-unreadable {read.max_unreadable:g}: "
+            "repair or remove these files, or allow more"
         )
-    return split_source(found)
+    return split_source(decoded)
 
 
 def read_source(
@@ -54,55 +76,71 @@ def read_source(
     download: bool = False,
     progress: Progress | None = None,
 ) -> Source:
-    """Decode a source's images, or find them decoded.
+    """Decode the images of a source, or open them from the cache.
 
-    source: `digits`; a folder with one subfolder a class, or `train/` and perhaps `val/` and `test/` with one subfolder a
-    class each; a CSV file with columns `path`, `label` and perhaps `split` and `group`; or `torchvision:NAME`.
-    cache: the folder of decoded images, None: the user's cache. root, download: where torchvision's sets lie, and whether
-    one that does not may be fetched. progress: wraps an iterable for display, given a caption and its length.
-    Raises DataError if the source is missing or malformed, or none of its images can be read.
+    Args:
+        source: ``digits``; a folder with one subfolder per class; a folder with ``train/`` and
+            optionally ``val/`` and ``test/``, each with one subfolder per class; a CSV file with
+            the columns ``path``, ``label`` and optionally ``split`` and ``group``; or
+            ``torchvision:NAME``.
+        read: Settings of the decoder.
+        cache: Folder of decoded images; ``None`` for the user's cache.
+        root: Folder of torchvision's data sets; ``None`` for a folder in the user's cache.
+        download: Download a torchvision data set that is missing.
+        progress: Progress display.
+
+    Returns:
+        The readable images. Unreadable ones are listed in ``skipped`` with the reason.
+
+    Raises:
+        DataError: If the source is missing or malformed, or none of its images can be read.
+
+    Example:
+        >>> tuple(read_source("digits", ReadSettings()).images.shape)
+        (1797, 1, 8, 8)
     """
     show: Progress = progress or no_progress
     cache = cache or default_cache()
     if source == "digits":
         return _read_digits(read)
     if source.startswith("torchvision:"):
-        return read_torchvision_set(
-            source, read, cache, root or default_cache() / "torchvision", download, show
-        )
+        root = root or default_cache() / "torchvision"
+        return read_torchvision_set(source, read, cache, root, download, show)
     if os.path.isdir(source):
         files, notes = list_folder(Path(source))
     elif os.path.isfile(source) and source.lower().endswith(".csv"):
         files, notes = list_manifest(Path(source)), []
     else:
-        what = "a file, but not a .csv" if os.path.isfile(source) else "no such folder or file"
+        problem = "a file, but not a .csv" if os.path.isfile(source) else "no such folder or file"
         raise DataError(
-            f"{source}: {what}; give `digits`, a folder with one subfolder a class, a .csv, or torchvision:NAME"
+            f"{source}: {problem}; "
+            "give `digits`, a folder with one subfolder per class, a .csv file or torchvision:NAME"
         )
     return source_from_files(str(Path(source).resolve()), files, notes, read, cache, show)
 
 
 def _read_digits(read: ReadSettings) -> Source:
-    from sklearn.datasets import load_digits  # slow to import, and a folder does not need it
+    from sklearn.datasets import load_digits  # slow to import, and only this source needs it
 
     digits = load_digits()
-    arrays = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    outcomes = [
-        prepare_image(
-            Image.fromarray(image),
-            hashlib.sha256(image.tobytes()).hexdigest(),
-            read.size,
-            read.channels,
-            read.resize,
-        )
-        for image in arrays
-    ]
+    outcomes = []
+    for pixels in np.round(digits.images * (255 / 16)).astype(np.uint8):
+        content = hashlib.sha256(pixels.tobytes()).hexdigest()
+        image = Image.fromarray(pixels)
+        outcomes.append(prepare_image(image, content, read.size, read.channels, read.resize))
     images = np.stack(
         [np.frombuffer(outcome.pixels, np.uint8).reshape(outcome.shape) for outcome in outcomes]
-    )
+    )  # (M, C, S, S)
     entries = tuple(
-        Entry(f"digits/{index}", str(target), "", "") for index, target in enumerate(digits.target)
+        Entry(id=f"digits/{index}", label=str(target), part="", group="")
+        for index, target in enumerate(digits.target)
     )
-    facts = np.array([outcome.fact for outcome in outcomes], FACT)
-    filled = replace(read, size=images.shape[-1], channels=images.shape[1])
-    return Source("digits", entries, torch.from_numpy(images), facts, filled, (), ())
+    return Source(
+        name="digits",
+        entries=entries,
+        images=torch.from_numpy(images),
+        facts=np.array([outcome.fact for outcome in outcomes], FACT),
+        read=replace(read, size=images.shape[-1], channels=images.shape[1]),
+        skipped=(),
+        notes=(),
+    )

@@ -7,145 +7,187 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from pipeline.data.components import Edge, connected_groups
 from pipeline.data.dataset import SPLITS, Dataset, Source, describe_skipped, natural_key
 from stages.errors import DataError
 from stages.records import Split
 
 
 def split_source(source: Source, parts: Sequence[str] | None = None) -> Dataset:
-    """Give each image its part, and check that there is something to train on.
+    """Split a source into training, validation and test images.
 
-    parts: each image's, if they have been chosen; then a class may be missing in the training part.
-    Raises DataError for fewer than two classes to train on, or a class that only validation or test has.
+    Args:
+        source: Decoded source.
+        parts: Split of each image. ``None`` applies :func:`assign_splits`, and then every class
+            needs a training image. With given splits, a class may have none.
+
+    Returns:
+        The data set. Classes are in natural order.
+
+    Raises:
+        DataError: If there are fewer than two classes to train on, or only validation or test
+            images of a class.
     """
-    entries, chosen = source.entries, parts is not None
-    parts = parts or assign_splits(source)
-    sizes = Counter(
-        entry.label for entry, part in zip(entries, parts, strict=True) if chosen or part == "train"
-    )
-    classes = tuple(sorted(sizes, key=natural_key))
-    if len(classes) < 2:
-        raise DataError(
-            f"{source.name}: {len(classes)} class to train on ({', '.join(classes)}); triplets need at least 2"
-        )
-    unknown = {entry.label: entry.id for entry in entries if entry.label not in sizes}
-    if unknown:
-        label, example = min(unknown.items())
-        raise DataError(
-            f"{source.name}: class {label} ({example}) has no image in the training part; add some, or take it out"
-        )
-    index = {label: number for number, label in enumerate(classes)}
-    splits: dict[str, Split | None] = dict.fromkeys(SPLITS)
+    splits = parts or assign_splits(source)
     rows: dict[str, list[int]] = {name: [] for name in SPLITS}
-    for row, part in enumerate(parts):
-        rows[part].append(row)
-    for name, mine in rows.items():
-        if mine:
-            labels = torch.tensor([index[entries[row].label] for row in mine])
-            splits[name] = Split(
-                source.images,
-                torch.tensor(mine),
-                labels,
-                classes,
-                tuple(entries[row].id for row in mine),
-            )
-    train = splits["train"]
-    assert train is not None  # two classes were just counted in it
-    notes = [describe_skipped(source)] if source.skipped else []
-    notes += source.notes
-    if lone := [label for label in classes if sizes[label] == 1]:
-        notes.append(
-            f"{len(lone)} classes with one training image ({', '.join(lone[:5])}): no triplet has them as anchor"
-        )
+    for row, split in enumerate(splits):
+        rows[split].append(row)
+    class_rows = rows["train"] if parts is None else range(len(splits))
+    class_sizes = Counter(source.entries[row].label for row in class_rows)
+    _check_classes(source, class_sizes)
+    classes = tuple(sorted(class_sizes, key=natural_key))
+    train = _select(source, rows["train"], classes)
+    assert train is not None  # two classes were counted in it
     pixels = source.facts["pixels"]
     leaked = np.flatnonzero(np.isin(pixels[rows["test"]], pixels[rows["train"] + rows["val"]]))
     return Dataset(
-        train,
-        splits["val"],
-        splits["test"],
-        source.name,
-        source.read,
-        _fingerprint(source, parts),
-        source.skipped,
-        tuple(notes),
-        tuple(leaked.tolist()),
-        source,
-        tuple(parts),
+        train=train,
+        validation=_select(source, rows["val"], classes),
+        test=_select(source, rows["test"], classes),
+        source=source.name,
+        read=source.read,
+        fingerprint=_fingerprint(source, splits),
+        skipped=source.skipped,
+        notes=_notes(source, classes, class_sizes),
+        leaked=tuple(leaked.tolist()),
+        origin=source,
+        parts=tuple(splits),
     )
 
 
-def _fingerprint(source: Source, parts: Sequence[str]) -> str:
+def _check_classes(source: Source, class_sizes: Counter[str]) -> None:
+    if len(class_sizes) < 2:
+        names = ", ".join(class_sizes)
+        noun = "class" if len(class_sizes) == 1 else "classes"
+        raise DataError(
+            f"{source.name}: {len(class_sizes)} {noun} to train on ({names}); "
+            "triplets need at least 2"
+        )
+    unknown = {entry.label: entry.id for entry in source.entries if entry.label not in class_sizes}
+    if unknown:
+        label, example = min(unknown.items())
+        raise DataError(
+            f"{source.name}: class {label} ({example}) has no image in the training split; "
+            "add training images or remove the class"
+        )
+
+
+def _select(source: Source, rows: list[int], classes: tuple[str, ...]) -> Split | None:
+    """Return the images in the given rows, or None without rows."""
+    if not rows:
+        return None
+    class_index = {label: index for index, label in enumerate(classes)}
+    entries = [source.entries[row] for row in rows]
+    return Split(
+        store=source.images,
+        rows=torch.tensor(rows),
+        labels=torch.tensor([class_index[entry.label] for entry in entries]),
+        classes=classes,
+        ids=tuple(entry.id for entry in entries),
+    )
+
+
+def _notes(source: Source, classes: Sequence[str], class_sizes: Counter[str]) -> tuple[str, ...]:
+    notes = [describe_skipped(source)] if source.skipped else []
+    notes += source.notes
+    single = [label for label in classes if class_sizes[label] == 1]
+    if single:
+        examples = ", ".join(single[:5])
+        notes.append(
+            f"{len(single)} classes with one training image ({examples}): "
+            "such an image is never an anchor of a triplet"
+        )
+    return tuple(notes)
+
+
+def _fingerprint(source: Source, splits: Sequence[str]) -> str:
     contents = source.facts["content"].tolist()
     lines = sorted(
-        f"{part}\t{entry.id}\t{entry.label}\t{content.decode()}"
-        for entry, part, content in zip(source.entries, parts, contents, strict=True)
+        f"{split}\t{entry.id}\t{entry.label}\t{content.decode()}"
+        for entry, split, content in zip(source.entries, splits, contents, strict=True)
     )
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def assign_splits(source: Source, salt: str = "") -> list[str]:
-    """Each image's part: the given one, or one split off the training part; another salt splits differently.
+    """Assign each image to a split.
 
-    Images with the same pixels, in whatever class, and images of the same group stay together, as one unit. Units are
-    ordered by a hash of their pixels and the split seed, so that neither the order nor the number of the others moves one.
-    Each goes to the test, else to validation, if that brings the part closer to its rounded share of each of the unit's
-    classes and leaves those classes two images for training; else it is trained on.
+    Splits that the source assigns are kept. Missing ones are taken from the training images,
+    stratified by class. Copies of an image and images of one group stay together. Groups are
+    visited in the order of a hash of their pixels and the split seed, so that neither the order
+    of the images nor other images influence it. A group is moved to test, otherwise to
+    validation, if both hold:
+
+    - the class counts of that split get closer to the rounded shares;
+    - every class of the group keeps at least two training images.
+
+    Args:
+        source: Decoded source, whose settings hold the shares and the split seed.
+        salt: Text that is hashed with the split seed; another salt gives another split.
+
+    Returns:
+        Split of each image, in the order of ``source.entries``.
     """
     entries, read = source.entries, source.read
-    given = {entry.part for entry in entries}
-    wanted = {
-        name: share for name, share in (("test", read.test), ("val", read.val)) if name not in given
-    }
-    parts = [entry.part or "train" for entry in entries]
-    pool = [row for row, part in enumerate(parts) if part == "train"]
-    if not wanted or not pool:
-        return parts
-    left = Counter(entries[row].label for row in pool)
-    missing = {
-        name: {label: round(share * count) for label, count in left.items()}
-        for name, share in wanted.items()
-    }
-    for rows in indivisible_groups(source, pool, salt):
-        counts: dict[str, int] = {}
-        for row in rows:
-            counts[entries[row].label] = counts.get(entries[row].label, 0) + 1
-        for name, lacking in missing.items():
-            closer = (
-                sum(
-                    abs(lacking[label] - count) - abs(lacking[label])
-                    for label, count in counts.items()
-                )
-                < 0
-            )
-            if closer and all(left[label] - count >= 2 for label, count in counts.items()):
-                for row in rows:
-                    parts[row] = name
-                for label, count in counts.items():
-                    lacking[label] -= count
-                    left[label] -= count
+    splits = [entry.part or "train" for entry in entries]
+    shares = {"test": read.test, "val": read.val}
+    for split in {entry.part for entry in entries}:
+        shares.pop(split, None)
+    pool = [row for row, split in enumerate(splits) if split == "train"]
+    if not shares or not pool:
+        return splits
+    train_counts = Counter(entries[row].label for row in pool)
+    missing: dict[str, Counter[str]] = {}  # split -> class -> number of images still to be moved
+    for split, share in shares.items():
+        missing[split] = Counter(
+            {label: round(share * count) for label, count in train_counts.items()}
+        )
+    for group in indivisible_groups(source, pool, salt):
+        counts = Counter(entries[row].label for row in group)
+        if any(train_counts[label] - count < 2 for label, count in counts.items()):
+            continue
+        for split in shares:
+            if _gets_closer(missing[split], counts):
+                for row in group:
+                    splits[row] = split
+                missing[split].subtract(counts)
+                train_counts.subtract(counts)
                 break
-    return parts
+    return splits
+
+
+def _gets_closer(missing: Counter[str], counts: Counter[str]) -> bool:
+    """Return True if moving ``counts`` images brings a split closer to its class counts."""
+    before = sum(abs(missing[label]) for label in counts)
+    after = sum(abs(missing[label] - count) for label, count in counts.items())
+    return after < before
 
 
 def indivisible_groups(source: Source, pool: Sequence[int], salt: str = "") -> list[list[int]]:
-    """Rows that must not be separated, in the order of a hash."""
-    hashes = source.facts["pixels"][pool].tolist()
-    head: dict[object, object] = {}
+    """Group the rows that must stay in one split.
 
-    def find(key: object) -> object:
-        while (above := head.setdefault(key, key)) != key:
-            head[key] = key = head[above]
-        return key
+    Images with the same pixels, in any class, stay together, and so do images of one group.
 
-    for row, pixels in zip(pool, hashes, strict=True):
-        if group := source.entries[row].group:
-            head[find(pixels)] = find(group)  # bytes and str never collide
-    together: dict[object, list[int]] = {}
-    keys: dict[object, bytes] = {}
+    Args:
+        source: Decoded source.
+        pool: Rows of ``source`` to group.
+        salt: Text that is hashed with the split seed; another salt gives another order.
+
+    Returns:
+        Every row of ``pool`` in exactly one group, sorted by a hash of pixels and split seed.
+    """
+    pixels = source.facts["pixels"][pool].tolist()
     seed = f"{source.read.split_seed}:{salt}".encode()
-    for row, pixels in zip(pool, hashes, strict=True):
-        unit = find(pixels)
-        together.setdefault(unit, []).append(row)
-        key = hashlib.sha256(seed + pixels).digest()
-        keys[unit] = min(key, keys.get(unit, key))
-    return [together[unit] for unit in sorted(together, key=keys.__getitem__)]
+    sort_keys = [hashlib.sha256(seed + digest).digest() for digest in pixels]
+    first: dict[bytes | str, int] = {}  # pixels (bytes) or group (str) -> first index with it
+    edges: list[Edge] = []
+    for index, row in enumerate(pool):
+        keys: list[bytes | str] = [pixels[index]]
+        if source.entries[row].group:
+            keys.append(source.entries[row].group)
+        for key in keys:
+            if first.setdefault(key, index) != index:
+                edges.append((first[key], index))
+    groups = connected_groups(len(pool), edges)
+    groups.sort(key=lambda group: min(sort_keys[index] for index in group))
+    return [[pool[index] for index in group] for group in groups]

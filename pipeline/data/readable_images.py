@@ -1,0 +1,89 @@
+"""Decode the images of a source, and skip those that cannot be read."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from pipeline.data.dataset import Entry, Skipped, Source
+from pipeline.data.decoding_pool import FileState, file_decoder
+from pipeline.data.image_store import NothingReadable, Store, file_signature, open_store
+from pipeline.progress import Progress
+from stages.errors import DataError
+from stages.settings import ReadSettings
+
+
+class SourceFile(NamedTuple):
+    """An image file of a source.
+
+    Attributes:
+        path: Path of the file.
+        state: Size in bytes and modification time in ns, or ``None`` if the file is missing.
+        entry: Id, label, split and group of the image.
+    """
+
+    path: str
+    state: FileState | None
+    entry: Entry
+
+
+def source_from_files(
+    name: str,
+    files: Sequence[SourceFile],
+    notes: list[str],
+    read: ReadSettings,
+    cache: Path,
+    show: Progress,
+) -> Source:
+    """Decode image files, or open them from the cache if they have been decoded before.
+
+    Args:
+        name: Name of the source.
+        files: Files of the source.
+        notes: One sentence for each kind of ignored file.
+        read: Settings of the decoder.
+        cache: Folder of decoded images.
+        show: Progress display.
+
+    Returns:
+        The readable images. Unreadable files are listed in ``skipped`` with the reason.
+
+    Raises:
+        DataError: If no file can be read, or the cache cannot be written.
+    """
+    paths_and_states = [(file.path, file.state) for file in files]
+    signature = file_signature(paths_and_states)
+    try:
+        with file_decoder(paths_and_states, read.resize) as decode:
+            store = open_store(cache, signature, decode, len(files), read, show)
+    except NothingReadable as error:
+        raise DataError(f"{name}: {error}: {files[0].path}") from error
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    return source_from_store(name, [file.entry for file in files], store, notes, read)
+
+
+def source_from_store(
+    name: str, entries: Sequence[Entry], store: Store, notes: list[str], read: ReadSettings
+) -> Source:
+    """Return the source whose decoded images are in a store.
+
+    Args:
+        name: Name of the source.
+        entries: All entries of the source, readable or not.
+        store: Decoded images, the facts about them, and the rows that were skipped.
+        notes: One sentence for each kind of ignored file.
+        read: Settings of the decoder. Size and channels are taken from the store.
+    """
+    channels, size = store.images.shape[1], store.images.shape[-1]
+    return Source(
+        name=name,
+        entries=tuple(entries[row] for row in store.origin.tolist()),
+        images=torch.from_numpy(store.images),
+        facts=store.facts,
+        read=replace(read, size=size, channels=channels),
+        skipped=tuple(Skipped(entries[row].id, reason) for row, reason in store.skipped),
+        notes=tuple(notes),
+    )

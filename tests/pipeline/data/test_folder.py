@@ -1,0 +1,241 @@
+"""List folders of images, unusual and invalid ones included."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sample_sources import (
+    RANDOM,
+    Check,
+    Writer,
+    check_readable,
+    check_rejected,
+    count_images,
+    save_image,
+    split_folders,
+    write_photos,
+)
+
+from pipeline.data.folder import find_image_files
+
+
+def nested(root: Path) -> Path:
+    write_photos(root)
+    save_image(root / "a" / "2024" / "june" / "deep.png")
+    return root
+
+
+def suffixes(root: Path) -> Path:
+    write_photos(root)
+    for name in ("A.PNG", "b.JpG", "c.TIFF", "d.jfif"):
+        save_image(root / "a" / name)
+    return root
+
+
+def unicode_names(root: Path) -> Path:
+    write_photos(root)
+    for name in ("ネコ", "naïve", "emoji 🐈", "line\nbreak", "percent%20", "-dash", "'quote\""):
+        save_image(root / name / "図.png")
+        save_image(root / name / "2.png")
+    return root
+
+
+def names_not_in_utf8(root: Path) -> Path:
+    write_photos(root)
+    folder = os.path.join(os.fsencode(root), b"caf\xe9")
+    Path(os.fsdecode(folder)).mkdir()
+    for name in (b"\xff1.png", b"\xff2.png"):
+        shutil.copy(root / "a" / "0.png", os.path.join(folder, name))
+    return root
+
+
+def circular_links(root: Path) -> Path:
+    write_photos(root)
+    (root / "a" / "self").symlink_to(root / "a", target_is_directory=True)
+    (root / "a" / "up").symlink_to(root.parent, target_is_directory=True)
+    (root / "a" / "other").symlink_to(root / "b", target_is_directory=True)
+    (root / "b" / "other").symlink_to(root / "a", target_is_directory=True)
+    (root / "a" / "circle").symlink_to(root / "a" / "circle")
+    return root
+
+
+def links_elsewhere(root: Path) -> Path:
+    write_photos(root.parent / "elsewhere", "c")
+    write_photos(root)
+    (root / "c").symlink_to(root.parent / "elsewhere" / "c", target_is_directory=True)
+    (root / "a" / "one.png").symlink_to(root.parent / "elsewhere" / "c" / "1.png")
+    return root
+
+
+def hidden_files(root: Path) -> Path:
+    write_photos(root)
+    save_image(root / "a" / ".thumbnail.png")
+    save_image(root / ".cache" / "x.png")
+    (root / "a" / ".DS_Store").write_bytes(b"x")
+    return root
+
+
+def other_files(root: Path) -> Path:
+    write_photos(root)
+    (root / "a" / "notes.txt").write_text("x")
+    (root / "a" / "photo.heic").write_bytes(b"x")
+    (root / "a" / "README").write_bytes(b"x")
+    save_image(root / "loose.png")
+    (root / "empty").mkdir()
+    return root
+
+
+def broken_files(root: Path) -> Path:
+    write_photos(root)
+    (root / "a" / "empty.png").write_bytes(b"")
+    (root / "a" / "text.png").write_text("hello")
+    os.mkfifo(root / "b" / "pipe.png")
+    (root / "b" / "gone.png").symlink_to(root / "nowhere.png")
+    return root
+
+
+def sizes_and_modes(root: Path) -> Path:
+    write_photos(root)
+    for index, mode in enumerate(("1", "L", "P", "RGB", "RGBA", "LA", "I;16", "CMYK")):
+        image = Image.fromarray(RANDOM.integers(0, 256, (20 + index, 9, 3), np.uint8))
+        image = image.convert("L").convert(mode) if mode == "I;16" else image.convert(mode)
+        image.save(root / "a" / f"mode {index}.{'tif' if mode == 'CMYK' else 'png'}")
+    return root
+
+
+def deep_folders(root: Path) -> Path:
+    """Nest 300 folders. Their path is too long to be created at once."""
+    write_photos(root)
+    folder = os.open(root / "a", os.O_RDONLY)
+    try:
+        for _ in range(300):
+            os.mkdir("d", dir_fd=folder)
+            subfolder = os.open("d", os.O_RDONLY, dir_fd=folder)
+            os.close(folder)
+            folder = subfolder
+    finally:
+        os.close(folder)
+    return root
+
+
+def numbered_classes(root: Path) -> Path:
+    for label in ("10", "9", "2"):
+        for index in range(3):
+            save_image(root / label / f"{index}.png")
+    return root
+
+
+def broken_images(root: Path, classes: str) -> Path:
+    write_photos(root)
+    for label in classes:
+        for path in (root / label).iterdir():
+            path.write_bytes(b"broken")
+    return root
+
+
+def empty_folder(root: Path) -> Path:
+    root.mkdir()
+    return root
+
+
+READABLE: dict[str, tuple[Writer, Check]] = {
+    "a folder": (
+        write_photos,
+        lambda audit: audit["images"] == 20 and count_images(audit) == [14, 2, 4],
+    ),
+    "nested folders": (
+        nested,
+        lambda audit: audit["images"] == 21 and sum(audit["classes"]["a"].values()) == 11,
+    ),
+    "suffixes in any case": (suffixes, lambda audit: audit["images"] == 24),
+    "unicode names": (
+        unicode_names,
+        lambda audit: audit["images"] == 34 and "line\nbreak" in audit["classes"],
+    ),
+    "names not in UTF-8": (names_not_in_utf8, lambda audit: audit["images"] == 22),
+    "circular links": (
+        circular_links,
+        lambda audit: (
+            audit["images"] == 40
+            and not audit["unreadable"]
+            and len(audit["exact_duplicates"]) == 20
+        ),
+    ),
+    "links to elsewhere": (
+        links_elsewhere,
+        lambda audit: audit["images"] == 31 and len(audit["label_conflicts"]) == 1,
+    ),
+    "hidden files": (hidden_files, lambda audit: audit["images"] == 20 and not audit["notes"]),
+    "other files and loose images": (
+        other_files,
+        lambda audit: audit["images"] == 20 and len(audit["notes"]) == 2,
+    ),
+    "broken files": (
+        broken_files,
+        lambda audit: audit["images"] == 20 and len(audit["unreadable"]) == 4,
+    ),
+    "several sizes and modes": (
+        sizes_and_modes,
+        lambda audit: (
+            audit["images"] == 28
+            and len(audit["sizes"]) == 9
+            and "64 x 64, colour" in audit["read_as"]
+        ),
+    ),
+    "300 nested folders": (deep_folders, lambda audit: audit["images"] == 20),
+    "train and test": (
+        split_folders("train", "test"),
+        lambda audit: audit["given"] == ["train", "test"] and count_images(audit)[1] == 2,
+    ),
+    "train, val and test": (
+        split_folders("train", "val", "test"),
+        lambda audit: count_images(audit) == [20, 20, 20],
+    ),
+    "only train": (
+        split_folders("train"),
+        lambda audit: audit["images"] == 20 and count_images(audit)[2] == 4,
+    ),
+    "numbers sorted by value": (
+        numbered_classes,
+        lambda audit: list(audit["classes"]) == ["2", "9", "10"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_unusual_folders_are_read(name, tmp_path, capsys):
+    check_readable(*READABLE[name], tmp_path, capsys)
+
+
+REJECTED: dict[str, tuple[Writer, str]] = {
+    "an empty folder": (empty_folder, "no image in"),
+    "images without class folders": (lambda root: write_photos(root) / "a", "no image in"),
+    "test without train": (split_folders("test"), "no train/"),
+    "a class next to train": (split_folders("train", "valid"), "valid/ next to train/"),
+    "no readable image": (
+        lambda root: broken_images(root, "ab"),
+        "none of the 20 images can be read",
+    ),
+    "too many unreadable images": (lambda root: broken_images(root, "a"), "--max-unreadable 0.25"),
+}
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_invalid_folders_are_one_error(name, tmp_path, capsys):
+    write, message = REJECTED[name]
+    check_rejected(write, message, tmp_path, capsys)
+
+
+def test_number_of_cases():
+    assert len(READABLE) + len(REJECTED) >= 22
+
+
+def test_image_files_are_found_once_without_hidden_ones(tmp_path):
+    root = hidden_files(other_files(circular_links(tmp_path / "source")))
+    names = [path.relative_to(root).as_posix() for path in find_image_files(root)]
+    assert len(names) == len(set(names))
+    assert "loose.png" in names and "a/0.png" in names and "a/.thumbnail.png" not in names
+    assert list(find_image_files(root / "a" / "notes.txt")) == [root / "a" / "notes.txt"]
