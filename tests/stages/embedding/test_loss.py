@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stages.embedding.loss import TripletCost, _batch_all, triplet_loss
 from stages.embedding.mining import anchor_block, columns_by_class
-from stages.settings import DISTANCES, MININGS
+from stages.settings import DISTANCES, MININGS, EmbedSettings
 
 MODES = [
     (mining, margin, distance)
@@ -254,6 +254,13 @@ def test_mean_distance_is_over_pairs_of_different_rows():
     vectors = unit_vectors(5, 3, seed=9)
     result = triplet_loss(vectors, torch.tensor([0, 0, 1, 1, 1]), margin=0.2)
     assert result.mean_distance == pytest.approx(torch.pdist(vectors).mean().item())
+
+
+def test_default_margin_is_that_of_the_settings():
+    vectors, labels = unit_vectors(12, 4, seed=8), torch.arange(3).repeat(4)
+    loss = triplet_loss(vectors, labels, margin=EmbedSettings().margin).loss
+    assert triplet_loss(vectors, labels).loss == loss
+    assert triplet_loss(vectors, labels, margin=0.2).loss != loss
 
 
 def test_invalid_arguments_raise_value_error():
