@@ -190,9 +190,9 @@ class TripletCost(NamedTuple):
     def pair_weight(self, d_loss_d_distance: Tensor, distances: Tensor) -> Tensor:
         """Convert derivatives to pair weights, in place.
 
-        The pair weight w of two points x and y is such that w (x - y) is the gradient by x. It is
-        the derivative divided by the distance, or twice the derivative by the squared distance.
-        It is 0 where the points coincide.
+        The pair weight w of two points x and y is such that w (x - y) is the gradient by x. For
+        squared distances it is twice the derivative. For Euclidean distances it is the derivative
+        divided by the distance, or 0 where the points coincide.
         """
         if self.squared:
             return d_loss_d_distance.mul_(2)
@@ -216,7 +216,7 @@ class TripletSums(NamedTuple):
 
 
 class _WithGradient(torch.autograd.Function):
-    """Attaches a gradient that is already known to a loss."""
+    """Loss whose gradient has already been computed."""
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, loss: Tensor, gradient: Tensor | None) -> Tensor:
