@@ -1,10 +1,12 @@
-"""The triplet loss beside the peers': forward and backward, d = 128, float32, K = 32.
+"""Speed of the triplet loss compared with other libraries, forward and backward.
 
     python benchmarks/loss.py [--json FILE] [--quick]
 
-Contenders take turns, medians of 5 (after a warm-up), in one process. The limit is what no loss over all pairs can
-avoid: the distance matrix, forward and backward, by `torch.cdist` or by a matrix product, whichever is faster here.
-Before timing, loss and gradient are compared with the peer's; a row says how far apart they are.
+Batches have K = 32 images per class, D = 128, float32. The contenders are interleaved in one
+process. Times are medians of 5 runs after a warm-up. The limit is the cost that no loss over all
+pairs can avoid: the distance matrix, forward and backward, with `torch.cdist` or with a matrix
+product, whichever is faster on this computer. Before timing, loss and gradient are compared with
+those of the other library. The column `apart` is the larger relative difference.
 """
 
 import argparse
@@ -25,11 +27,12 @@ from stages.embedding.loss import triplet_loss
 
 K = 32
 MARGIN = 0.2
+RUNS = 5
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def batch(size: int) -> tuple[Tensor, Tensor]:
-    """Unit vectors around class centres, half trained: some triplets are active, some are not."""
+    """Return unit vectors around class centres, with active and inactive triplets, and labels."""
     torch.manual_seed(size)
     labels = torch.arange(size // K).repeat_interleave(K)
     centres = F.normalize(torch.randn(size // K, 128), dim=1)[labels]
@@ -47,119 +50,140 @@ def metric_learning() -> Loss:
     return loss
 
 
-def sentence(name: str) -> Loss:
+def sentence_transformers(mining: str) -> Loss:
     from sentence_transformers.sentence_transformer import losses
 
     distance = losses.BatchHardTripletLossDistanceFunction.eucledian_distance
-    kind = {
+    loss_classes = {
         "batch-all": losses.BatchAllTripletLoss,
         "batch-hard": losses.BatchHardTripletLoss,
         "semi-hard": losses.BatchSemiHardTripletLoss,
     }
-    loss = kind[name](None, distance_metric=distance, margin=MARGIN)
+    loss = loss_classes[mining](None, distance_metric=distance, margin=MARGIN)
     return lambda vectors, labels: loss.compute_loss_from_embeddings([vectors], labels)
 
 
-def by_cdist(vectors: Tensor, labels: Tensor) -> Tensor:
+def sum_of_cdist(vectors: Tensor, labels: Tensor) -> Tensor:
     return torch.cdist(vectors, vectors).sum()
 
 
-def by_product(vectors: Tensor, labels: Tensor) -> Tensor:
+def sum_of_product(vectors: Tensor, labels: Tensor) -> Tensor:
     return (2 - 2 * vectors @ vectors.T).clamp_min(1e-12).sqrt().sum()
 
 
 def seconds(loss: Loss, vectors: Tensor, labels: Tensor) -> float:
+    """Return the time of one forward and backward pass."""
     leaf = vectors.clone().requires_grad_()
     start = time.perf_counter()
     loss(leaf, labels).backward()
     return time.perf_counter() - start
 
 
-def difference(a: Loss, b: Loss, vectors: Tensor, labels: Tensor) -> float:
-    """The larger of the relative differences of loss and gradient (norm of the difference by norm)."""
+def relative_difference(a: Loss, b: Loss, vectors: Tensor, labels: Tensor) -> float:
+    """Return the larger of the relative differences of loss and of gradient (in norm)."""
     values, gradients = [], []
     for loss in (a, b):
         leaf = vectors.clone().requires_grad_()
-        # Normalised inside the graph: a peer that normalises differs only along the vector itself.
+        # Normalise inside the graph: losses that normalise again then have the same gradient.
         value = loss(F.normalize(leaf, dim=1), labels)
         value.backward()
         values.append(value.item())
         gradients.append(leaf.grad)
-    return max(
-        abs(values[0] / values[1] - 1),
-        float((gradients[0] - gradients[1]).norm() / gradients[1].norm()),
-    )
+    gradient_difference = (gradients[0] - gradients[1]).norm() / gradients[1].norm()
+    return max(abs(values[0] / values[1] - 1), float(gradient_difference))
 
 
-def race(contenders: dict[str, Loss], vectors: Tensor, labels: Tensor) -> dict[str, float]:
+def median_times(contenders: dict[str, Loss], vectors: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the median time of each contender in seconds."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(6):
+    for run in range(1 + RUNS):
         for name, loss in contenders.items():
             elapsed = seconds(loss, vectors, labels)
-            if turn:
+            if run > 0:  # the first run is the warm-up
                 times[name].append(elapsed)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def rows(quick: bool) -> list[dict[str, Any]]:
-    works = [
-        ("batch-all", 512, "pytorch-metric-learning", metric_learning()),
-        ("batch-all", 1024, "sentence-transformers", sentence("batch-all")),
-        ("batch-all", 2048, None, None),
-        *(
-            (mode, size, "sentence-transformers", sentence(mode))
-            for mode in ("semi-hard", "batch-hard")
-            for size in (256, 1024)
-        ),
-    ]
-    table = []
-    for mining, size, name, peer in works:
-        if quick and size > 512:
-            continue
-        vectors, labels = batch(size)
-        contenders = {"ours": ours(mining), "cdist": by_cdist, "product": by_product} | (
-            {"peer": peer} if peer else {}
-        )
-        apart = difference(ours(mining), peer, vectors, labels) if peer else None
-        times = race(contenders, vectors, labels)
-        limit = min(times["cdist"], times["product"])
-        table.append(
-            {
-                "work": f"{mining} {size}",
-                "ours": 1e3 * times["ours"],
-                "peer": 1e3 * times["peer"] if peer else None,
-                "peer_name": name,
-                "ratio": times["peer"] / times["ours"] if peer else None,
-                "limit": 1e3 * limit,
-                "unit": "ms",
-                "difference": apart,
-            }
-        )
-    if not quick:
-        # In a process of its own: the peak is the process's, and the peers' must not count.
-        code = "import benchmarks.loss as b; v, l = b.batch(8192); b.seconds(b.ours('batch-all'), v, l); b.peak()"
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=Path(__file__).parent.parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        peak = {
-            "work": "batch-all 8192 memory",
-            "ours": float(done.stdout),
-            "peer": None,
-            "peer_name": None,
-            "ratio": None,
-        }
-        table.append({**peak, "limit": None, "unit": "GB", "difference": None})
-    return table
+def compare(mining: str, size: int, peer_name: str | None, peer: Loss | None) -> dict[str, Any]:
+    """Return one row of the table; times are in milliseconds."""
+    vectors, labels = batch(size)
+    contenders = {"ours": ours(mining), "cdist": sum_of_cdist, "product": sum_of_product}
+    difference = None
+    if peer is not None:
+        contenders["peer"] = peer
+        difference = relative_difference(ours(mining), peer, vectors, labels)
+    times = median_times(contenders, vectors, labels)
+    return {
+        "work": f"{mining} {size}",
+        "ours": 1e3 * times["ours"],
+        "peer": 1e3 * times["peer"] if peer else None,
+        "peer_name": peer_name,
+        "ratio": times["peer"] / times["ours"] if peer else None,
+        "limit": 1e3 * min(times["cdist"], times["product"]),
+        "unit": "ms",
+        "difference": difference,
+    }
 
 
-def peak() -> None:
-    """The process's largest memory in GB, from Linux; `getrusage` would count the parent's before the exec."""
+def measure_memory() -> dict[str, Any]:
+    """Return the row of the largest batch's peak memory, measured in a separate process."""
+    code = (
+        "import benchmarks.loss as b; vectors, labels = b.batch(8192); "
+        "b.seconds(b.ours('batch-all'), vectors, labels); b.print_peak_memory()"
+    )
+    completed = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {
+        "work": "batch-all 8192 memory",
+        "ours": float(completed.stdout),
+        "peer": None,
+        "peer_name": None,
+        "ratio": None,
+        "limit": None,
+        "unit": "GB",
+        "difference": None,
+    }
+
+
+def print_peak_memory() -> None:
+    """Print the peak memory of this process in GB; Linux only.
+
+    `getrusage` would include the parent process, up to `exec`.
+    """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     print(int(status.split("VmHWM:")[1].split()[0]) / 1e6)
+
+
+def measure(quick: bool) -> list[dict[str, Any]]:
+    """Return all rows of the table."""
+    comparisons = [
+        ("batch-all", 512, "pytorch-metric-learning", metric_learning()),
+        ("batch-all", 1024, "sentence-transformers", sentence_transformers("batch-all")),
+        ("batch-all", 2048, None, None),
+    ]
+    for mining in ("semi-hard", "batch-hard"):
+        for size in (256, 1024):
+            peer = sentence_transformers(mining)
+            comparisons.append((mining, size, "sentence-transformers", peer))
+    if quick:
+        return [compare(*comparison) for comparison in comparisons if comparison[1] <= 512]
+    return [*(compare(*comparison) for comparison in comparisons), measure_memory()]
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    print(f"{'work':24}{'ours':>10}{'peer':>10}{'ratio':>8}{'limit':>10}{'apart':>9}  peer")
+    for row in rows:
+        line = f"{row['work']:24}"
+        for key, width in (("ours", 10), ("peer", 10), ("ratio", 8), ("limit", 10)):
+            text = "-" if row[key] is None else f"{row[key]:.2f}"
+            line += f"{text:>{width}}"
+        apart = "-" if row["difference"] is None else f"{row['difference']:.0e}"
+        print(f"{line}{apart:>9}  {row['peer_name'] or ''} ({row['unit']})")
 
 
 def main() -> None:
@@ -169,19 +193,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="only the small batches")
     options = parser.parse_args()
-    table = rows(options.quick)
-    print(f"{'work':24}{'ours':>10}{'peer':>10}{'ratio':>8}{'limit':>10}{'apart':>9}  peer")
-    for row in table:
-        shown = [
-            f"{row[key]:.2f}" if row[key] is not None else "-"
-            for key in ("ours", "peer", "ratio", "limit")
-        ]
-        apart = f"{row['difference']:.0e}" if row["difference"] is not None else "-"
-        print(
-            f"{row['work']:24}{shown[0]:>10}{shown[1]:>10}{shown[2]:>8}{shown[3]:>10}{apart:>9}  {row['peer_name'] or ''} ({row['unit']})"
-        )
+    rows = measure(options.quick)
+    print_table(rows)
     if options.json:
-        options.json.write_text(json.dumps(table, indent=1), encoding="utf-8")
+        options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Distances between embedding vectors; the loss and the metrics share them."""
+"""Distances between embedding vectors and sorting by them, for the loss and the scores."""
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -7,69 +7,125 @@ import numpy as np
 import torch
 from torch import Tensor
 
+GALLERY_BLOCK = 4096  # gallery vectors per block, to bound memory
+MIN_PARALLEL = 2**16  # values from which sorting on several threads is worthwhile
+
 
 def squared_distance_factors(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Two matrices whose product is the matrix of squared distances: |x|^2 - 2 x.y + |y|^2 in one multiplication.
+    """Return two matrices whose product holds the squared distances.
 
-    points: floating point (N, D). Returns left and right, both (N, D + 2); `left[i] @ right[j]` is the squared Euclidean
-    distance of i and j, up to rounding of about the dtype's epsilon times the squared lengths, so perhaps just below 0.
-    The first D + 1 columns of right are the points and ones.
+    One matrix multiplication computes |x|^2 - 2 x.y + |y|^2. Its rounding error is about the
+    dtype's epsilon times the squared lengths, so the result can be slightly negative.
+
+    Args:
+        points: Floating point, shape (N, D).
+
+    Returns:
+        ``left`` and ``right``, both of shape (N, D + 2). ``left[i] @ right[j]`` is the squared
+        Euclidean distance of points i and j. The first D + 1 columns of ``right`` are the points
+        and a column of ones.
+
+    Example:
+        >>> left, right = squared_distance_factors(torch.tensor([[0.0, 0.0], [3.0, 4.0]]))
+        >>> (left @ right.T).tolist()
+        [[0.0, 25.0], [25.0, 0.0]]
     """
-    lengths, ones = points.square().sum(1, keepdim=True), points.new_ones(len(points), 1)
-    return torch.cat([-2 * points, lengths, ones], 1), torch.cat([points, ones, lengths], 1)
+    squared_lengths = points.square().sum(1, keepdim=True)  # (N, 1)
+    ones = points.new_ones(len(points), 1)
+    left = torch.cat([-2 * points, squared_lengths, ones], 1)
+    right = torch.cat([points, ones, squared_lengths], 1)
+    return left, right
 
 
 def exact_distances(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Euclidean distances accurate enough to rank near-duplicates: worked out in float64, returned as float32.
+    """Return Euclidean distances that are accurate enough to rank near-duplicates.
 
-    queries: (Q, D). gallery: (G, D). Returns float32 (Q, G), on the CPU. Beside it, memory for a few thousand rows.
-    Distances below 1e-7, which is what float32 unit vectors can't tell apart, are zero exactly.
+    Distances are computed in float64, in blocks of the gallery. Distances below 1e-7, which float32
+    unit vectors cannot resolve, are set to 0.
+
+    Args:
+        queries: Floating point, shape (Q, D).
+        gallery: Floating point, shape (G, D).
+
+    Returns:
+        float32, shape (Q, G), on the CPU.
+
+    Example:
+        >>> exact_distances(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[5., 0.]])
     """
     left, _ = squared_distance_factors(queries.cpu().double())
     distances = torch.empty(len(queries), len(gallery))
-    for start in range(0, len(gallery), 4096):
-        _, right = squared_distance_factors(gallery[start : start + 4096].cpu().double())
-        distances[:, start : start + 4096] = torch.threshold_(left @ right.T, 1e-14, 0).sqrt_()
+    for start in range(0, len(gallery), GALLERY_BLOCK):
+        columns = slice(start, start + GALLERY_BLOCK)
+        _, right = squared_distance_factors(gallery[columns].cpu().double())
+        distances[:, columns] = torch.threshold_(left @ right.T, 1e-14, 0).sqrt_()
     return distances
 
 
 def sort_rows(distances: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row in ascending order, and the columns it came from; equal values come in any order.
+    """Sort each row in ascending order. The order of equal values is arbitrary.
 
-    distances: floating point (R, C), not negative; infinity is allowed. Returns (R, C) and int64 (R, C).
-    On the CPU numpy does it, on all threads: its sort of plain numbers runs on vector instructions, several times faster
-    than torch's, and faster than its own sort of indices. So a float32, whose bits are ordered as it is, travels with
-    its column in one 64-bit integer.
+    On the CPU, numpy sorts on all threads. See ``_sort_packed`` for why this is faster than
+    ``torch.sort``.
+
+    Args:
+        distances: Floating point, shape (R, C). Not negative; infinity is allowed.
+
+    Returns:
+        The sorted values, shape (R, C), and the column of each, int64, shape (R, C).
+
+    Example:
+        >>> ascending, order = sort_rows(torch.tensor([[2.0, 0.5, 1.0]]))
+        >>> ascending.tolist(), order.tolist()
+        ([[0.5, 1.0, 2.0]], [[1, 2, 0]])
     """
     if distances.device.type != "cpu":
         values, columns = distances.sort(dim=1)
         return values, columns
-    ascending, order = torch.empty_like(distances), torch.empty(distances.shape, dtype=torch.int64)
-    fill = _sort_packed if distances.dtype == torch.float32 else _sort_indices
-    workers = torch.get_num_threads() if distances.numel() >= 2**16 else 1
-    edges = [len(distances) * i // workers for i in range(workers + 1)]
-    jobs = [
-        tuple(part[a:b].numpy() for part in (distances, ascending, order))
-        for a, b in pairwise(edges)
-    ]
+    ascending = torch.empty_like(distances)
+    order = torch.empty(distances.shape, dtype=torch.int64)
+    sort = _sort_packed if distances.dtype == torch.float32 else _sort_indices
+    workers = torch.get_num_threads() if distances.numel() >= MIN_PARALLEL else 1
+    edges = [len(distances) * worker // workers for worker in range(workers + 1)]
+
+    def sort_block(edge: tuple[int, int]) -> None:
+        rows = slice(*edge)
+        sort(distances[rows].numpy(), ascending[rows].numpy(), order[rows].numpy())
+
     if workers == 1:
-        fill(*jobs[0])
+        sort_block((0, len(distances)))
     else:
         with ThreadPoolExecutor(workers) as pool:
-            list(pool.map(lambda job: fill(*job), jobs))
+            list(pool.map(sort_block, pairwise(edges)))  # `list` raises a thread's exception
     return ascending, order
 
 
 def _sort_packed(values: np.ndarray, ascending: np.ndarray, order: np.ndarray) -> None:
+    """Sort rows of non-negative float32 values as 64-bit integers.
+
+    The bits of a non-negative IEEE 754 number, read as an unsigned integer, have the same order as
+    the number: the sign bit is 0, and the exponent comes before the mantissa. A 64-bit integer with
+    these bits in its upper half and the column in its lower half therefore sorts by value, and
+    carries its column along. For example, [2.0, 0.5] becomes [0x40000000_00000000,
+    0x3f000000_00000001]. numpy sorts integers with vector instructions, several times faster than
+    torch sorts floats or `numpy.argsort` sorts indices.
+
+    Args:
+        values: float32, shape (R, C).
+        ascending: Output for the sorted values, float32, shape (R, C).
+        order: Output for their columns, int64, shape (R, C).
+    """
     packed = np.empty((*values.shape, 2), np.uint32)
-    high, low = (1, 0) if np.little_endian else (0, 1)
-    packed[..., high] = values.view(np.uint32)
-    packed[..., low] = np.arange(values.shape[1], dtype=np.uint32)
+    upper, lower = (1, 0) if np.little_endian else (0, 1)
+    packed[..., upper] = values.view(np.uint32)
+    packed[..., lower] = np.arange(values.shape[1], dtype=np.uint32)
     packed.view(np.uint64)[..., 0].sort(axis=1)
-    ascending.view(np.uint32)[:] = packed[..., high]
-    order[:] = packed[..., low]
+    ascending.view(np.uint32)[:] = packed[..., upper]
+    order[:] = packed[..., lower]
 
 
 def _sort_indices(values: np.ndarray, ascending: np.ndarray, order: np.ndarray) -> None:
+    """Sort rows of any dtype; arguments as for `_sort_packed`."""
     order[:] = np.argsort(values, axis=1)
     ascending[:] = np.take_along_axis(values, order, axis=1)

@@ -1,30 +1,71 @@
-"""Triplet loss over a batch: distances, mining and hinge together, so that the margin exists once.
+"""Triplet loss with online mining over a batch.
 
-The loss is worked through in blocks of anchors. For each block, a mining function turns the rows of the distance
-matrix into the loss and its derivative by every distance; the vectors' gradient then takes two matrix products.
-No B x B matrix outlives its block, and nothing is built a triplet at a time.
+:func:`triplet_loss` computes loss and gradient together, in blocks of anchors. Each block takes
+some rows of the distance matrix, sums the cost of its triplets, and differentiates that sum by
+every distance. Two matrix products then give the gradient by the vectors. No B x B matrix outlives
+its block. The margin is applied in :class:`TripletCost` and nowhere else.
+
+Batch-all without enumerating triplets
+    A triplet (a, p, n) costs max(0, d(a,p) - d(a,n) + margin), so it is active if d(a,n) is below
+    the threshold d(a,p) + margin. Once an anchor's negatives are sorted, one binary search per
+    positive counts its active triplets. Take an anchor with positives at distances 1, 4 and 5,
+    negatives at 3, 6 and 9, and margin 3. The costs of its 3 x 3 triplets are:
+
+        ==================  ======  ======  ======  =========  ======
+        positive, negative  n at 3  n at 6  n at 9  threshold  active
+        ==================  ======  ======  ======  =========  ======
+        p at 1                   1       0       0          4       1
+        p at 4                   4       1       0          7       2
+        p at 5                   5       2       0          8       2
+        active                   3       2       0                  5
+        ==================  ======  ======  ======  =========  ======
+
+    The sum of the costs is linear in the distances. Each positive adds its distance once per active
+    triplet of its row, each negative subtracts its distance once per active triplet of its column,
+    and each active triplet adds the margin:
+
+        (1*1 + 2*4 + 2*5) - (3*3 + 2*6 + 0*9) + 5*3 = 19 - 21 + 15 = 13.
+
+    The counts are therefore also the derivatives: 1, 2, 2 and -3, -2, 0. The counts per column
+    follow from the counts per row: the negative of rank r is active for every positive whose count
+    exceeds r. The soft margin has no inactive triplets; see :mod:`stages.embedding.soft_margin`.
 """
 
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from stages.distance import sort_rows, squared_distance_factors
-from stages.settings import DISTANCES, MININGS
+from stages.embedding.mining import (
+    AnchorBlock,
+    SelectedTriplets,
+    anchor_block,
+    batch_hard,
+    columns_by_class,
+    random_negatives,
+    semi_hard,
+)
+from stages.embedding.soft_margin import soft_margin_sum
+from stages.embedding.summation import float64_sum, row_dots
+from stages.settings import DISTANCES, MININGS, EmbedSettings
 
-BLOCK = 2**20  # distances handled at once: a few MB, which stays in the processor's cache
+BLOCK = 2**20  # distances per block: a few MB, which fit into the processor's cache
+SELECT = {"batch-hard": batch_hard, "semi-hard": semi_hard, "random": random_negatives}
 
 
 class TripletLoss(NamedTuple):
-    """What `triplet_loss` returns.
+    """Result of :func:`triplet_loss`.
 
-    loss: scalar, with the graph. triplets: how many the mining mode stands for. active: those with a loss above zero
-    (with the soft margin, where no loss is zero: those in the wrong order, d(a,p) >= d(a,n)).
-    mean_distance: over all ordered pairs of different rows, in the unit of `distance`.
+    Attributes:
+        loss: Mean loss, a scalar with gradient.
+        triplets: Number of triplets that the mining mode selects.
+        active: Number of triplets with a loss above zero. With the soft margin, where every loss is
+            above zero: number of triplets in the wrong order, d(a,p) >= d(a,n).
+        mean_distance: Mean distance over all ordered pairs of different rows, in the unit of
+            ``distance``.
     """
 
     loss: Tensor
@@ -34,45 +75,8 @@ class TripletLoss(NamedTuple):
 
     @property
     def active_share(self) -> float:
+        """Share of active triplets, in [0, 1]; 0 without triplets."""
         return self.active / self.triplets if self.triplets else 0.0
-
-
-class _Pairs(NamedTuple):
-    """Who belongs to whom for a block of b anchors in a batch of B; W is the size of the largest class.
-
-    family: int64 (b, W), the columns of the anchor's class, itself included, padded with its first.
-    positive: bool (b, W), which of them are positives. negatives: int64 (b, 1), how many columns are.
-    draws: float (b, W) in [0, 1), chance for the mining that wants it.
-    """
-
-    family: Tensor
-    positive: Tensor
-    negatives: Tensor
-    draws: Tensor | None
-
-
-class _Mined(NamedTuple):
-    """A block's summed loss, its triplets, its active ones, and its pull (b, B).
-
-    The pull of a pair is the loss's derivative by its distance, over the distance (twice the derivative, for squared
-    distances): times the difference of the two points, it is the gradient by the first point.
-    """
-
-    loss: float
-    triplets: int
-    active: int
-    pull: Tensor
-
-
-class _Rule(NamedTuple):
-    """What a triplet costs. margin: None for the soft one. squared: which distances are given."""
-
-    margin: float | None
-    squared: bool
-
-    def pull(self, slopes: Tensor, distances: Tensor) -> Tensor:
-        """Derivatives by some distances -> pulls, in place; 0 where two points coincide."""
-        return slopes.mul_(2) if self.squared else slopes.div_(distances).nan_to_num_(0, 0, 0)
 
 
 def triplet_loss(
@@ -80,30 +84,60 @@ def triplet_loss(
     labels: Tensor,
     *,
     mining: str = "batch-all",
-    margin: float | None = 0.2,
+    margin: float | None = EmbedSettings.margin,
     distance: str = "euclidean",
     ids: Tensor | None = None,
 ) -> TripletLoss:
-    """Triplet loss of a batch: max(0, d(a,p) - d(a,n) + margin) over the triplets that `mining` picks.
+    """Compute the triplet loss max(0, d(a,p) - d(a,n) + margin) over the mined triplets of a batch.
 
-    vectors: floating point (B, D), usually of unit length; half precision is widened to float32.
-    labels: int64 (B,).
-    mining: `batch-all`, every triplet, averaged over those with a loss above zero (Hermans et al. 2017, arXiv
-        1703.07737, equation 6; all triplets with the soft margin). `batch-hard`, each anchor's farthest positive and
-        nearest negative, averaged over anchors (equation 5). `semi-hard`, for each anchor and positive the nearest
-        negative strictly farther than the positive, or where there is none the farthest negative, averaged over
-        these pairs (FaceNet, arXiv 1503.03832, section 3.2). `random`, for each anchor and positive one negative,
-        evenly, by torch's global generator of the CPU; averaged over these pairs.
-    margin: in the distance's unit; None for the soft margin, log(1 + exp(d(a,p) - d(a,n))) (arXiv 1703.07737, section 2).
-    distance: `euclidean`, in [0, 2] between unit vectors, or `squared`, in [0, 4].
-    ids: int64 (B,), which image each row shows. Two rows of one image (a small class drawn twice) are neither
-        positive nor negative to each other. None: every row is an image of its own.
+    The mining modes are:
 
-    Exact, in O(B^2 log B) time (O(B^2) for `batch-hard` and `random`) and O(B) memory beside the vectors, for any class
-    sizes. A batch without a positive or without a negative gives loss 0 that keeps the graph, with
-    `triplets` 0. Where two points coincide the Euclidean distance has no derivative; its gradient is 0 there.
-    Among equally far candidates the gradient goes to one of them.
-    Raises ValueError for shapes or names that don't fit.
+    - ``batch-all``: every triplet, averaged over those with a loss above zero [1]_, equation 6;
+      averaged over all triplets with the soft margin.
+    - ``batch-hard``: the farthest positive and the nearest negative of each anchor, averaged over
+      anchors [1]_, equation 5.
+    - ``semi-hard``: for each anchor and positive, the nearest negative that is strictly farther
+      than the positive, or the farthest negative if there is none, averaged over these pairs [2]_,
+      section 3.2.
+    - ``random``: for each anchor and positive, one negative drawn uniformly from torch's global CPU
+      generator, averaged over these pairs.
+
+    The result is exact for any class sizes. It takes O(B^2 log B) time (O(B^2) for ``batch-hard``
+    and ``random``) and O(B) memory in addition to the vectors. Without any triplet the loss is 0
+    with a zero gradient. The Euclidean distance has no derivative where two points coincide; its
+    gradient is 0 there. Among equally distant candidates, one receives the gradient.
+
+    Args:
+        vectors: Embeddings, floating point, shape (B, D), usually of length 1. Half precision is
+            converted to float32.
+        labels: Class indices, int64, shape (B,).
+        mining: ``batch-all``, ``batch-hard``, ``semi-hard`` or ``random``.
+        margin: Margin, in the unit of ``distance``. ``None`` selects the soft margin
+            log(1 + exp(d(a,p) - d(a,n))) [1]_, section 2.
+        distance: ``euclidean``, in [0, 2] between unit vectors, or ``squared``, in [0, 4].
+        ids: Image shown by each row, int64, shape (B,). Two rows of one image (an image of a small
+            class that is repeated) are neither positive nor negative to each other. ``None`` means
+            that all rows show different images.
+
+    Returns:
+        The loss, with counts of its triplets.
+
+    Raises:
+        ValueError: If the shapes do not match, or ``mining`` or ``distance`` is unknown.
+
+    References:
+        .. [1] Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017,
+           arXiv 1703.07737.
+        .. [2] Schroff et al., FaceNet, 2015, arXiv 1503.03832.
+
+    Example:
+        >>> vectors = torch.tensor([[0.0], [1.0], [3.0]], requires_grad=True)
+        >>> result = triplet_loss(vectors, torch.tensor([0, 0, 1]), margin=1.5)
+        >>> round(result.loss.item(), 4), result.triplets, result.active
+        (0.5, 2, 1)
+        >>> result.loss.backward()
+        >>> vectors.grad.round(decimals=4).flatten().tolist()
+        [-1.0, 2.0, -1.0]
     """
     if vectors.ndim != 2 or labels.shape != vectors.shape[:1]:
         raise ValueError(
@@ -113,294 +147,189 @@ def triplet_loss(
         raise ValueError(
             f"mining {mining}, distance {distance}; give one of {MININGS} and one of {DISTANCES}"
         )
-    counts: dict[str, Any] = {}
-    wide = vectors if vectors.dtype == torch.float64 else vectors.float()
+    points = vectors if vectors.dtype == torch.float64 else vectors.float()
     ids = torch.arange(len(labels), device=labels.device) if ids is None else ids
+    cost = TripletCost(margin, squared=distance == "squared")
     with torch.autocast(vectors.device.type, enabled=False):
-        loss: Tensor = _Triplets.apply(
-            wide, labels, ids, mining, margin, distance == "squared", counts
+        result, gradient = _loss_and_gradient(
+            points.detach(), labels, ids, mining, cost, with_gradient=points.requires_grad
         )
-    return TripletLoss(loss, counts["triplets"], counts["active"], counts["mean_distance"])
+        return result._replace(loss=_WithGradient.apply(points, result.loss, gradient))
 
 
-class _Triplets(torch.autograd.Function):
-    """Loss forward with the gradient worked out on the way, since both need the same distances."""
+class TripletCost(NamedTuple):
+    """Cost of a triplet, and its derivatives. The margin is applied here and nowhere else.
+
+    With gap = d(a,p) - d(a,n), the cost is max(0, gap + margin), or softplus(gap) with the soft
+    margin.
+
+    Attributes:
+        margin: Margin, in the unit of the distances; ``None`` for the soft margin.
+        squared: True if distances are squared Euclidean distances.
+    """
+
+    margin: float | None
+    squared: bool
+
+    def evaluate(self, gap: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the costs, their derivatives by ``gap``, and which triplets are active."""
+        if self.margin is None:
+            return F.softplus(gap), torch.sigmoid(gap), gap >= 0
+        cost = (gap + self.margin).clamp(min=0)
+        active = cost > 0
+        return cost, active.to(gap.dtype), active
+
+    def threshold(self, to_positive: Tensor) -> Tensor:
+        """Return the distances below which a negative makes a triplet active."""
+        return to_positive + (self.margin or 0.0)
+
+    def sum_of_active(self, gap_sum: float, active: int) -> float:
+        """Return the summed hinge of active triplets, given the sum of their gaps."""
+        return gap_sum + (self.margin or 0.0) * active
+
+    def pair_weight(self, d_loss_d_distance: Tensor, distances: Tensor) -> Tensor:
+        """Convert derivatives to pair weights, in place.
+
+        The pair weight w of two points x and y is such that w (x - y) is the gradient by x. For
+        squared distances it is twice the derivative. For Euclidean distances it is the derivative
+        divided by the distance, or 0 where the points coincide.
+        """
+        if self.squared:
+            return d_loss_d_distance.mul_(2)
+        return d_loss_d_distance.div_(distances).nan_to_num_(0, 0, 0)
+
+
+class TripletSums(NamedTuple):
+    """Sums over the triplets of a block of b anchors.
+
+    Attributes:
+        loss: Summed cost.
+        triplets: Number of triplets.
+        active: Number of active triplets.
+        pair_weight: Weights of anchor and row, see :meth:`TripletCost.pair_weight`, shape (b, B).
+    """
+
+    loss: float
+    triplets: int
+    active: int
+    pair_weight: Tensor
+
+
+class _WithGradient(torch.autograd.Function):
+    """Loss whose gradient has already been computed."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        vectors: Tensor,
-        labels: Tensor,
-        ids: Tensor,
-        mining: str,
-        margin: float | None,
-        squared: bool,
-        counts: dict[str, Any],
-    ) -> Tensor:
-        batch = len(vectors)
-        # Distances don't change when all vectors move alike, but near a collapse their rounding error does.
-        points = vectors - vectors.mean(0)
-        left, right = squared_distance_factors(points)
-        extended = right[
-            :, :-1
-        ]  # the points and a column of ones, which sums what it is multiplied with
-        pull_sums = torch.zeros_like(extended) if ctx.needs_input_grad[0] else None
-        table, family = _families(labels)
-        draws = torch.rand(batch, table.shape[1]).to(labels.device) if mining == "random" else None
-        totals = {"loss": 0.0, "triplets": 0, "active": 0, "distance": 0.0}
-        step = max(1, BLOCK // max(1, batch))
-        for start in range(0, batch, step):
-            rows = slice(start, start + step)
-            distances = (left[rows] @ right.T).clamp_(min=0)  # (b, B), squared
-            if not squared:
-                distances.sqrt_()
-            totals["distance"] += float(_wide(distances.sum(1)).sum())
-            mined = _MINE[mining](
-                distances, _pairs(table, family, ids, rows, draws), _Rule(margin, squared)
-            )
-            totals["loss"] += mined.loss
-            totals["triplets"] += mined.triplets
-            totals["active"] += mined.active
-            if pull_sums is not None:
-                pull_sums[rows].addmm_(mined.pull, extended)
-                pull_sums.addmm_(mined.pull.T, extended[rows])
-        kept = (
-            totals["active"] if mining == "batch-all" and margin is not None else totals["triplets"]
-        )
-        counts.update(
-            triplets=totals["triplets"],
-            active=totals["active"],
-            mean_distance=totals["distance"] / max(1, batch * (batch - 1)),
-        )
-        if pull_sums is not None:
-            ctx.gradient = (pull_sums[:, -1:] * points - pull_sums[:, :-1]).div_(max(1, kept))
-        return vectors.new_tensor(totals["loss"] / max(1, kept))
+    def forward(ctx: Any, vectors: Tensor, loss: Tensor, gradient: Tensor | None) -> Tensor:
+        ctx.gradient = gradient
+        return loss.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return upstream * ctx.gradient, None, None, None, None, None, None
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        return upstream * ctx.gradient, None, None
 
 
-def _families(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Each class's columns, int64 (C, W), padded with -1, and each row's class, int64 (B,)."""
-    ordered, by_class = labels.sort(stable=True)
-    _, number, sizes = torch.unique_consecutive(
-        ordered, return_inverse=True, return_counts=True
-    )  # each sorted row's class
-    slot = torch.arange(len(labels), device=labels.device) - (sizes.cumsum(0) - sizes)[number]
-    table = torch.full(
-        (len(sizes), int(sizes.max()) if len(labels) else 0),
-        -1,
-        dtype=torch.int64,
-        device=labels.device,
-    )
-    table[number, slot] = by_class
-    return table, torch.empty_like(labels).scatter_(0, by_class, number)
+def _loss_and_gradient(
+    vectors: Tensor,
+    labels: Tensor,
+    ids: Tensor,
+    mining: str,
+    cost: TripletCost,
+    *,
+    with_gradient: bool,
+) -> tuple[TripletLoss, Tensor | None]:
+    """Return the loss, detached, and its gradient by the vectors, shape (B, D), or None."""
+    batch = len(vectors)
+    # Distances do not depend on the origin, but their rounding errors grow with the distance to it.
+    points = vectors - vectors.mean(0)
+    left, right = squared_distance_factors(points)
+    points_and_ones = right[:, :-1]  # (B, D + 1)
+    weighted_sums = torch.zeros_like(points_and_ones)
+    columns, class_of_row = columns_by_class(labels)
+    draws = torch.rand(batch, columns.shape[1]).to(labels.device) if mining == "random" else None
+    loss, distance_sum, triplets, active = 0.0, 0.0, 0, 0
+    step = max(1, BLOCK // max(1, batch))
+    for start in range(0, batch, step):
+        rows = slice(start, start + step)
+        distances = (left[rows] @ right.T).clamp_(min=0)  # (b, B), squared
+        if not cost.squared:
+            distances.sqrt_()
+        distance_sum += float64_sum(distances.sum(1))
+        block = anchor_block(columns, class_of_row, ids, rows, draws)
+        if mining == "batch-all":
+            sums = _batch_all(distances, block, cost)
+        else:
+            sums = _sum_selected(SELECT[mining](distances, block), cost, distances.shape)
+        loss += sums.loss
+        triplets += sums.triplets
+        active += sums.active
+        if with_gradient:  # a pair weight acts on the anchor and on the other point
+            weighted_sums[rows].addmm_(sums.pair_weight, points_and_ones)
+            weighted_sums.addmm_(sums.pair_weight.T, points_and_ones[rows])
+    averages_active = mining == "batch-all" and cost.margin is not None
+    divisor = max(1, active if averages_active else triplets)
+    mean_distance = distance_sum / max(1, batch * (batch - 1))
+    result = TripletLoss(vectors.new_tensor(loss / divisor), triplets, active, mean_distance)
+    if not with_gradient:
+        return result, None
+    # The gradient by x_i is sum_j w_ij (x_i - x_j). The column of ones has summed the weights.
+    weight_sums = weighted_sums[:, -1:]  # (B, 1)
+    return result, (weight_sums * points - weighted_sums[:, :-1]).div_(divisor)
 
 
-def _pairs(table: Tensor, family: Tensor, ids: Tensor, rows: slice, draws: Tensor | None) -> _Pairs:
-    members = table[family[rows]]  # (b, W)
-    real = members >= 0
-    members = torch.where(real, members, members[:, :1])
-    positive = real & (ids[members] != ids[rows, None])
-    return _Pairs(
-        members,
-        positive,
-        len(ids) - real.sum(1, keepdim=True),
-        None if draws is None else draws[rows],
-    )
+def _batch_all(distances: Tensor, block: AnchorBlock, cost: TripletCost) -> TripletSums:
+    """Return the sums over every triplet; the module's docstring has a worked example.
 
-
-def _batch_all(distances: Tensor, pairs: _Pairs, rule: _Rule) -> _Mined:
-    """Every triplet at once: sort each anchor's negatives, and one binary search a positive counts those closer than
-    d(a,p) + margin. The summed hinge is linear in the distances, with those counts as coefficients.
+    Args:
+        distances: Distances from each anchor to all rows, shape (b, B). Overwritten.
+        block: Positives and negatives of the anchors.
+        cost: Cost of a triplet.
     """
-    to_family = distances.gather(1, pairs.family)  # (b, W)
-    reach = (to_family + (rule.margin or 0.0)).masked_fill_(~pairs.positive, -math.inf)
-    # In place, to the end of every row; finite, since it will be multiplied with 0.
-    negatives = distances.scatter_(1, pairs.family, torch.finfo(distances.dtype).max)
-    ascending, order = sort_rows(negatives)
-    # Negatives closer than each positive's reach; with the soft margin, those no farther than the positive.
-    closer = torch.searchsorted(ascending, reach, right=rule.margin is None)
-    positives = pairs.positive.sum(1, keepdim=True)  # (b, 1)
-    triplets, active = int((positives * pairs.negatives).sum()), int(closer.sum())
-    if rule.margin is None:
-        loss, slope_family, slope = _soft_batch_all(to_family, ascending, pairs)
+    dtype = distances.dtype
+    to_same_class = distances.gather(1, block.same_class_columns)  # (b, W)
+    threshold = cost.threshold(to_same_class).masked_fill_(~block.is_positive, -math.inf)
+    # Sort the own class behind all negatives. The fill value is finite: it is multiplied by 0.
+    to_others = distances.scatter_(1, block.same_class_columns, torch.finfo(dtype).max)
+    ascending, order = sort_rows(to_others)
+    # With the soft margin, negatives at the threshold count: they are in the wrong order.
+    closer = torch.searchsorted(ascending, threshold, right=cost.margin is None)  # (b, W) counts
+    positive_count = block.is_positive.sum(1, keepdim=True)  # (b, 1)
+    triplets, active = int((positive_count * block.negative_count).sum()), int(closer.sum())
+    if cost.margin is None:
+        loss, d_same_class, d_ascending = soft_margin_sum(
+            to_same_class, ascending, block.is_positive, block.negative_count
+        )
     else:
-        slope_family = closer.to(distances.dtype)
-        # The negative of rank r is active for the positives that reach past it.
+        d_same_class = closer.to(dtype)
+        # Count the positives whose active negatives end before each rank. The others reach it.
         ended = distances.new_zeros(len(distances), distances.shape[1] + 1)
-        ended.scatter_add_(1, closer, pairs.positive.to(distances.dtype))
-        slope = ended[:, :-1].cumsum(1).sub_(positives)  # (b, B) by rank
-        loss = _inner(slope_family, to_family) + _inner(slope, ascending) + rule.margin * active
-    pull = torch.empty_like(distances).scatter_(1, order, rule.pull(slope, ascending))
-    return _Mined(
-        loss,
-        triplets,
-        active,
-        pull.scatter_add_(1, pairs.family, rule.pull(slope_family, to_family)),
+        ended.scatter_add_(1, closer, block.is_positive.to(dtype))
+        d_ascending = ended[:, :-1].cumsum(1).sub_(positive_count)  # (b, B) by rank
+        gap_sum = float64_sum(row_dots(d_same_class, to_same_class))
+        gap_sum += float64_sum(row_dots(d_ascending, ascending))
+        loss = cost.sum_of_active(gap_sum, active)
+    pair_weight = torch.empty_like(distances)
+    pair_weight.scatter_(1, order, cost.pair_weight(d_ascending, ascending))
+    pair_weight.scatter_add_(
+        1, block.same_class_columns, cost.pair_weight(d_same_class, to_same_class)
     )
+    return TripletSums(loss=loss, triplets=triplets, active=active, pair_weight=pair_weight)
 
 
-def _soft_batch_all(
-    to_family: Tensor, to_negatives: Tensor, pairs: _Pairs
-) -> tuple[float, Tensor, Tensor]:
-    """The sum of log(1 + exp(d(a,p) - d(a,n))) over all triplets and its slopes, (b, W) and (b, B), without forming one.
-
-    On the square of all distances that occur, softplus(x - y) is a polynomial in x and y to the dtype's rounding: its
-    nearest singularity is pi away from the real axis, so Chebyshev coefficients fall geometrically (Trefethen,
-    Approximation Theory and Approximation Practice, theorem 8.2). A sum of products of polynomials splits into sums over
-    positives and sums over negatives.
-    """
-    dtype = to_family.dtype
-    # The anchor's own class stands at the end of each row, sorted there by its fill value.
-    negative = torch.arange(to_negatives.shape[1], device=to_negatives.device) < pairs.negatives
-    to_negatives = torch.where(negative, to_negatives, to_family[:, :1])
-    high = float(torch.maximum(to_family.max(), to_negatives.max()))
-    half = max(high / 2, 1e-3)
-    ratio = math.pi / half
-    degree = math.ceil(
-        -math.log(torch.finfo(dtype).eps / 8) / math.log(ratio + math.hypot(ratio, 1))
+def _sum_selected(selected: SelectedTriplets, cost: TripletCost, shape: torch.Size) -> TripletSums:
+    """Return the sums over selected triplets; ``shape`` is (b, B)."""
+    valid = selected.is_valid
+    gap = torch.where(valid, selected.to_positive - selected.to_negative, 0)  # (b, k)
+    costs, d_cost_d_gap, active = cost.evaluate(gap)
+    d_loss_d_distance = d_cost_d_gap * valid  # by the positive's; negated, by the negative's
+    positive_weight = cost.pair_weight(d_loss_d_distance.clone(), selected.to_positive)
+    negative_weight = cost.pair_weight(d_loss_d_distance.neg(), selected.to_negative)
+    pair_weight = gap.new_zeros(shape)
+    pair_weight.scatter_add_(1, selected.positive_columns, positive_weight)
+    pair_weight.scatter_add_(1, selected.negative_columns, negative_weight)
+    return TripletSums(
+        loss=float64_sum((costs * valid).sum(1)),
+        triplets=int(valid.sum()),
+        active=int((active & valid).sum()),
+        pair_weight=pair_weight,
     )
-    coefficients = _softplus_coefficients(half, degree).to(to_family)  # (m, m) positive x negative
-    mine, theirs = to_family / half - 1, to_negatives / half - 1  # in [-1, 1]
-    valid, positive = negative.to(dtype), pairs.positive.to(dtype)
-    of_positives = torch.stack(
-        [_rows_inner(positive, term) for term in _chebyshev(mine, degree)], 1
-    )  # (b, m)
-    of_negatives = torch.stack(
-        [_rows_inner(valid, term) for term in _chebyshev(theirs, degree)], 1
-    )  # (b, m)
-    for_negatives, for_positives = (
-        of_positives @ coefficients,
-        of_negatives @ coefficients.T,
-    )  # (b, m)
-    slope_family = _derivative(mine, for_positives).mul_(positive / half)
-    slope = _derivative(theirs, for_negatives).mul_(valid / half)
-    return _inner(for_negatives, of_negatives), slope_family, slope
-
-
-def _softplus_coefficients(half: float, degree: int) -> Tensor:
-    """Chebyshev coefficients of softplus(x - y) for x and y in [0, 2 half], float64 (degree + 1, degree + 1)."""
-    count = degree + 1
-    angles = (np.arange(count) + 0.5) * np.pi / count
-    nodes = half * np.cos(angles)
-    values = np.logaddexp(0, nodes[:, None] - nodes[None, :])
-    transform = np.cos(np.arange(count)[:, None] * angles) * (2 / count)  # (degree, node)
-    transform[0] /= 2
-    return torch.from_numpy(transform @ values @ transform.T)
-
-
-def _chebyshev(values: Tensor, degree: int) -> Any:
-    """T_0 to T_degree of values in [-1, 1], one after the other."""
-    before, term = values, torch.ones_like(values)  # T_-1 = T_1
-    for _ in range(degree + 1):
-        yield term
-        before, term = term, 2 * values * term - before
-
-
-def _derivative(values: Tensor, coefficients: Tensor) -> Tensor:
-    """The derivative of each row's Chebyshev series at its values: sum of k c_k U_{k-1}. values: (b, n). coefficients: (b, m)."""
-    before, term = torch.zeros_like(values), torch.ones_like(values)  # U_-1, U_0
-    total = torch.zeros_like(values)
-    for k in range(1, coefficients.shape[1]):
-        total.addcmul_(term, k * coefficients[:, k : k + 1])
-        before, term = term, 2 * values * term - before
-    return total
-
-
-def _batch_hard(distances: Tensor, pairs: _Pairs, rule: _Rule) -> _Mined:
-    """Each anchor's farthest positive against its nearest negative."""
-    to_family = distances.gather(1, pairs.family)
-    hardest, place = to_family.masked_fill(~pairs.positive, -math.inf).max(1, keepdim=True)
-    negative = distances.scatter_(1, pairs.family, math.inf).min(1, keepdim=True)
-    counted = pairs.positive.any(1, keepdim=True) & (pairs.negatives > 0)
-    chosen = pairs.family.gather(1, place), negative.indices
-    return _selected(distances.shape, (hardest, negative.values), chosen, counted, rule)
-
-
-def _semi_hard(distances: Tensor, pairs: _Pairs, rule: _Rule) -> _Mined:
-    """For each positive the nearest negative strictly farther, else the farthest."""
-    to_family = distances.gather(1, pairs.family)
-    ascending, order = sort_rows(distances.scatter_(1, pairs.family, math.inf))
-    farther = torch.searchsorted(ascending, to_family, right=True)
-    rank = torch.minimum(farther, (pairs.negatives - 1).clamp(min=0))
-    return _selected(
-        distances.shape,
-        (to_family, ascending.gather(1, rank)),
-        (pairs.family, order.gather(1, rank)),
-        pairs.positive & (pairs.negatives > 0),
-        rule,
-    )
-
-
-def _random(distances: Tensor, pairs: _Pairs, rule: _Rule) -> _Mined:
-    """For each positive one negative, evenly among all."""
-    assert pairs.draws is not None
-    is_negative = torch.ones_like(distances, dtype=torch.int64).scatter_(1, pairs.family, 0)
-    rank = (pairs.draws * pairs.negatives).long()  # (b, W)
-    negative = torch.searchsorted(is_negative.cumsum(1), rank + 1).clamp_(
-        max=distances.shape[1] - 1
-    )
-    chosen = pairs.family, negative
-    return _selected(
-        distances.shape,
-        (distances.gather(1, chosen[0]), distances.gather(1, negative)),
-        chosen,
-        pairs.positive & (pairs.negatives > 0),
-        rule,
-    )
-
-
-def _selected(
-    shape: torch.Size,
-    to: tuple[Tensor, Tensor],
-    chosen: tuple[Tensor, Tensor],
-    counted: Tensor,
-    rule: _Rule,
-) -> _Mined:
-    """Loss of chosen triplets.
-
-    to: distances to positives and to negatives, (b, k) each. chosen: int64 (b, k), their columns. counted: bool (b, k),
-    which are triplets at all. shape: (b, B).
-    """
-    gap = torch.where(counted, to[0] - to[1], 0)
-    if rule.margin is None:
-        terms, weights, active = F.softplus(gap), torch.sigmoid(gap), (gap >= 0) & counted
-    else:
-        terms = gap + rule.margin
-        active = (terms > 0) & counted
-        weights = active.to(gap.dtype)
-    weights = weights * counted
-    pull = gap.new_zeros(shape).scatter_add_(1, chosen[0], rule.pull(weights.clone(), to[0]))
-    pull.scatter_add_(1, chosen[1], rule.pull(weights.neg(), to[1]))
-    return _Mined(
-        float(_wide((terms.clamp(min=0) * counted).sum(1)).sum()),
-        int(counted.sum()),
-        int(active.sum()),
-        pull,
-    )
-
-
-_MINE = {
-    "batch-all": _batch_all,
-    "batch-hard": _batch_hard,
-    "semi-hard": _semi_hard,
-    "random": _random,
-}
-
-
-def _rows_inner(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each row of a with that of b, (b,); one pass, where multiplying and summing take three."""
-    return torch.bmm(a[:, None, :], b[:, :, None])[:, 0, 0]
-
-
-def _inner(a: Tensor, b: Tensor) -> float:
-    """Sum of the products; rows in the tensors' precision, their sum in float64."""
-    return float(_wide(_rows_inner(a, b)).sum())
-
-
-def _wide(values: Tensor) -> Tensor:
-    """float64, for long sums; on the CPU, since not every device has it."""
-    return values.cpu().double()

@@ -1,4 +1,4 @@
-"""Batches of P classes x K images."""
+"""Batches of P classes with K images each."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -8,11 +8,19 @@ from torch import Tensor
 
 from stages.errors import SettingsError
 
-BATCH = 160  # images a batch aims at; more were not better on validation, fewer were slower
+BATCH = 160  # target batch size in images; larger was not better on validation, smaller was slower
+MAX_IMAGES_PER_CLASS = 16  # largest default of K
+MIN_CLASSES = 4  # classes for which the default of K leaves room in a batch
 
 
 class BatchPlan(NamedTuple):
-    """P, K and how many batches an epoch has."""
+    """Shape and number of the batches.
+
+    Attributes:
+        classes_per_batch: P.
+        images_per_class: K.
+        per_epoch: Number of batches per epoch.
+    """
 
     classes_per_batch: int
     images_per_class: int
@@ -26,57 +34,86 @@ def plan_batches(
     images_per_class: int | None = None,
     batch: int = BATCH,
 ) -> BatchPlan:
-    """Choose P and K for a training split, and check what was chosen.
+    """Choose P and K for a training split, and check given values.
 
-    labels: int64 (N,). P, K: None to choose. K is by default the median class size, between 2 and 16, or what leaves room
-    for four classes; P fills `batch` images, as far as there are classes.
-    Raises SettingsError when P exceeds the classes, or no class has two images (then no triplet exists).
+    Args:
+        labels: Class index of each training image, int64, shape (N,).
+        classes_per_batch: P. By default, as many classes as fill ``batch`` images.
+        images_per_class: K. By default the median class size, at least 2 and at most 16, and at
+            most a quarter of ``batch``.
+        batch: Target batch size in images.
+
+    Returns:
+        P, K and the smallest number of batches that show every image.
+
+    Raises:
+        SettingsError: If P exceeds the number of classes, there is only one class, or no class has
+            two images.
+
+    Example:
+        >>> plan_batches(torch.tensor([0, 0, 0, 1, 1, 1]), images_per_class=2)
+        BatchPlan(classes_per_batch=2, images_per_class=2, per_epoch=2)
     """
     sizes = torch.bincount(labels)
     sizes = sizes[sizes > 0]
-    if len(sizes) < 2 or int(sizes.max()) < 2:
+    class_count = len(sizes)
+    if class_count < 2 or int(sizes.max()) < 2:
         raise SettingsError(
             "data",
             None,
-            f"the training split has {len(sizes)} classes, the largest of {int(sizes.max())} images; "
-            "a triplet needs two classes and two images of one",
+            f"the training split has {class_count} classes, the largest with {int(sizes.max())} "
+            "images; use at least two classes, and at least two images of one class",
         )
-    k = images_per_class or max(2, min(16, batch // 4, int(sizes.median())))
-    p = classes_per_batch or max(2, min(len(sizes), batch // k))
-    if p > len(sizes):
+    default_k = min(MAX_IMAGES_PER_CLASS, batch // MIN_CLASSES, int(sizes.median()))
+    k = images_per_class or max(2, default_k)
+    p = classes_per_batch or max(2, min(class_count, batch // k))
+    if p > class_count:
         raise SettingsError(
             "classes_per_batch",
             p,
-            f"the training part has {len(sizes)} classes; use {len(sizes)} or fewer",
+            f"the training split has {class_count} classes; use {class_count} or fewer",
         )
-    tuples = (sizes + k - 1) // k  # (classes,) groups of K that show every image
-    return BatchPlan(p, k, max(int(tuples.max()), -(-int(tuples.sum()) // p)))
+    groups = (sizes + k - 1) // k  # (classes,) groups of K images that show every image
+    # A class occurs once per batch, and a batch holds P groups.
+    per_epoch = max(int(groups.max()), -(-int(groups.sum()) // p))
+    return BatchPlan(classes_per_batch=p, images_per_class=k, per_epoch=per_epoch)
 
 
 class PKSampler:
-    """Yields batches of exactly P classes x K images; every image is drawn at least once an epoch.
+    """Sample batches of P classes with K images each.
 
-    A class's images are shuffled and cut into groups of K; the last group is filled up with further images of the
-    class, each as often as the others to within one. Batches take the P classes with the most groups left, so that the
-    epoch is as short as that allows; classes that have run out are drawn again, evenly.
+    An epoch contains every image at least once, in as few batches as possible. The images of a
+    class are shuffled and split into groups of K. If the size of a class is not a multiple of K,
+    some images are repeated, as evenly as possible. Each batch lists its images class by class.
 
-    labels: int64 (N,). plan: from `plan_batches`. seed: of the sampler's own generator.
-    Yields int64 (P * K,), indices into `labels`, class by class. `len` is the number of batches.
+    Args:
+        labels: Class index of each training image, int64, shape (N,).
+        plan: P, K and the number of batches per epoch, from :func:`plan_batches`.
+        seed: Seed of the sampler's own random generator.
+
+    Yields:
+        Indices into ``labels``, int64, shape (P * K,).
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 1, 1, 1])
+        >>> sampler = PKSampler(labels, plan_batches(labels, images_per_class=2), seed=0)
+        >>> [labels[batch].sort().values.tolist() for batch in sampler]
+        [[0, 0, 1, 1], [0, 0, 1, 1]]
     """
 
     def __init__(self, labels: Tensor, plan: BatchPlan, *, seed: int):
         self.plan = plan
         self.members = [torch.nonzero(labels == label).flatten() for label in labels.unique()]
         self.generator = torch.Generator().manual_seed(seed)
-        self._start = self.generator.get_state()
-        self._position = 0
+        self._epoch_start = self.generator.get_state()
+        self._position = 0  # batches of the current epoch that were yielded
 
     def __len__(self) -> int:
         return self.plan.per_epoch
 
     def __iter__(self) -> Iterator[Tensor]:
-        """The rest of the epoch: all of it, unless a restored state stands in its middle."""
-        self._start = self.generator.get_state()
+        """Yield the batches of an epoch; after `load_state_dict`, its remaining batches."""
+        self._epoch_start = self.generator.get_state()
         batches = self._epoch()
         while self._position < len(batches):
             self._position += 1
@@ -84,53 +121,60 @@ class PKSampler:
         self._position = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the sampler stands: enough to go on in the middle of an epoch."""
+        """Return the state from which another sampler can continue, also within an epoch."""
         if 0 < self._position < len(self):
-            return {"generator": self._start, "position": self._position}
-        # Between epochs, the generator as it is now draws the next one.
+            return {"generator": self._epoch_start, "position": self._position}
+        # Between epochs, the current state of the generator draws the next epoch.
         return {"generator": self.generator.get_state(), "position": 0}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state that `state_dict` returned."""
         self.generator.set_state(state["generator"])
         self._position = int(state["position"])
 
-    def _shuffled(self, count: int) -> Tensor:
-        return torch.randperm(count, generator=self.generator)
-
-    def _groups(self, members: Tensor) -> list[Tensor]:
-        """One class's images in groups of K, each image at least once."""
-        k = self.plan.images_per_class
-        if len(members) < k:  # one group, each image as often as the others to within one
-            repeats = -(-k // len(members))
-            rounds = torch.cat([self._shuffled(len(members)) for _ in range(repeats)])
-            return [members[rounds[:k]]]
-        order = members[self._shuffled(len(members))]
-        missing = -len(members) % k
-        if missing:  # filled from before the last group, so that no image stands twice in a group
-            earlier = order[: len(members) - (k - missing)]
-            order = torch.cat([order, earlier[self._shuffled(len(earlier))[:missing]]])
-        return list(order.split(k))
-
     def _epoch(self) -> list[Tensor]:
-        """All batches of one epoch."""
-        p = self.plan.classes_per_batch
+        """Return all batches of one epoch."""
         groups = [self._groups(members) for members in self.members]
-        left = torch.tensor([len(group) for group in groups])
-        again = torch.zeros(len(groups), dtype=torch.int64)
+        # Groups left per class. Negative for a class that has run out: how often it was repeated.
+        groups_left = torch.tensor([len(class_groups) for class_groups in groups])
         batches = []
         for _ in range(len(self)):
-            # Most groups left first; among classes that ran out, the least redrawn first; ties by chance.
-            tie = torch.rand(len(groups), generator=self.generator, dtype=torch.float64)
-            chosen = (left - again + tie).argsort(descending=True)[:p].tolist()
             batch = []
-            for c in chosen:
-                if not groups[c]:
-                    groups[c] = self._groups(self.members[c])
-                if left[c]:
-                    left[c] -= 1
-                else:
-                    again[c] += 1
-                batch.append(groups[c].pop())
+            for index in self._choose_classes(groups_left):
+                if not groups[index]:
+                    groups[index] = self._groups(self.members[index])
+                groups_left[index] -= 1
+                batch.append(groups[index].pop())
             batches.append(torch.cat(batch))
         order = self._shuffled(len(batches)).tolist()
-        return [batches[i] for i in order]
+        return [batches[index] for index in order]
+
+    def _choose_classes(self, groups_left: Tensor) -> list[int]:
+        """Return the P classes with the most groups left; ties are broken at random.
+
+        This order gives the shortest epoch, and repeats classes that have run out evenly.
+        """
+        noise = torch.rand(len(groups_left), generator=self.generator, dtype=torch.float64)
+        ranked = (groups_left + noise).argsort(descending=True)
+        return ranked[: self.plan.classes_per_batch].tolist()
+
+    def _groups(self, members: Tensor) -> list[Tensor]:
+        """Split the images of one class into groups of K, each image at least once."""
+        k = self.plan.images_per_class
+        size = len(members)
+        if size < k:  # one group that repeats each image as evenly as possible
+            repeats = -(-k // size)
+            order = torch.cat([self._shuffled(size) for _ in range(repeats)])
+            return [members[order[:k]]]
+        shuffled = members[self._shuffled(size)]
+        missing = -size % k
+        if missing:
+            # Fill the last group with images of earlier groups, to keep its images distinct.
+            earlier = shuffled[: size - size % k]
+            extra = earlier[self._shuffled(len(earlier))[:missing]]
+            shuffled = torch.cat([shuffled, extra])
+        return list(shuffled.split(k))
+
+    def _shuffled(self, count: int) -> Tensor:
+        """Return a random permutation of 0 to count - 1."""
+        return torch.randperm(count, generator=self.generator)

@@ -1,4 +1,4 @@
-"""The triplet loss, every mode of it, against plain loops in float64: value, gradient and counts."""
+"""The triplet loss against naive loops in float64: value, gradient and counts in every mode."""
 
 import math
 
@@ -9,62 +9,66 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stages.distance import sort_rows
-from stages.embedding.loss import _families, _pairs, _random, _Rule, triplet_loss
-from stages.settings import DISTANCES, MININGS
+from stages.embedding.loss import TripletCost, _batch_all, triplet_loss
+from stages.embedding.mining import anchor_block, columns_by_class
+from stages.settings import DISTANCES, MININGS, EmbedSettings
 
 MODES = [
-    (mining, margin, kind) for mining in MININGS for margin in (0.3, None) for kind in DISTANCES
+    (mining, margin, distance)
+    for mining in MININGS
+    for margin in (0.3, None)
+    for distance in DISTANCES
 ]
 
 
-def chosen(d: Tensor, labels: Tensor, ids: Tensor, mining: str) -> list[tuple[int, int, int]]:
-    """The triplets that a mining mode stands for, one at a time."""
+def naive_triplets(
+    distances: Tensor, labels: Tensor, ids: Tensor, mining: str
+) -> list[tuple[int, int, int]]:
+    """Return the triplets that a mining mode selects, as (anchor, positive, negative)."""
     count = len(labels)
-    # The draws of `random` are documented as torch's global generator; which image gets which is by class, then by row.
+    # `random` is documented to use torch's global generator. Its numbers are assigned to the images
+    # of a class in ascending order.
     by_class = labels.argsort(stable=True).tolist()
     draws = torch.rand(count, int(torch.bincount(labels).max())) if mining == "random" else None
     triplets = []
     for a in range(count):
-        family = [i for i in by_class if labels[i] == labels[a]]
-        positives = [p for p in family if ids[p] != ids[a]]
+        same_class = [i for i in by_class if labels[i] == labels[a]]
+        positives = [p for p in same_class if ids[p] != ids[a]]
         negatives = [n for n in range(count) if labels[n] != labels[a]]
         if not positives or not negatives:
             continue
+
+        def distance(i: int, anchor: int = a) -> float:
+            return float(distances[anchor, i])
+
         if mining == "batch-hard":
-            triplets.append(
-                (a, max(positives, key=lambda p: d[a, p]), min(negatives, key=lambda n: d[a, n]))
-            )
+            triplets.append((a, max(positives, key=distance), min(negatives, key=distance)))
             continue
         for p in positives:
             if mining == "batch-all":
                 triplets += [(a, p, n) for n in negatives]
             elif mining == "semi-hard":
-                farther = [n for n in negatives if d[a, n] > d[a, p]]
-                triplets.append(
-                    (
-                        a,
-                        p,
-                        min(farther, key=lambda n: d[a, n])
-                        if farther
-                        else max(negatives, key=lambda n: d[a, n]),
-                    )
-                )
+                farther = [n for n in negatives if distance(n) > distance(p)]
+                if farther:
+                    triplets.append((a, p, min(farther, key=distance)))
+                else:
+                    triplets.append((a, p, max(negatives, key=distance)))
             else:
-                triplets.append((a, p, negatives[int(draws[a, family.index(p)] * len(negatives))]))
+                rank = int(draws[a, same_class.index(p)] * len(negatives))
+                triplets.append((a, p, negatives[rank]))
     return triplets
 
 
-def looped(vectors, labels, *, mining="batch-all", margin=0.3, distance="euclidean", ids=None):
-    """Loss, active triplets and all triplets, a triplet at a time."""
+def naive_loss(vectors, labels, *, mining="batch-all", margin=0.3, distance="euclidean", ids=None):
+    """Return the loss, the active triplets and all triplets, computed one triplet at a time."""
     ids = torch.arange(len(labels)) if ids is None else ids
-    table = torch.cdist(
-        vectors.detach(), vectors.detach(), compute_mode="donot_use_mm_for_euclid_dist"
-    )
-    triplets = chosen(table, labels, ids, mining)
+    detached = vectors.detach()
+    distances = torch.cdist(detached, detached, compute_mode="donot_use_mm_for_euclid_dist")
+    triplets = naive_triplets(distances, labels, ids, mining)
     total, active = vectors.sum() * 0, 0
     for a, p, n in triplets:
-        gap = apart(vectors[a], vectors[p], distance) - apart(vectors[a], vectors[n], distance)
+        to_positive = naive_distance(vectors[a], vectors[p], distance)
+        gap = to_positive - naive_distance(vectors[a], vectors[n], distance)
         if margin is None:
             total, active = total + F.softplus(gap), active + int(gap >= 0)
         elif gap + margin > 0:
@@ -73,42 +77,42 @@ def looped(vectors, labels, *, mining="batch-all", margin=0.3, distance="euclide
     return total / max(1, divisor), active, len(triplets)
 
 
-def apart(a: Tensor, b: Tensor, distance: str) -> Tensor:
-    """With gradient 0 at distance 0."""
+def naive_distance(a: Tensor, b: Tensor, distance: str) -> Tensor:
+    """Return the distance of two points, with gradient 0 where they coincide."""
     if distance == "squared":
         return (a - b).square().sum()
     return (a - b).norm() if bool((a != b).any()) else (a * 0).sum()
 
 
-def unit(count: int, dim: int, seed: int) -> Tensor:
-    return F.normalize(
-        torch.randn(count, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)),
-        dim=1,
-    )
+def unit_vectors(count: int, dim: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, dim, dtype=torch.float64, generator=generator), dim=1)
 
 
-def compare(vectors: Tensor, labels: Tensor, **options) -> tuple[int, int]:
-    ours, theirs = vectors.clone().requires_grad_(), vectors.clone().requires_grad_()
+def assert_equals_naive_loss(vectors: Tensor, labels: Tensor, **options) -> tuple[int, int]:
+    """Compare loss, counts and gradient with the naive loops; return active and all triplets."""
+    leaf, naive_leaf = vectors.clone().requires_grad_(), vectors.clone().requires_grad_()
     torch.manual_seed(5)
-    result = triplet_loss(ours, labels, **options)
+    result = triplet_loss(leaf, labels, **options)
     torch.manual_seed(5)
-    expected, active, count = looped(theirs, labels, **options)
+    expected, active, count = naive_loss(naive_leaf, labels, **options)
     result.loss.backward()
     expected.backward()
     assert (result.active, result.triplets) == (active, count)
     torch.testing.assert_close(result.loss, expected, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(leaf.grad, naive_leaf.grad, rtol=1e-7, atol=1e-9)
     return active, count
 
 
 @pytest.mark.parametrize(("mining", "margin", "distance"), MODES)
-def test_equals_the_loops(mining, margin, distance):
-    labels = torch.tensor(
-        [0, 1, 2, 0, 1, 2, 0, 1, 0, 0, 3, 1]
-    )  # uneven classes, one lone image, unsorted
-    vectors = F.normalize(unit(12, 4, seed=6) + unit(4, 4, seed=2)[labels], dim=1)  # half trained
-    active, count = compare(vectors, labels, mining=mining, margin=margin, distance=distance)
-    # Both kinds are there, or the test proves little.
+def test_loss_equals_naive_loop(mining, margin, distance):
+    # Classes of different sizes, one with a single image, not sorted.
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 0, 0, 3, 1])
+    class_centres = unit_vectors(4, 4, seed=2)[labels]
+    vectors = F.normalize(unit_vectors(12, 4, seed=6) + class_centres, dim=1)
+    options = {"mining": mining, "margin": margin, "distance": distance}
+    active, count = assert_equals_naive_loss(vectors, labels, **options)
+    # The test needs both active and inactive triplets.
     assert 0 < active < count
 
 
@@ -119,31 +123,30 @@ def test_equals_the_loops(mining, margin, distance):
     st.floats(0.01, 1.5),
     st.integers(0, 1000),
 )
-def test_equals_the_loops_for_any_classes(labels, mode, margin, seed):
-    mining, soft, distance = mode
-    margin = None if soft is None else margin
-    compare(
-        unit(len(labels), 3, seed),
+def test_loss_equals_naive_loop_for_random_classes(labels, mode, margin, seed):
+    mining, mode_margin, distance = mode
+    assert_equals_naive_loss(
+        unit_vectors(len(labels), 3, seed),
         torch.tensor(labels),
         mining=mining,
-        margin=margin,
+        margin=None if mode_margin is None else margin,
         distance=distance,
     )
 
 
 @pytest.mark.parametrize(("mining", "margin", "distance"), MODES)
-def test_blocks_of_anchors_change_nothing(monkeypatch, mining, margin, distance):
+def test_loss_is_independent_of_the_block_size(monkeypatch, mining, margin, distance):
     labels = torch.arange(5).repeat(8)
-    monkeypatch.setattr(
-        "stages.embedding.loss.BLOCK", 40 * 7
-    )  # seven anchors a block, and a last block of five
-    compare(unit(40, 6, seed=2), labels, mining=mining, margin=margin, distance=distance)
+    # Seven anchors per block, and five in the last block.
+    monkeypatch.setattr("stages.embedding.loss.BLOCK", 40 * 7)
+    options = {"mining": mining, "margin": margin, "distance": distance}
+    assert_equals_naive_loss(unit_vectors(40, 6, seed=2), labels, **options)
 
 
 @pytest.mark.parametrize(("mining", "margin", "distance"), MODES)
-def test_gradcheck(mining, margin, distance):
+def test_gradient_passes_gradcheck(mining, margin, distance):
     labels = torch.tensor([0, 0, 1, 1, 2, 2, 2])
-    vectors = unit(7, 5, seed=3).requires_grad_()
+    vectors = unit_vectors(7, 5, seed=3).requires_grad_()
 
     def loss(v: Tensor) -> Tensor:
         torch.manual_seed(0)
@@ -152,80 +155,74 @@ def test_gradcheck(mining, margin, distance):
     assert torch.autograd.gradcheck(loss, (vectors,))
 
 
+def test_batch_all_computes_the_example_of_the_module_docstring():
+    labels, ids = torch.tensor([0, 0, 0, 0, 1, 1, 1]), torch.arange(7)
+    distances = torch.tensor([[0.0, 1.0, 4.0, 5.0, 3.0, 6.0, 9.0]])  # of the first image
+    block = anchor_block(*columns_by_class(labels), ids, slice(0, 1), None)
+    sums = _batch_all(distances.clone(), block, TripletCost(margin=3.0, squared=False))
+    assert (sums.loss, sums.triplets, sums.active) == (13.0, 9, 5)
+    derivatives = torch.tensor([[0.0, 1.0, 2.0, 2.0, -3.0, -2.0, 0.0]])
+    torch.testing.assert_close(sums.pair_weight * distances, derivatives)
+
+
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_the_soft_margin_keeps_float32_accuracy(distance):
-    labels, vectors = torch.arange(8).repeat(8), unit(64, 16, seed=12)
-    wide = triplet_loss(vectors, labels, margin=None, distance=distance).loss
-    expected, _, _ = looped(vectors, labels, margin=None, distance=distance)
-    torch.testing.assert_close(wide, expected, rtol=1e-12, atol=0)
-    torch.testing.assert_close(
-        triplet_loss(vectors.float(), labels, margin=None, distance=distance).loss.double(),
-        expected,
-        rtol=1e-6,
-        atol=0,
-    )
+def test_soft_margin_keeps_float32_accuracy(distance):
+    labels, vectors = torch.arange(8).repeat(8), unit_vectors(64, 16, seed=12)
+    options = {"margin": None, "distance": distance}
+    expected, _, _ = naive_loss(vectors, labels, **options)
+    float64_loss = triplet_loss(vectors, labels, **options).loss
+    float32_loss = triplet_loss(vectors.float(), labels, **options).loss
+    torch.testing.assert_close(float64_loss, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(float32_loss.double(), expected, rtol=1e-6, atol=0)
 
 
-def test_random_draws_every_negative_equally_often():
+def test_random_mining_with_soft_margin_moves_every_selected_image():
     labels = torch.tensor([0, 0, 1, 2, 2, 3])
-    vectors = unit(6, 3, seed=13).requires_grad_()
-    times = torch.zeros(6)
+    vectors = unit_vectors(6, 3, seed=13).requires_grad_()
     torch.manual_seed(0)
     for _ in range(600):
-        # The soft margin moves every chosen triplet; anchor 0 has one positive, so its negative is the row it pulls at.
-        (gradient,) = torch.autograd.grad(
-            triplet_loss(vectors, labels, mining="random", margin=None).loss, vectors
-        )
+        loss = triplet_loss(vectors, labels, mining="random", margin=None).loss
+        (gradient,) = torch.autograd.grad(loss, vectors)
         assert gradient.any(1).sum() >= 3
-        table, family = _families(labels)
-        pairs = _pairs(table, family, torch.arange(6), slice(0, 1), torch.rand(6, 2))
-        mined = _random(torch.full((1, 6), 0.5), pairs, _Rule(None, False))
-        times += (mined.pull[0] < 0).float()
-    assert times[0] == times[1] == 0
-    assert times[2:].sum() == 600 and (times[2:] - 150).abs().max() < 50  # 4.7 standard deviations
 
 
 @pytest.mark.parametrize(
-    ("mining", "margin", "distance"), [mode for mode in MODES if mode[0] != "random"]
-)  # its draws go to rows
+    # Random mining assigns its random numbers to rows.
+    ("mining", "margin", "distance"),
+    [mode for mode in MODES if mode[0] != "random"],
+)
 def test_permuting_rows_and_renaming_labels_changes_nothing(mining, margin, distance):
     labels = torch.randint(0, 4, (30,), generator=torch.Generator().manual_seed(0))
-    vectors = unit(30, 4, seed=4)
+    vectors = unit_vectors(30, 4, seed=4)
     options = {"mining": mining, "margin": margin, "distance": distance}
-    base = triplet_loss(vectors, labels, **options)
+    original = triplet_loss(vectors, labels, **options)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
-    moved = triplet_loss(vectors[order], torch.tensor([7, 3, 300, 5])[labels[order]], **options)
-    torch.testing.assert_close(moved.loss, base.loss)
-    assert (moved.active, moved.triplets) == (base.active, base.triplets)
+    new_labels = torch.tensor([7, 3, 300, 5])[labels[order]]
+    permuted = triplet_loss(vectors[order], new_labels, **options)
+    torch.testing.assert_close(permuted.loss, original.loss)
+    assert (permuted.active, permuted.triplets) == (original.active, original.triplets)
 
 
 @pytest.mark.parametrize(("mining", "margin", "distance"), MODES)
 @pytest.mark.parametrize("labels", [[0, 0, 0, 0], [0, 1, 2, 3], [0], []])
-def test_a_batch_without_triplets_is_a_zero_that_keeps_the_graph(mining, margin, distance, labels):
-    vectors = unit(len(labels), 4, seed=5).requires_grad_()
-    result = triplet_loss(
-        vectors,
-        torch.tensor(labels, dtype=torch.int64),
-        mining=mining,
-        margin=margin,
-        distance=distance,
-    )
+def test_batch_without_triplets_has_zero_loss_and_gradient(mining, margin, distance, labels):
+    vectors = unit_vectors(len(labels), 4, seed=5).requires_grad_()
+    labels = torch.tensor(labels, dtype=torch.int64)
+    result = triplet_loss(vectors, labels, mining=mining, margin=margin, distance=distance)
     result.loss.backward()
     assert result.loss.item() == 0 and result.triplets == 0 and result.active_share == 0
     assert vectors.grad is not None and not vectors.grad.any()
 
 
 @pytest.mark.parametrize(("mining", "margin", "distance"), MODES)
-def test_identical_images_keep_the_gradient_finite(mining, margin, distance):
-    collapsed = unit(1, 4, seed=6).repeat(6, 1)
-    twins = unit(6, 4, seed=6)[
-        [0, 0, 2, 3, 3, 5]
-    ]  # two pairs of identical images, one across classes
-    for vectors in (collapsed, twins, collapsed.float(), twins.float()):
+def test_identical_vectors_have_a_finite_gradient(mining, margin, distance):
+    labels = torch.tensor([0, 0, 0, 0, 1, 1])
+    collapsed = unit_vectors(1, 4, seed=6).repeat(6, 1)
+    # Two pairs of identical vectors, one of them in different classes.
+    pairs = unit_vectors(6, 4, seed=6)[[0, 0, 2, 3, 3, 5]]
+    for vectors in (collapsed, pairs, collapsed.float(), pairs.float()):
         leaf = vectors.clone().requires_grad_()
-        result = triplet_loss(
-            leaf, torch.tensor([0, 0, 0, 0, 1, 1]), mining=mining, margin=margin, distance=distance
-        )
+        result = triplet_loss(leaf, labels, mining=mining, margin=margin, distance=distance)
         result.loss.backward()
         assert torch.isfinite(result.loss) and torch.isfinite(leaf.grad).all()
         if vectors is collapsed:
@@ -234,44 +231,41 @@ def test_identical_images_keep_the_gradient_finite(mining, margin, distance):
 
 
 @pytest.mark.parametrize(("mining", "margin", "distance"), MODES)
-def test_two_rows_of_one_image_are_no_pair(mining, margin, distance):
+def test_two_rows_of_one_image_form_no_pair(mining, margin, distance):
     labels = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
-    ids = torch.tensor([5, 5, 6, 7, 8, 7, 9, 9])  # class 2 is one image, drawn twice
-    compare(unit(8, 4, seed=7), labels, mining=mining, margin=margin, distance=distance, ids=ids)
+    ids = torch.tensor([5, 5, 6, 7, 8, 7, 9, 9])  # class 2 has one image, repeated
+    options = {"mining": mining, "margin": margin, "distance": distance, "ids": ids}
+    assert_equals_naive_loss(unit_vectors(8, 4, seed=7), labels, **options)
 
 
-def test_half_precision_is_widened():
-    vectors = unit(12, 4, seed=8)
-    labels = torch.arange(3).repeat(4)
-    wide = triplet_loss(vectors.float(), labels).loss
+def test_half_precision_is_converted_to_float32():
+    vectors, labels = unit_vectors(12, 4, seed=8), torch.arange(3).repeat(4)
+    expected = triplet_loss(vectors.float(), labels, margin=0.2).loss
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = triplet_loss(vectors.float(), labels).loss
-    assert inside.dtype == torch.float32
-    torch.testing.assert_close(inside, wide, rtol=0, atol=0)
+        under_autocast = triplet_loss(vectors.float(), labels, margin=0.2).loss
+    assert under_autocast.dtype == torch.float32
+    torch.testing.assert_close(under_autocast, expected, rtol=0, atol=0)
     half = vectors.to(torch.bfloat16).requires_grad_()
-    triplet_loss(half, labels).loss.backward()
+    triplet_loss(half, labels, margin=0.2).loss.backward()
     assert half.grad.dtype == torch.bfloat16
 
 
 def test_mean_distance_is_over_pairs_of_different_rows():
-    vectors = unit(5, 3, seed=9)
-    result = triplet_loss(vectors, torch.tensor([0, 0, 1, 1, 1]))
+    vectors = unit_vectors(5, 3, seed=9)
+    result = triplet_loss(vectors, torch.tensor([0, 0, 1, 1, 1]), margin=0.2)
     assert result.mean_distance == pytest.approx(torch.pdist(vectors).mean().item())
 
 
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="give \\(B, D\\) and \\(B,\\)"):
-        triplet_loss(unit(4, 3, seed=1), torch.zeros(3, dtype=torch.int64))
+def test_default_margin_is_that_of_the_settings():
+    vectors, labels = unit_vectors(12, 4, seed=8), torch.arange(3).repeat(4)
+    loss = triplet_loss(vectors, labels, margin=EmbedSettings().margin).loss
+    assert triplet_loss(vectors, labels).loss == loss
+    assert triplet_loss(vectors, labels, margin=0.2).loss != loss
+
+
+def test_invalid_arguments_raise_value_error():
+    vectors = unit_vectors(4, 3, seed=1)
+    with pytest.raises(ValueError, match=r"vectors \(4, 3\), labels \(3,\)"):
+        triplet_loss(vectors, torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="mining hardest"):
-        triplet_loss(unit(4, 3, seed=1), torch.zeros(4, dtype=torch.int64), mining="hardest")
-
-
-def test_sorting_rows_on_threads_equals_sorting_them(monkeypatch):
-    values = unit(300, 300, seed=10).abs()
-    values[3] = values[4]
-    values[5, 7:] = float("inf")
-    for table in (values, values.float()):
-        ascending, order = sort_rows(table)
-        torch.testing.assert_close(ascending, table.sort(dim=1).values, rtol=0, atol=0)
-        torch.testing.assert_close(table.gather(1, order), ascending, rtol=0, atol=0)
-        assert (order.sort(dim=1).values == torch.arange(300)).all()
+        triplet_loss(vectors, torch.zeros(4, dtype=torch.int64), mining="hardest")
