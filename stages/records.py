@@ -226,7 +226,7 @@ class HeadLog:
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """Complete state of stage one after a step.
+    """Everything needed to resume stage one.
 
     A resumed run ends with bit-identical weights. The tensors are the live ones: save or copy
     them before the next step.
