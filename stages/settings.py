@@ -1,6 +1,6 @@
-"""What a run can be told: one frozen dataclass a stage, each default written once.
+"""Settings: one frozen dataclass per stage, with every default written once.
 
-The commands read their defaults from here, so this module imports nothing heavy.
+The command line reads its defaults from here, so this module imports nothing slow.
 """
 
 import re
@@ -9,41 +9,43 @@ from dataclasses import dataclass
 from stages.errors import SettingsError
 
 NETWORKS = ("conv", "conv-deep", "efficientnet-lite0")
-
-
-LIBRARIES = ("torchvision:", "timm:")  # a network's name may follow
-
-
+LIBRARIES = ("torchvision:", "timm:")  # prefixes of a library's network
 MININGS = ("batch-all", "batch-hard", "semi-hard", "random")
-
-
 DISTANCES = ("euclidean", "squared")
-
-
 RESIZES = ("pad-repeat", "pad", "crop", "stretch")
 
 
-def _require(condition: bool, name: str, value: object, wanted: str) -> None:
+def _require(condition: bool, field: str, value: object, allowed: str) -> None:
     if not condition:
-        raise SettingsError(name, value, f"out of range; use {wanted}")
+        raise SettingsError(field, value, f"out of range; use {allowed}")
 
 
-def _require_count(settings: object, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        _require(value is None or value >= 1, name, value, "a whole number of at least 1")
+def _require_positive(settings: object, *fields: str) -> None:
+    for field in fields:
+        value = getattr(settings, field)
+        _require(value is None or value >= 1, field, value, "a whole number of at least 1")
+
+
+def _require_seed(seed: int) -> None:
+    _require(0 <= seed < 2**32, "seed", seed, "0 to 4294967295")
 
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """How a source becomes three splits of equally sized images.
+    """Settings for reading a data source: image format and split.
 
-    size: side of the square images in pixels; None: the images' own size if they share one square
-        size of at most 64, else 64.
-    channels: 1 or 3; None: 1 if every image is grey, else 3.
-    resize: how an image fills the square, one of `RESIZES`.
-    split_seed, val, test: the split of what the source does not split itself; shares of all images.
-    max_unreadable: the largest share of unreadable images with which to go on without them.
+    Raises:
+        SettingsError: If a value is out of range.
+
+    Attributes:
+        size: Side of the square images in pixels, 4 to 1024. ``None``: the images' own size if
+            all are squares of one size of at most 64 pixels, else 64.
+        channels: Number of channels, 1 or 3. ``None``: 1 if every image is grey, else 3.
+        resize: How an image is fitted to the square, one of ``RESIZES``.
+        split_seed: Seed of the random split.
+        val: Share of the images for validation, if the source has no validation split.
+        test: Share of the images for testing, if the source has no test split.
+        max_unreadable: Largest share of unreadable images that may be skipped, 0 to 1.
     """
 
     size: int | None = None
@@ -58,37 +60,46 @@ class ReadSettings:
         _require(self.size is None or 4 <= self.size <= 1024, "size", self.size, "4 to 1024 pixels")
         _require(self.channels in (None, 1, 3), "channels", self.channels, "1 or 3")
         _require(self.resize in RESIZES, "resize", self.resize, ", ".join(RESIZES))
-        for name in ("val", "test"):
-            share = getattr(self, name)
-            _require(0 < share < 0.9, name, share, "a share between 0 and 0.9")
-        _require(
-            0 <= self.max_unreadable <= 1,
-            "max_unreadable",
-            self.max_unreadable,
-            "a share from 0 to 1",
-        )
-        _require(
-            self.val + self.test < 0.95, "val", self.val, "shares that leave images to train on"
-        )
+        for field in ("val", "test"):
+            share = getattr(self, field)
+            _require(0 < share < 0.9, field, share, "a share between 0 and 0.9")
+        unreadable = self.max_unreadable
+        _require(0 <= unreadable <= 1, "max_unreadable", unreadable, "a share from 0 to 1")
+        enough = self.val + self.test < 0.95
+        _require(enough, "val", self.val, "shares that leave images for training")
 
 
 @dataclass(frozen=True)
 class EmbedSettings:
-    """Stage one. `None` means: chosen from the data, by the rule that the field's line states.
+    """Settings of stage one: network, triplet loss and training.
 
-    network: pixels to features: one of `NETWORKS`, or torchvision:NAME, or timm:NAME; see `stages.network`.
-    weights: what its trunk starts from: `none` (random), `default` (the library's, for ImageNet) or a file.
-    trunk: what of it is trained: `tune` (all of it), `frozen` (nothing) or `last-N` (its last N blocks).
-    dim: length of an embedding vector.
-    mining, distance: which triplets count, and how far is measured; see `stages.loss.triplet_loss`.
-    margin: of the triplet loss, in the unit of the distance between unit vectors; None: the soft margin.
-    classes_per_batch, images_per_class: P and K of the batches; None: see `stages.sampler.plan_batches`.
-    epochs: None: 20, or as many as make 400 steps. An epoch draws each image at least once.
-    lr: peak learning rate of AdamW (it warms up, then decays to zero along a cosine).
-    augment: whether training images are shifted, turned and scaled a little.
-    patience: epochs without a better validation score after which to stop; None: never, since the rate decays to zero and
-        the last epochs are usually the best.
-    seed: of everything random in training.
+    ``None`` means that the value is chosen from the data.
+
+    Raises:
+        SettingsError: If a value is out of range.
+
+    Attributes:
+        network: Architecture: one of ``NETWORKS``, ``torchvision:NAME`` or ``timm:NAME``.
+        weights: Initial weights of the trunk: ``none`` (random), ``default`` (the library's
+            ImageNet weights) or a file.
+        trunk: Layers of the trunk to train: ``tune`` (all), ``frozen`` (none) or ``last-N`` (the
+            last N blocks).
+        dim: Dimension of the embedding.
+        mining: Triplet mining mode, one of ``MININGS``; see
+            :func:`stages.embedding.loss.triplet_loss`.
+        margin: Triplet margin, in the unit of ``distance``. ``None``: the soft margin.
+        distance: Distance between unit vectors, one of ``DISTANCES``.
+        classes_per_batch: Classes per batch, P. ``None``: see
+            :func:`stages.embedding.sampler.plan_batches`.
+        images_per_class: Images per class and batch, K. ``None``: see ``plan_batches``.
+        epochs: Number of epochs; each contains every training image at least once. ``None``: see
+            :func:`stages.embedding.schedule.plan_training`.
+        lr: Peak learning rate of AdamW, reached by linear warm-up and followed by cosine decay
+            to zero.
+        augment: Shift, rotate and scale training images at random.
+        patience: Stop after this many epochs without a better validation score. ``None``: never.
+            The learning rate decays to zero, so the last epochs are usually the best.
+        seed: Random seed of training.
     """
 
     network: str = "conv"
@@ -108,61 +119,56 @@ class EmbedSettings:
 
     @property
     def from_library(self) -> bool:
-        """Whether the network is a library's, not one of ours."""
+        """True if the network comes from torchvision or timm."""
         return not self.network.startswith("conv")
 
     def __post_init__(self) -> None:
+        self._check_network()
+        _require_positive(self, "dim", "epochs", "patience")
+        _require(self.mining in MININGS, "mining", self.mining, ", ".join(MININGS))
+        _require(self.distance in DISTANCES, "distance", self.distance, ", ".join(DISTANCES))
+        farthest = 2 if self.distance == "euclidean" else 4  # between unit vectors
+        possible = self.margin is None or 0 < self.margin <= farthest
+        allowed = f"a distance above 0 and up to {farthest}, or soft"
+        _require(possible, "margin", self.margin, allowed)
+        for field in ("classes_per_batch", "images_per_class"):
+            value = getattr(self, field)
+            allowed = "at least 2: a triplet needs two classes, and two images of one of them"
+            _require(value is None or value >= 2, field, value, allowed)
+        _require(0 < self.lr <= 1, "lr", self.lr, "a rate above 0 and up to 1")
+        _require_seed(self.seed)
+
+    def _check_network(self) -> None:
         library, _, name = self.network.partition(":")
         known = self.network in NETWORKS or (f"{library}:" in LIBRARIES and name != "")
-        _require(
-            known,
-            "network",
-            self.network,
-            f"{', '.join(NETWORKS)}, torchvision:NAME (such as resnet18) or timm:NAME",
-        )
+        networks = ", ".join(NETWORKS)
+        allowed = f"{networks}, torchvision:NAME (such as torchvision:resnet18) or timm:NAME"
+        _require(known, "network", self.network, allowed)
         _require(self.weights != "", "weights", self.weights, "none, default or a file")
         if self.weights != "none" and not self.from_library:
             raise SettingsError(
                 "weights",
                 self.weights,
-                f"network {self.network} has no pretrained weights; choose a network such as torchvision:resnet18",
+                f"network {self.network} has no pretrained weights; choose a network that has, "
+                "such as torchvision:resnet18",
             )
-        _require(
-            re.fullmatch(r"tune|frozen|last-[1-9]\d*", self.trunk) is not None,
-            "trunk",
-            self.trunk,
-            "tune, frozen, or last-N such as last-2",
-        )
-        _require_count(self, "dim", "epochs", "patience")
-        _require(self.mining in MININGS, "mining", self.mining, ", ".join(MININGS))
-        _require(self.distance in DISTANCES, "distance", self.distance, ", ".join(DISTANCES))
-        farthest = 2 if self.distance == "euclidean" else 4
-        _require(
-            self.margin is None or 0 < self.margin <= farthest,
-            "margin",
-            self.margin,
-            f"a distance above 0 and up to {farthest}, or soft",
-        )
-        for name in ("classes_per_batch", "images_per_class"):
-            value = getattr(self, name)
-            _require(
-                value is None or value >= 2,
-                name,
-                value,
-                "at least 2: a triplet needs two classes, two images of one",
-            )
-        _require(0 < self.lr <= 1, "lr", self.lr, "a rate above 0 and up to 1")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+        known = re.fullmatch(r"tune|frozen|last-[1-9]\d*", self.trunk) is not None
+        _require(known, "trunk", self.trunk, "tune, frozen, or last-N such as last-2")
 
 
 @dataclass(frozen=True)
 class ClassifySettings:
-    """Stage two: dropout + linear + log-softmax on frozen vectors.
+    """Settings of stage two: dropout, a linear layer and log-softmax on frozen embeddings.
 
-    dropout: share of each vector's coordinates zeroed in training.
-    max_iter: L-BFGS iterations at most, for each strength of weight decay; it stops when it has converged.
-    balance: whether every class weighs alike in the loss, however many images it has.
-    seed: of the dropout masks.
+    Raises:
+        SettingsError: If a value is out of range.
+
+    Attributes:
+        dropout: Probability of zeroing each coordinate of an embedding in training, in [0, 1).
+        max_iter: Largest number of L-BFGS iterations per weight decay. L-BFGS stops earlier if it
+            has converged.
+        balance: Weight classes inversely to their frequency.
+        seed: Random seed of the dropout masks.
     """
 
     dropout: float = 0.5
@@ -172,5 +178,5 @@ class ClassifySettings:
 
     def __post_init__(self) -> None:
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "a share from 0 to below 1")
-        _require_count(self, "max_iter")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "0 to 4294967295")
+        _require_positive(self, "max_iter")
+        _require_seed(self.seed)

@@ -19,18 +19,32 @@ def training_input(
     augment: bool,
     device: torch.device,
 ) -> Tensor:
-    """What the network sees of a process's part of a batch: changed images, or features of one of their fixed views where its
-    trunk has made them. Chance is drawn for the whole batch, so that several processes see what a single one would.
+    """Return this rank's network input for a training batch.
 
-    batch: int64 (B,), positions in `train`; own: the b of them that are this process's. Returns uint8 (not augmented) or float32
-    (b, C, S, S) in [0, 255], or features, float32 (b, F), on the device.
+    If the network's frozen trunk has cached features, the input is the features of one view per
+    image, drawn at random with augmentation. Otherwise it is the images, augmented if asked for.
+    Random numbers are drawn for the whole batch, so that the augmentation of an image does not
+    depend on the number of ranks.
+
+    Args:
+        network: Network that takes the input.
+        train: Training split.
+        batch: Positions in ``train`` of all ranks' images, int64, shape (B,).
+        own: Slice of the batch that this rank embeds, b images.
+        augment: Augment the images.
+        device: Device of the returned tensor.
+
+    Returns:
+        Features, float32, shape (b, F), or images in [0, 255], shape (b, C, S, S): uint8 without
+        augmentation, float32 with it.
     """
+    rows = batch[own]
     if train.features and has_cached_features(network, train):
         views = torch.randint(train.features.values.shape[1] if augment else 1, (len(batch),))[own]
-        return train.features.values[train.rows[batch[own]], views].to(device)
-    pixels = train.take(batch[own]).to(device)
+        return train.features.values[train.rows[rows], views].to(device)
+    pixels = train.take(rows).to(device)
     if not augment:
         return pixels
-    photos = isinstance(network.trunk, LibraryTrunk) and pixels.shape[1] == 3
-    change, numbers = (random_photo, PHOTO) if photos else (random_affine, AFFINE)
-    return change(pixels, torch.rand(numbers, len(batch))[:, own])
+    if isinstance(network.trunk, LibraryTrunk) and pixels.shape[1] == 3:
+        return random_photo(pixels, torch.rand(PHOTO, len(batch))[:, own])
+    return random_affine(pixels, torch.rand(AFFINE, len(batch))[:, own])

@@ -1,4 +1,4 @@
-"""Batches, number of epochs, learning rate, and which epochs are validated."""
+"""Schedule of stage one: batches, epochs, learning rate, validation and the best epoch."""
 
 import math
 
@@ -9,70 +9,122 @@ from stages.embedding.sampler import BATCH, BatchPlan, plan_batches
 from stages.records import EpochLog
 from stages.settings import EmbedSettings
 
-VALIDATIONS = 10  # in a run; where epochs are short, one each would take half as long as training
+# Validated epochs per run. With short epochs, validating each would take half of the training time.
+VALIDATIONS = 10
+WARM_UP = 0.2  # share of all steps
+EPOCHS, STEPS = 20, 400  # minimum of each
+TUNED_EPOCHS, TUNED_STEPS = 10, 50  # minimum of each, if a pretrained trunk is trained
+LARGE_BATCH = 32  # images per batch, if a library's trunk is trained
 
-
-WARM_UP = 0.2  # of all steps
-
-
-EPOCHS, STEPS = 20, 400  # each at least
-
-
-TUNED_EPOCHS, TUNED_STEPS = 10, 50  # the same where a pretrained trunk is trained
-
-
-LARGE_BATCH = 32  # images, where a library's trunk is trained
-
-
-# (kNN accuracy, triplet accuracy), the epoch, its weights
+# Scores (kNN and triplet accuracy), number and network state dict of the best epoch so far.
 Best = tuple[tuple[float, float], int, dict[str, Tensor]]
 
 
 def plan_training(labels: Tensor, settings: EmbedSettings) -> tuple[BatchPlan, int]:
-    """The batches and how many epochs, as far as the settings leave them open. labels: int64 (N,), of the training part.
+    """Choose the batches and the number of epochs where the settings leave them open.
 
-    20 epochs, or as many as make 400 steps; three times that for `conv-deep`. A library's trunk that is trained takes batches
-    of 32 images, or it would need more memory than most machines have; a pretrained one comes far in half the epochs.
-    Raises SettingsError as `plan_batches` does.
+    The default number of epochs is 20, or more until there are 400 steps; ``conv-deep`` trains
+    three times as long. A library's trunk that is trained gets batches of 32 images, because more
+    would exceed the memory of most machines. A pretrained trunk that is trained needs half of the
+    epochs. If K is open, it is rounded up to a multiple of the world size.
+
+    Args:
+        labels: Class index of each training image, int64, shape (N,).
+        settings: Settings of stage one.
+
+    Returns:
+        P, K and the number of batches per epoch; and the number of epochs.
+
+    Raises:
+        SettingsError: If the batches cannot be formed, as in
+            :func:`stages.embedding.sampler.plan_batches`.
+
+    Example:
+        >>> import torch
+        >>> labels = torch.arange(10).repeat_interleave(160)  # 10 classes with 160 images each
+        >>> plan_training(labels, EmbedSettings())
+        (BatchPlan(classes_per_batch=10, images_per_class=16, per_epoch=10), 40)
     """
     tuned = settings.from_library and settings.trunk != "frozen"
-    chosen = settings.classes_per_batch, settings.images_per_class
     plan = plan_batches(
         labels,
-        classes_per_batch=chosen[0],
-        images_per_class=chosen[1],
+        classes_per_batch=settings.classes_per_batch,
+        images_per_class=settings.images_per_class,
         batch=LARGE_BATCH if tuned else BATCH,
     )
-    extra = -plan.images_per_class % rank_and_world_size()[1]
-    if extra and chosen[1] is None:  # so that the processes can share a batch
+    missing = -plan.images_per_class % rank_and_world_size()[1]
+    if missing and settings.images_per_class is None:
         plan = plan_batches(
             labels,
             classes_per_batch=plan.classes_per_batch,
-            images_per_class=plan.images_per_class + extra,
+            images_per_class=plan.images_per_class + missing,
         )
-    epochs, steps = (
-        (TUNED_EPOCHS, TUNED_STEPS) if tuned and settings.weights != "none" else (EPOCHS, STEPS)
-    )
-    patience = 3 if settings.network == "conv-deep" else 1
-    return plan, settings.epochs or patience * max(epochs, math.ceil(steps / plan.per_epoch))
+    min_epochs, min_steps = EPOCHS, STEPS
+    if tuned and settings.weights != "none":
+        min_epochs, min_steps = TUNED_EPOCHS, TUNED_STEPS
+    epoch_multiplier = 3 if settings.network == "conv-deep" else 1
+    epochs = epoch_multiplier * max(min_epochs, math.ceil(min_steps / plan.per_epoch))
+    return plan, settings.epochs or epochs
 
 
 def is_validated(epoch: int, epochs: int) -> bool:
-    """Ten epochs of a run, evenly spaced, and the last; all of a run of fewer than 20."""
+    """Return True if an epoch is validated.
+
+    The last epoch is, and so are ten evenly spaced ones. With fewer than 20 epochs all are.
+
+    Args:
+        epoch: Number of the epoch, from 1.
+        epochs: Number of epochs of the run.
+    """
     return epoch % max(1, epochs // VALIDATIONS) == 0 or epoch == epochs
 
 
-def learning_rate_factor(done: int, steps: int) -> float:
-    """The learning rate after `done` of all steps as a share of its peak: up in a line, then down along a cosine to 0."""
-    warm = max(1, round(WARM_UP * steps))
-    if done < warm:
-        return (done + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1, steps - warm)))
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Return the learning rate as a share of its peak: linear warm-up, then cosine decay to 0.
+
+    Args:
+        step: Steps done so far.
+        steps: Steps of the whole run.
+
+    Example:
+        >>> [round(learning_rate_factor(step, 10), 2) for step in range(11)]
+        [0.5, 1.0, 1.0, 0.96, 0.85, 0.69, 0.5, 0.31, 0.15, 0.04, 0.0]
+    """
+    warm_up = max(1, round(WARM_UP * steps))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def epoch_score(log: EpochLog) -> tuple[float, float]:
+    """Return the kNN and triplet accuracy of an epoch, with 0 for a score that was not measured."""
+    return log.val_knn or 0.0, log.val_triplet or 0.0
+
+
+def is_better(log: EpochLog, best: Best | None) -> bool:
+    """Return True if a validated epoch replaces the best epoch so far.
+
+    The higher kNN accuracy wins, then the higher triplet accuracy, then the later epoch. Without
+    validation images all scores are 0, so the last epoch wins.
+
+    Args:
+        log: Log of the validated epoch.
+        best: Best of the earlier epochs, None if there is none.
+
+    Example:
+        >>> best = (0.9, 0.8), 4, {}
+        >>> is_better(EpochLog(8, 0.1, 0.2, 1.3, val_knn=0.9, val_triplet=0.8), best)
+        True
+        >>> is_better(EpochLog(8, 0.1, 0.2, 1.3, val_knn=0.9, val_triplet=0.7), best)
+        False
+    """
+    return best is None or epoch_score(log) >= best[0]
 
 
 def out_of_patience(
     settings: EmbedSettings, history: tuple[EpochLog, ...], best: Best | None
 ) -> bool:
+    """Return True if training should stop early, for lack of a better validation score."""
     if settings.patience is None or best is None or history[-1].val_knn is None:
         return False
     return history[-1].epoch - best[1] >= settings.patience

@@ -2,11 +2,12 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stages.distributed import (
     all_gather_rows,
@@ -17,17 +18,19 @@ from stages.distributed import (
     rank_slice,
 )
 from stages.embedding.inputs import training_input
-from stages.embedding.loss import triplet_loss
+from stages.embedding.loss import TripletLoss, triplet_loss
 from stages.embedding.sampler import PKSampler
 from stages.embedding.schedule import (
     Best,
+    epoch_score,
+    is_better,
     is_validated,
     learning_rate_factor,
     out_of_patience,
     plan_training,
 )
 from stages.embedding.validation import GALLERY, QUERIES, evenly_spaced_subset, validate
-from stages.errors import PipelineError
+from stages.errors import SettingsError
 from stages.network.embedding_net import EmbeddingNet, to_device
 from stages.network.initialization import new_network
 from stages.records import EpochLog, Split, TrainingState
@@ -35,14 +38,19 @@ from stages.settings import EmbedSettings
 
 WEIGHT_DECAY = 1e-2
 
-
 OnEpoch = Callable[[EpochLog], None]
 
 
 class Step(NamedTuple):
-    """One optimiser step. done: how many so far. last: none will follow. images: of its batch, in all processes.
+    """Report of one optimiser step.
 
-    state: makes the state after it.
+    Attributes:
+        done: Steps done so far, over all epochs.
+        last: True if training ends with this step.
+        loss: Loss of the batch.
+        active_share: Share of the batch's triplets with a loss above 0.
+        images: Images in the batch, over all ranks.
+        state: Function that returns the state after this step.
     """
 
     done: int
@@ -57,7 +65,13 @@ OnStep = Callable[[Step], bool | None]
 
 
 class TrainedEmbedding(NamedTuple):
-    """network: with the weights of `epoch`, the best that validation saw. history: one log an epoch."""
+    """Result of :func:`train_embedding`.
+
+    Attributes:
+        network: Network with the weights of the best epoch, in evaluation mode.
+        epoch: Number of the best epoch, from 1; 0 if no epoch was finished.
+        history: One log per epoch.
+    """
 
     network: EmbeddingNet
     epoch: int
@@ -76,112 +90,226 @@ def train_embedding(
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainedEmbedding:
-    """Train a network on P x K batches; of the epochs that are validated the one with the best kNN accuracy wins.
+    """Train an embedding network with triplet loss on batches of P classes with K images each.
 
-    Among epochs with equal kNN accuracy the higher triplet accuracy decides, then the later epoch. Without validation
-    images the last epoch is taken.
+    The result has the weights of the best validated epoch, see
+    :func:`stages.embedding.schedule.is_better`; without validation images, of the last epoch.
 
-    network: as training starts it; None: `new_network`. state: where to go on; None starts anew, from `settings.seed`.
-    on_epoch: called after each epoch. on_step: called after each step (and after `on_epoch`); a true return stops training
-    there.
+    With several ranks, each embeds its share of every batch, computes the loss of the whole batch
+    and takes the same step. BatchNorm is synchronised between ranks on CUDA only.
 
-    Where a process group is open, each process embeds its share of every batch, mines the whole of it, and all take the
-    same step; BatchNorm spans the processes on CUDA only.
-    Raises SettingsError if the batches can't be formed or shared, PipelineError if the loss stops being finite.
+    Args:
+        train: Training images.
+        validation: Validation images, or None.
+        settings: Settings of stage one.
+        device: Device to train on.
+        precision: Data type of the forward pass under autocast. Evaluation is always float32.
+        network: Initial network. None: from
+            :func:`stages.network.initialization.new_network`.
+        state: State to resume from. The resumed run equals an uninterrupted one. None: start from
+            ``settings.seed``.
+        on_step: Called after each step, and after ``on_epoch`` if the step ends an epoch. Training
+            stops if it returns True.
+        on_epoch: Called after each epoch.
+
+    Returns:
+        The trained network, the best epoch and the history.
+
+    Raises:
+        SettingsError: If the batches cannot be formed or divided among ranks, or the loss is no
+            longer finite.
+
+    Example:
+        >>> images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
+        >>> split = Split(
+        ...     store=images,
+        ...     rows=torch.arange(8),
+        ...     labels=torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]),
+        ...     classes=("cat", "dog"),
+        ...     ids=tuple("abcdefgh"),
+        ... )
+        >>> settings = EmbedSettings(dim=4, epochs=2)
+        >>> trained = train_embedding(split, None, settings, device=torch.device("cpu"))
+        >>> trained.epoch, len(trained.history), trained.network(images).shape
+        (2, 2, torch.Size([8, 4]))
     """
+    run = _start(train, settings, network, device, precision)
+    if state is not None:
+        run.restore(state)
+    gallery = evenly_spaced_subset(train, GALLERY)
+    queries = validation and evenly_spaced_subset(validation, QUERIES)
+    for batch in run.batches():
+        result = _forward(run, batch)
+        loss = result.loss.item()
+        if not math.isfinite(loss):
+            problem = f"the loss is {loss} at step {run.step + 1}; use a lower learning rate"
+            raise SettingsError("lr", settings.lr, problem)
+        run.optimiser.zero_grad(set_to_none=True)
+        result.loss.backward()
+        all_reduce_gradients(run.network)
+        _set_learning_rates(run)
+        run.optimiser.step()
+        run.step += 1
+        run.add(loss, result.active_share, result.mean_distance)
+        if run.step % len(run.sampler) == 0:
+            log = _end_of_epoch(run, gallery, queries)
+            if on_epoch:
+                on_epoch(log)
+        report = Step(
+            done=run.step,
+            last=run.finished,
+            loss=loss,
+            active_share=result.active_share,
+            images=len(batch),
+            state=run.state,
+        )
+        if on_step and on_step(report):
+            break
+    if run.best is not None:
+        run.network.load_state_dict(run.best[2])
+    run.network.eval()
+    return TrainedEmbedding(run.network, run.best[1] if run.best else 0, run.history)
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """A training run: its fixed parts, then the counters that change with every step."""
+
+    train: Split
+    settings: EmbedSettings
+    device: torch.device
+    precision: torch.dtype
+    network: EmbeddingNet
+    optimiser: torch.optim.Optimizer
+    peak_rates: list[float]  # per parameter group
+    sampler: PKSampler
+    own: slice  # rows of each batch that this rank embeds
+    epochs: int
+    step: int = 0
+    sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    history: tuple[EpochLog, ...] = ()
+    best: Best | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * len(self.sampler)
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.steps or out_of_patience(self.settings, self.history, self.best)
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield the remaining batches of the run, int64, shape (P * K,)."""
+        while not self.finished:
+            self.network.train()
+            yield from self.sampler
+
+    def add(self, loss: float, active_share: float, mean_distance: float) -> None:
+        """Add the scores of a step to the sums of the epoch."""
+        self.sums = (
+            self.sums[0] + loss,
+            self.sums[1] + active_share,
+            self.sums[2] + mean_distance,
+        )
+
+    def state(self) -> TrainingState:
+        return TrainingState(
+            step=self.step,
+            steps=self.steps,
+            network=self.network.state_dict(),
+            optimiser=self.optimiser.state_dict(),
+            sampler=self.sampler.state_dict(),
+            generator=torch.get_rng_state(),
+            history=self.history,
+            sums=self.sums,
+            best=self.best,
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        self.network.load_state_dict(state.network)
+        self.optimiser.load_state_dict(state.optimiser)
+        self.sampler.load_state_dict(state.sampler)
+        torch.set_rng_state(state.generator)
+        self.step, self.sums = state.step, state.sums
+        self.history, self.best = state.history, state.best
+
+
+def _start(
+    train: Split,
+    settings: EmbedSettings,
+    network: EmbeddingNet | None,
+    device: torch.device,
+    precision: torch.dtype,
+) -> _Run:
     torch.manual_seed(settings.seed)
     plan, epochs = plan_training(train.labels, settings)
     own = rank_slice(plan.classes_per_batch, plan.images_per_class)
-    sampler = PKSampler(train.labels, plan, seed=settings.seed)
-    steps = epochs * len(sampler)
     network = to_device(network or new_network(train, settings), device)
     if rank_and_world_size()[1] > 1 and device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     groups = network.parameter_groups(settings.lr)
-    rates = [group["lr"] for group in groups]
-    optimiser = torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True)
-    step, sums = 0, (0.0, 0.0, 0.0)
-    history: tuple[EpochLog, ...] = ()
-    best: Best | None = None
-    if state is not None:
-        network.load_state_dict(state.network)
-        optimiser.load_state_dict(state.optimiser)
-        sampler.load_state_dict(state.sampler)
-        torch.set_rng_state(state.generator)
-        step, history, sums, best = state.step, state.history, state.sums, state.best
-
-    def current_state() -> TrainingState:
-        return TrainingState(
-            step=step,
-            steps=steps,
-            network=network.state_dict(),
-            optimiser=optimiser.state_dict(),
-            sampler=sampler.state_dict(),
-            generator=torch.get_rng_state(),
-            history=history,
-            sums=sums,
-            best=best,
-        )
-
-    gallery, queries = (
-        evenly_spaced_subset(train, GALLERY),
-        validation and evenly_spaced_subset(validation, QUERIES),
+    return _Run(
+        train=train,
+        settings=settings,
+        device=device,
+        precision=precision,
+        network=network,
+        peak_rates=[group["lr"] for group in groups],
+        optimiser=torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True),
+        sampler=PKSampler(train.labels, plan, seed=settings.seed),
+        own=own,
+        epochs=epochs,
     )
-    stopped = out_of_patience(settings, history, best)
-    while step < steps and not stopped:
-        network.train()
-        for batch in sampler:
-            pixels = training_input(
-                network, train, batch, own, augment=settings.augment, device=device
-            )
-            with (
-                per_rank_rng(settings.seed + step),
-                torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32),
-            ):
-                vectors = network(pixels)
-            result = triplet_loss(
-                all_gather_rows(vectors),
-                train.labels[batch].to(device),
-                mining=settings.mining,
-                margin=settings.margin,
-                distance=settings.distance,
-                ids=batch.to(device),
-            )
-            loss = result.loss.item()
-            if not math.isfinite(loss):
-                raise PipelineError(
-                    f"--lr {settings.lr}: the loss is {loss} at step {step + 1}; use a lower rate"
-                )
-            optimiser.zero_grad(set_to_none=True)
-            result.loss.backward()
-            all_reduce_gradients(network)
-            for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                group["lr"] = rate * learning_rate_factor(step, steps)
-            optimiser.step()
-            step += 1
-            sums = (sums[0] + loss, sums[1] + result.active_share, sums[2] + result.mean_distance)
-            if step % len(sampler) == 0:
-                broadcast_buffers(network)
-                epoch = step // len(sampler)
-                validated = is_validated(epoch, epochs)
-                score = validate(network, gallery, queries if validated else None, device=device)
-                mean_loss, active, distance = (value / len(sampler) for value in sums)
-                log = EpochLog(epoch, mean_loss, active, distance, *score)
-                history, sums = (*history, log), (0.0, 0.0, 0.0)
-                key = (score[0] or 0.0, score[1] or 0.0)
-                if validated and (best is None or key >= best[0]):
-                    best = key, epoch, copy.deepcopy(network.state_dict())
-                stopped = out_of_patience(settings, history, best)
-                if on_epoch:
-                    on_epoch(log)
-            last = stopped or step == steps
-            if on_step and on_step(
-                Step(step, last, loss, result.active_share, len(batch), current_state)
-            ):
-                stopped = True
-            if stopped:
-                break
-    if best is not None:
-        network.load_state_dict(best[2])
-    network.eval()
-    return TrainedEmbedding(network, best[1] if best else 0, history)
+
+
+def _forward(run: _Run, batch: Tensor) -> TripletLoss:
+    """Embed this rank's images of a batch and compute the triplet loss of the whole batch."""
+    settings, device = run.settings, run.device
+    inputs = training_input(
+        run.network, run.train, batch, run.own, augment=settings.augment, device=device
+    )
+    mixed = run.precision != torch.float32
+    with (
+        per_rank_rng(settings.seed + run.step),
+        torch.autocast(device.type, dtype=run.precision, enabled=mixed),
+    ):
+        vectors = run.network(inputs)
+    return triplet_loss(
+        all_gather_rows(vectors),
+        run.train.labels[batch].to(device),
+        mining=settings.mining,
+        margin=settings.margin,
+        distance=settings.distance,
+        ids=batch.to(device),
+    )
+
+
+def _set_learning_rates(run: _Run) -> None:
+    """Set the learning rate of each parameter group for the next step."""
+    factor = learning_rate_factor(run.step, run.steps)
+    for group, peak_rate in zip(run.optimiser.param_groups, run.peak_rates, strict=True):
+        group["lr"] = peak_rate * factor
+
+
+def _end_of_epoch(run: _Run, gallery: Split, queries: Split | None) -> EpochLog:
+    """Validate the network, log the epoch and keep the weights if they are the best so far."""
+    broadcast_buffers(run.network)
+    epoch = run.step // len(run.sampler)
+    validated = is_validated(epoch, run.epochs)
+    val_knn, val_triplet = validate(
+        run.network, gallery, queries if validated else None, device=run.device
+    )
+    loss, active_share, mean_distance = (total / len(run.sampler) for total in run.sums)
+    log = EpochLog(
+        epoch=epoch,
+        loss=loss,
+        active_share=active_share,
+        mean_distance=mean_distance,
+        val_knn=val_knn,
+        val_triplet=val_triplet,
+    )
+    run.history = (*run.history, log)
+    run.sums = (0.0, 0.0, 0.0)
+    if validated and is_better(log, run.best):
+        run.best = epoch_score(log), epoch, copy.deepcopy(run.network.state_dict())
+    return log

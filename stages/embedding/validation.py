@@ -10,30 +10,49 @@ from stages.evaluation.retrieval import measure_split
 from stages.evaluation.statistics import triplet_accuracy
 from stages.network.inference import embed_split
 from stages.records import Split
+from stages.subset import evenly_spaced
 
-QUERIES, GALLERY = (
-    2000,
-    1000,
-)  # validation images at most, and training images that their kNN searches
+QUERIES = 2000  # largest number of validation images
+GALLERY = 1000  # largest number of training images that their kNN searches
 
 
 def evenly_spaced_subset(split: Split, most: int) -> Split:
-    """The split if it has no more than `most` images, else evenly spaced ones of each class."""
+    """Return a subset in which every class keeps its share of the images.
+
+    Args:
+        split: Images to choose from.
+        most: Largest number of images.
+
+    Returns:
+        The split itself if it is small enough, else ``most`` images sorted by class.
+    """
     if len(split) <= most:
         return split
     by_class = split.labels.argsort(stable=True)
-    return split.select(by_class[torch.linspace(0, len(split) - 1, most).round().long()])
+    return split.select(by_class[evenly_spaced(len(split), most)])
 
 
 def validate(
     network: nn.Module, gallery: Split, validation: Split | None, *, device: torch.device
 ) -> tuple[float | None, float | None]:
-    """kNN accuracy of the validation images in the gallery, and triplet accuracy among them."""
+    """Compute kNN and triplet accuracy on validation images.
+
+    Args:
+        network: Embedding network.
+        gallery: Training images, searched by kNN.
+        validation: Validation images, or None.
+        device: Device of the network.
+
+    Returns:
+        Share of validation images that kNN classifies correctly, and share of correctly ordered
+        triplets among the validation images. None for a score that is undefined: both without
+        validation images, the second without triplets.
+    """
     if validation is None:
         return None, None
-    queries, known = (embed_split(network, part, device=device) for part in (validation, gallery))
-    votes = knn(queries.vectors, known.vectors, known.labels, k=default_k(known.labels)).labels
+    queries = embed_split(network, validation, device=device)
+    known = embed_split(network, gallery, device=device)
+    predicted = knn(queries.vectors, known.vectors, known.labels, k=default_k(known.labels)).labels
+    accuracy = float((predicted == validation.labels.numpy()).mean())
     triplets = triplet_accuracy(measure_split(queries.vectors, queries.labels))[0]
-    return float((votes == validation.labels.numpy()).mean()), None if math.isnan(
-        triplets
-    ) else triplets
+    return accuracy, None if math.isnan(triplets) else triplets
