@@ -1,0 +1,1 @@
+"""Commands, files, terminal and devices around the computation in `stages`."""

@@ -1,0 +1,1 @@
+"""Computation: networks, training, evaluation. Opens no file and prints nothing."""

@@ -1,1 +1,1 @@
-"""Tables, figures and the HTML page of the report."""
+"""Tables, verdict, figures and page of the report."""

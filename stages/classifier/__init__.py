@@ -1,1 +1,1 @@
-"""Stage two: a linear classifier on frozen embeddings."""
+"""Stage two: train a classifier on the frozen embedding."""

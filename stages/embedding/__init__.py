@@ -1,0 +1,1 @@
+"""Stage one: train the embedding with triplet loss."""

@@ -1,1 +1,1 @@
-"""The embedding network and the classification head: images to vectors to probabilities."""
+"""Networks: images to unit vectors, and vectors to class log-probabilities."""
