@@ -1,0 +1,1 @@
+"""One module per command: what it does, callable without a terminal."""
