@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import signal
 import sys
 import threading
@@ -14,17 +13,9 @@ import click
 
 from pipeline import options as opt
 from pipeline.config import add_run_defaults, configured_values, read_config
-from pipeline.options import CLASSIFIER, EMBEDDING, REPORTS, pick
+from pipeline.options import CLASSIFIER, EMBEDDING, REPORTS, pick, predict_hint, spell
 from stages.errors import PipelineError, SettingsError
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
-
-NOT_WITH_FOLDS = {
-    "seeds": "use --repeats to see how much the scores vary",
-    "resume": "no model is kept",
-    "embedding": "no model is kept",
-    "classifier": "no model is kept",
-    "test": "every image is tested",
-}
 
 
 def run_context(options: dict[str, Any]) -> Any:
@@ -213,7 +204,7 @@ def run(context: click.Context, /, source: str, **options: Any) -> None:
     \b
     pipeline run --data photos/
     """  # noqa: D301  # click needs the control character
-    check_fold_options(context, options["folds"], options["repeats"])
+    opt.check_fold_options(context, options["folds"], options["repeats"])
     classify_values = configured_values(context.obj, classify, context)
     settings = (
         pick(ReadSettings, options),
@@ -226,22 +217,7 @@ def run(context: click.Context, /, source: str, **options: Any) -> None:
         run_cross_validation(source, settings, options)
 
 
-def check_fold_options(context: click.Context, folds: int | None, repeats: int | None) -> None:
-    """Raise a usage error for options that cannot be combined."""
-    if folds is None:
-        if repeats is not None:
-            raise click.UsageError("--repeats needs --folds")
-        return
-    for name, reason in NOT_WITH_FOLDS.items():
-        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--folds cannot be combined with --{name}: {reason}")
-
-
-def run_stages(
-    source: str,
-    settings: tuple[ReadSettings, EmbedSettings, ClassifySettings],
-    options: dict[str, Any],
-) -> None:
+def run_stages(source: str, settings: Sequence[Any], options: dict[str, Any]) -> None:
     """Run the three stages and print their report."""
     from pipeline.commands.run import run as run_command
     from pipeline.commands.run import seed_path
@@ -256,11 +232,7 @@ def run_stages(
     print_report(runs, options["out"], options["figures"], hint, pooled=bool(seeds))
 
 
-def run_cross_validation(
-    source: str,
-    settings: tuple[ReadSettings, EmbedSettings, ClassifySettings],
-    options: dict[str, Any],
-) -> None:
+def run_cross_validation(source: str, settings: Sequence[Any], options: dict[str, Any]) -> None:
     """Run cross-validation and print its report."""
     from pipeline.commands.folds import run_folds
 
@@ -302,21 +274,6 @@ def data(source: str, as_json: bool, **options: Any) -> None:
         for name, value in vars(read).items():
             hints.append((f"--{name.replace('_', '-')}", value, getattr(ReadSettings, name)))
         click.echo(f"next: pipeline run{spell(*hints)}")
-
-
-def spell(*hints: tuple[str, object, object]) -> str:
-    """Return the options that differ from their defaults, as one types them.
-
-    Args:
-        hints: Flag, value and default of each option.
-    """
-    given = [(flag, str(value)) for flag, value, default in hints if value != default]
-    return "".join(f" {flag} {shlex.quote(value)}" for flag, value in given)
-
-
-def predict_hint(classifier: Path) -> str:
-    """Return the `pipeline predict` command for a classifier."""
-    return f"predict IMAGE...{spell(('--classifier', classifier, CLASSIFIER))}"
 
 
 def print_report(

@@ -1,5 +1,6 @@
 """Command-line options and their help texts. Importing this module imports no torch."""
 
+import shlex
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -62,6 +63,15 @@ SOURCE = (
 MOVED = "Source of the images. Needed only if they have moved since stage one."
 
 
+NOT_WITH_FOLDS = {
+    "seeds": "use --repeats to see how much the scores vary",
+    "resume": "no model is kept",
+    "embedding": "no model is kept",
+    "classifier": "no model is kept",
+    "test": "every image is tested",
+}
+
+
 def number_or_soft(value: str | float) -> float | None:
     """Return the margin as a number, or None for ``soft``."""
     return None if value == "soft" else float(value)
@@ -81,7 +91,7 @@ def settings_options(settings: type) -> Callable[[Any], Any]:
     """Return a decorator that adds one option per field of a settings class.
 
     Args:
-        settings: Frozen dataclass. Each option takes its default from the field.
+        settings: Frozen dataclass. The options have the fields' defaults.
 
     Returns:
         Decorator for a click command.
@@ -239,3 +249,29 @@ def repeated_run_options(command: Any) -> Any:
         callback=parse_seeds,
         help="Run all stages once per seed; the report adds mean and standard deviation.",
     )(command)
+
+
+def check_fold_options(context: click.Context, folds: int | None, repeats: int | None) -> None:
+    """Raise a usage error for options that cannot be combined."""
+    if folds is None:
+        if repeats is not None:
+            raise click.UsageError("--repeats needs --folds")
+        return
+    for name, reason in NOT_WITH_FOLDS.items():
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--folds cannot be combined with --{name}: {reason}")
+
+
+def spell(*hints: tuple[str, object, object]) -> str:
+    """Return the options that differ from their defaults, as one types them.
+
+    Args:
+        hints: Flag, value and default of each option.
+    """
+    given = [(flag, str(value)) for flag, value, default in hints if value != default]
+    return "".join(f" {flag} {shlex.quote(value)}" for flag, value in given)
+
+
+def predict_hint(classifier: Path) -> str:
+    """Return the `pipeline predict` command for a classifier."""
+    return f"predict IMAGE...{spell(('--classifier', classifier, CLASSIFIER))}"

@@ -39,7 +39,7 @@ class _Training:
     Attributes:
         inputs: Images and initial weights.
         settings: Settings of stage one.
-        identity: What identifies the run, as in the checkpoint's record.
+        identity: Identity of the run, as in the checkpoint's record.
         device: Device to train on.
         precision: Data type of the convolutions in training.
         network: Initial network. None: training builds it.
@@ -60,7 +60,7 @@ class _Training:
 
     @property
     def state_identity(self) -> dict[str, Any]:
-        """What identifies the saved state of the run."""
+        """Identity of the run in its saved state."""
         return {
             **self.identity,
             "precision": str(self.precision),
