@@ -87,6 +87,17 @@ TYPES: dict[Any, Callable[[Any], Any]] = {
 }
 
 
+def combine(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a decorator that adds several options to a command, in this order."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 def settings_options(settings: type) -> Callable[[Any], Any]:
     """Return a decorator that adds one option per field of a settings class.
 
@@ -96,24 +107,19 @@ def settings_options(settings: type) -> Callable[[Any], Any]:
     Returns:
         Decorator for a click command.
     """
-
-    def decorate(command: Any) -> Any:
-        for field in reversed(fields(settings)):
-            flag = f"--{field.name.replace('_', '-')}"
-            if field.type is bool:
-                flag = f"{flag}/--no-{field.name}"
-            choices = CHOICES.get(field.name)
-            option = click.option(
-                flag,
-                type=click.Choice(choices) if choices else TYPES[field.type],
-                default=field.default,
-                show_default=AUTOMATIC.get(field.name, True),
-                help=HELP[field.name],
-            )
-            command = option(command)
-        return command
-
-    return decorate
+    options = []
+    for field in fields(settings):
+        flag = f"--{field.name.replace('_', '-')}"
+        choices = CHOICES.get(field.name)
+        option = click.option(
+            f"{flag}/--no-{field.name}" if field.type is bool else flag,
+            type=click.Choice(choices) if choices else TYPES[field.type],
+            default=field.default,
+            show_default=AUTOMATIC.get(field.name, True),
+            help=HELP[field.name],
+        )
+        options.append(option)
+    return combine(*options)
 
 
 def pick(settings: type, options: dict[str, Any]) -> Any:
@@ -162,21 +168,17 @@ def data_option(default: str | None, text: str) -> Callable[[Any], Any]:
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
 
 
-def device_options(command: Any) -> Any:
-    """Add ``--device``, ``--threads`` and ``--quiet`` to a command."""
-    command = quiet_option(command)
-    command = click.option(
-        "--threads", type=int, show_default="one per core", help="Number of CPU threads."
-    )(command)
-    return click.option(
+device_options = combine(
+    click.option(
         "--device",
         type=click.Choice(("auto", "cpu", "cuda", "mps")),
         default="auto",
         show_default=True,
         help="Device to compute on; auto uses CUDA if it is available.",
-    )(command)
-
-
+    ),
+    click.option("--threads", type=int, show_default="one per core", help="Number of CPU threads."),
+    quiet_option,
+)
 precision_option = click.option(
     "--precision",
     type=click.Choice(("auto", "fp32", "bf16")),
@@ -184,23 +186,23 @@ precision_option = click.option(
     show_default=True,
     help="Precision of training; evaluation always uses float32.",
 )
-
-
-def cache_options(command: Any) -> Any:
-    """Add ``--cache``, ``--root`` and ``--download`` to a command."""
-    folder = click.Path(path_type=Path)
-    default = "the user's cache folder"
-    command = click.option(
+cache_options = combine(
+    click.option(
+        "--cache",
+        type=click.Path(path_type=Path),
+        show_default="the user's cache folder",
+        help="Folder for decoded images.",
+    ),
+    click.option(
+        "--root",
+        type=click.Path(path_type=Path),
+        show_default="the user's cache folder",
+        help="Folder of torchvision's data sets.",
+    ),
+    click.option(
         "--download", is_flag=True, help="Download a torchvision data set that is missing."
-    )(command)
-    command = click.option(
-        "--root", type=folder, show_default=default, help="Folder of torchvision's data sets."
-    )(command)
-    return click.option(
-        "--cache", type=folder, show_default=default, help="Folder for decoded images."
-    )(command)
-
-
+    ),
+)
 figures_option = path_option("--figures", None, "Folder for the figures as PNG and SVG files.")
 force_option = click.option(
     "--force", is_flag=True, help="Replace a checkpoint of another source or other settings."
@@ -228,27 +230,27 @@ def parse_seeds(_: click.Context, option: click.Parameter, value: str | None) ->
     return seeds
 
 
-def repeated_run_options(command: Any) -> Any:
-    """Add ``--seeds``, ``--folds`` and ``--repeats`` to a command."""
-    command = click.option(
+repeated_run_options = combine(
+    click.option(
+        "--seeds",
+        metavar="N,N,...",
+        callback=parse_seeds,
+        help="Run all stages once per seed; the report adds mean and standard deviation.",
+    ),
+    click.option(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="K-fold cross-validation, for small data sets; no checkpoint is kept.",
+    ),
+    click.option(
         "--repeats",
         type=int,
         metavar="R",
         show_default="1",
         help="Number of times that cross-validation is repeated with other folds.",
-    )(command)
-    command = click.option(
-        "--folds",
-        type=int,
-        metavar="K",
-        help="K-fold cross-validation, for small data sets; no checkpoint is kept.",
-    )(command)
-    return click.option(
-        "--seeds",
-        metavar="N,N,...",
-        callback=parse_seeds,
-        help="Run all stages once per seed; the report adds mean and standard deviation.",
-    )(command)
+    ),
+)
 
 
 def check_fold_options(context: click.Context, folds: int | None, repeats: int | None) -> None:
