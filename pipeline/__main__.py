@@ -1,4 +1,4 @@
-"""`python -m pipeline` is the command `pipeline`."""
+"""Entry point of `python -m pipeline`, the same as the command `pipeline`."""
 
 from pipeline.cli import main
 

@@ -16,9 +16,17 @@ from stages.settings import ClassifySettings, EmbedSettings
 def embedding_identity(
     data: Dataset, settings: EmbedSettings, pretrained: PretrainedWeights | None
 ) -> dict[str, Any]:
-    """What makes a stage one run the same run: its images, how they were read and split, its settings.
+    """Return what identifies a run of stage one: images, split and settings.
 
-    A file of weights counts by what it holds, wherever it lies.
+    A file of weights is identified by its content, not by its path.
+
+    Args:
+        data: Images of the run.
+        settings: Settings of the run.
+        pretrained: Initial weights of the trunk, if they are not random.
+
+    Returns:
+        The entries ``fingerprint``, ``read`` and ``settings`` of the checkpoint's record.
     """
     if pretrained and settings.weights != "default":
         settings = replace(settings, weights=pretrained.digest[:12])
@@ -30,7 +38,16 @@ def embedding_identity(
 
 
 def classifier_identity(embedding: Mapping[str, Any], settings: ClassifySettings) -> dict[str, Any]:
-    """The same of stage two, from the embedding's record."""
+    """Return what identifies a run of stage two.
+
+    Args:
+        embedding: Record or identity of the embedding.
+        settings: Settings of stage two.
+
+    Returns:
+        The entries ``fingerprint``, ``read``, ``settings`` and ``embedding_settings`` of the
+        checkpoint's record.
+    """
     return {
         "fingerprint": embedding["fingerprint"],
         "read": embedding["read"],
@@ -40,33 +57,60 @@ def classifier_identity(embedding: Mapping[str, Any], settings: ClassifySettings
 
 
 def refuse_to_replace(path: Path, kind: str, identity: Mapping[str, Any], force: bool) -> None:
-    """Never replace another run's checkpoint unasked."""
+    """Raise an error if a checkpoint of another run would be replaced.
+
+    Args:
+        path: Checkpoint to write.
+        kind: Kind of the checkpoint, ``embedding`` or ``classifier``.
+        identity: Identity of the run that will write it.
+        force: Accept that another run's checkpoint is replaced.
+
+    Raises:
+        CheckpointError: If the file holds another run or another kind of checkpoint.
+    """
     if force or not path.exists():
         return
     header = read_header(path)
     if header.kind != kind:
+        content = f"a checkpoint of kind {header.kind}"
+    else:
+        content = describe_differences(identity, header.record)
+    if content:
         raise CheckpointError(
-            f"{path}: holds a checkpoint of kind {header.kind}; give another --out, or --force to replace it"
-        )
-    if differing := describe_differences(identity, header.record):
-        raise CheckpointError(
-            f"{path}: holds {differing}; give another --out, or --force to replace it"
+            f"{path}: holds {content}; use another --out, or --force to replace it"
         )
 
 
-def describe_differences(wanted: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    """In words, what another run a record is of; empty if it is of the same."""
-    for name, value in json.loads(json.dumps(wanted)).items():
-        found = record.get(name)
-        if found == value:
+def describe_differences(identity: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """Describe how a recorded run differs from another run.
+
+    Args:
+        identity: Identity of the other run.
+        record: Record of the recorded run.
+
+    Returns:
+        A phrase such as ``a run with margin 0.2 instead of 0.1``; empty for the same run.
+
+    Example:
+        >>> describe_differences({"settings": {"margin": 0.1}}, {"settings": {"margin": 0.2}})
+        'a run with margin 0.2 instead of 0.1'
+    """
+    # JSON turns tuples into lists, as in the record.
+    for name, new in json.loads(json.dumps(identity)).items():
+        old = record.get(name)
+        if old == new:
             continue
         if name == "fingerprint":
-            return f"a run on other images, {record.get('source', 'or of another split')}"
-        old, new = (one if isinstance(one, dict) else {name: one} for one in (found, value))
+            source = f" ({record['source']})" if "source" in record else ""
+            return f"a run on other images or another split{source}"
+        if not isinstance(new, dict):
+            old, new = {name: old}, {name: new}
+        before = old or {}
+        differences = [
+            f"{key.replace('_', '-')} {before.get(key)} instead of {value}"
+            for key, value in new.items()
+            if before.get(key) != value
+        ]
         stage = "its embedding's " if name == "embedding_settings" else ""
-        return f"a run with {stage}" + ", ".join(
-            f"{key.replace('_', '-')} {old.get(key)}, not {new[key]}"
-            for key in new
-            if old.get(key) != new[key]
-        )
+        return f"a run with {stage}{', '.join(differences)}"
     return ""

@@ -15,7 +15,7 @@ from pipeline.identity import classifier_identity, refuse_to_replace
 from pipeline.processes import main_process_only
 from pipeline.vector_cache import load_vectors, save_vectors
 from stages.classifier.frozen_embedding import embed_frozen
-from stages.classifier.train import DECAYS, train_classifier
+from stages.classifier.train import DECAYS, TrainedClassifier, train_classifier
 from stages.errors import PipelineError
 from stages.network.embedding_net import to_device
 from stages.records import EmbeddingCheckpoint, Embeddings
@@ -31,16 +31,36 @@ def classify(
     source: str | Dataset | None = None,
     force: bool = False,
 ) -> Path:
-    """Stage two: train the head on the frozen embedding and save both at `out`.
+    """Train the classifier on the frozen embedding and save both: stage two.
 
-    source: only if the data has moved since stage one. Raises DataError if it isn't the data of stage one.
+    Args:
+        embedding: Checkpoint of stage one.
+        settings: Settings of stage two.
+        out: Checkpoint to write.
+        context: Device, output and cache options.
+        source: Source of the images. Needed only if they have moved since stage one.
+        force: Replace a checkpoint of another run.
+
+    Returns:
+        The path ``out``.
+
+    Raises:
+        CheckpointError: If ``embedding`` is no embedding, or ``out`` holds another run.
+        DataError: If the images are not those of stage one.
+
+    Example:
+        >>> classify(
+        ...     Path("embedding.safetensors"), ClassifySettings(),
+        ...     out=Path("classifier.safetensors"), context=RunContext(),
+        ... )  # doctest: +SKIP
+        PosixPath('classifier.safetensors')
     """
     device = context.start()
     embedded = load_embedding(embedding)
     identity = classifier_identity(embedded.record, settings)
     refuse_to_replace(out, "classifier", identity, force)
     train, validation, vectors = classifier_inputs(embedding, embedded, source, device, context)
-    with context.bar("training the head", len(DECAYS)) as bar:
+    with context.bar("training the classifier", len(DECAYS)) as bar:
         trained = train_classifier(
             train,
             validation,
@@ -49,22 +69,11 @@ def classify(
             k=vectors["k"],
             on_epoch=lambda _: bar.update(),
         )
-    best = trained.history[trained.epoch - 1]
-    accuracy = "" if best.val_accuracy is None else f", validation accuracy {best.val_accuracy:.4f}"
-    context.say(
-        f"head: weight decay {best.weight_decay:g}, {trained.history[-1].epoch} passes{accuracy}; "
-        f"temperature {trained.temperature:.2f}; k = {trained.k}"
-    )
-    if not best.converged:
-        context.say(
-            f"warning: the head has not converged; give more than --max-iter {settings.max_iter}"
-        )
+    _announce(trained, settings, context)
+    copied = ("network", "classes", "source", "counts", "skipped")
     record = {
         **identity,
-        **{
-            name: embedded.record[name]
-            for name in ("network", "classes", "source", "counts", "skipped")
-        },
+        **{name: embedded.record[name] for name in copied},
         "embedding_digest": embedded.digest,
         "gallery_ids": vectors["ids"],
         "temperature": trained.temperature,
@@ -77,6 +86,21 @@ def classify(
     return out
 
 
+def _announce(trained: TrainedClassifier, settings: ClassifySettings, context: RunContext) -> None:
+    """Say which classifier validation has chosen, and whether it has converged."""
+    best = trained.history[trained.epoch - 1]
+    accuracy = "" if best.val_accuracy is None else f", validation accuracy {best.val_accuracy:.4f}"
+    context.say(
+        f"classifier: weight decay {best.weight_decay:g}, {trained.history[-1].epoch} L-BFGS "
+        f"passes{accuracy}; temperature {trained.temperature:.2f}; k = {trained.k}"
+    )
+    if not best.converged:
+        context.say(
+            "warning: the classifier has not converged; "
+            f"use more iterations than --max-iter {settings.max_iter}"
+        )
+
+
 def classifier_inputs(
     embedding: Path,
     embedded: EmbeddingCheckpoint,
@@ -84,10 +108,24 @@ def classifier_inputs(
     device: torch.device,
     context: RunContext,
 ) -> tuple[Embeddings, Embeddings | None, dict[str, Any]]:
-    """What stage two trains on: from the file beside the embedding, or embedded now and left there.
+    """Return the frozen embeddings of the training and validation images.
 
-    Images are read only where they must be, or where `source` asks for them to be compared. The record holds the training
-    images' `ids` and kNN's `k`, which depends on the vectors alone.
+    They come from the cache next to the embedding. If it is missing, the images are embedded and
+    the cache is written. With a cache, images are read only if ``source`` is given, to check them.
+
+    Args:
+        embedding: Checkpoint of stage one.
+        embedded: Its content.
+        source: Source of the images, if they have moved.
+        device: Device to embed on.
+        context: Output and cache options.
+
+    Returns:
+        Training embeddings, validation embeddings if there are any, and a record with the training
+        images' ``ids`` and kNN's ``k``, which depends on the embeddings alone.
+
+    Raises:
+        DataError: If the images are not those of stage one.
     """
     path = embedding.with_name(f"{embedding.stem}.vectors")
     fingerprint = embedded.record["fingerprint"]
@@ -101,15 +139,14 @@ def classifier_inputs(
         return cached
     data = add_trunk_features(data, to_device(embedded.network, device), device, context)
     train, validation = embed_frozen(embedded.network, data.train, data.validation, device=device)
-    k = choose_k_for(validation.vectors if validation else None, train.vectors, data)
     record = {
         "embedding_digest": embedded.digest,
         "fingerprint": fingerprint,
         "ids": data.train.ids,
-        "k": k,
+        "k": choose_k_for(validation.vectors if validation else None, train.vectors, data),
     }
     try:
         main_process_only(lambda: save_vectors(path, train, validation, record))
     except PipelineError as error:
-        context.say(f"note: {error}; until then each run of stage two embeds again")
+        context.say(f"note: {error}; each `classify` will recompute the embeddings")
     return train, validation, record

@@ -1,35 +1,80 @@
 """`pipeline embed`: train the embedding and save it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline.checkpoint import save_embedding
-from pipeline.commands.inputs import add_trunk_features, load_data
+from pipeline.commands.inputs import EmbedInputs, add_trunk_features, prepare_inputs
 from pipeline.context import RunContext
-from pipeline.data.audit import audit_source, audit_warnings
 from pipeline.data.dataset import Dataset
 from pipeline.device import choose_precision, package_versions
 from pipeline.files import check_writable
 from pipeline.identity import describe_differences, embedding_identity, refuse_to_replace
 from pipeline.monitor import TrainingMonitor, state_path
-from pipeline.processes import assert_equal_across_ranks, main_process_only
+from pipeline.processes import main_process_only
 from pipeline.signals import stop_signals
 from pipeline.training_state import load_state
-from pipeline.weights import load_weights, with_pretrained_size
 from stages.distributed import rank_and_world_size
+from stages.embedding.sampler import BatchPlan
 from stages.embedding.schedule import plan_training
-from stages.embedding.train import train_embedding
+from stages.embedding.train import TrainedEmbedding, train_embedding
 from stages.errors import CheckpointError
-from stages.network.embedding_net import to_device
+from stages.network.embedding_net import EmbeddingNet, to_device
 from stages.network.initialization import new_network
 from stages.records import TrainingState
 from stages.settings import EmbedSettings, ReadSettings
 
+# The training state to start from, if any, and the images per second of each epoch so far.
+SavedState = tuple[TrainingState | None, list[float | None]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """A training run whose inputs and output path have been checked.
+
+    Attributes:
+        inputs: Images and initial weights.
+        settings: Settings of stage one.
+        identity: Identity of the run, as in the checkpoint's record.
+        device: Device to train on.
+        precision: Data type of the convolutions in training.
+        network: Initial network. None: training builds it.
+        plan: Size and number of batches.
+        epochs: Number of epochs.
+        processes: Number of processes that share each batch.
+    """
+
+    inputs: EmbedInputs
+    settings: EmbedSettings
+    identity: dict[str, Any]
+    device: torch.device
+    precision: torch.dtype
+    network: EmbeddingNet | None
+    plan: BatchPlan
+    epochs: int
+    processes: int
+
+    @property
+    def state_identity(self) -> dict[str, Any]:
+        """Identity of the run in its saved state."""
+        return {
+            **self.identity,
+            "precision": str(self.precision),
+            "processes": self.processes,
+        }
+
+    @property
+    def batch_size(self) -> int:
+        """Images per batch."""
+        return self.plan.classes_per_batch * self.plan.images_per_class
+
 
 def embed(
-    source: str | Dataset,
+    source: str | Dataset | EmbedInputs,
     read: ReadSettings,
     settings: EmbedSettings,
     *,
@@ -39,76 +84,190 @@ def embed(
     resume: bool = False,
     tensorboard: Path | None = None,
 ) -> Path:
-    """Stage one: train the embedding on the source's training part and save it at `out`; its epochs and state go beside it.
+    """Train the embedding on the training split and save it: stage one.
 
-    resume: go on from the saved state; start if there is none; do nothing if the run is finished.
-    Raises CheckpointError if `out` holds a run of another source or other settings, or its state an unfinished run that is not
-    to be resumed, and `force` is off; KeyboardInterrupt, the state being saved, if a signal has asked to stop.
+    The history (one row per epoch) and the training state are written next to the checkpoint.
+
+    Args:
+        source: Source of the images, a data set that is already read, or inputs from
+            :func:`pipeline.commands.inputs.prepare_inputs`.
+        read: How to read and split the source. Ignored if the source is already read.
+        settings: Settings of stage one.
+        out: Checkpoint to write.
+        context: Device, output and cache options.
+        force: Replace a checkpoint or training state of another run.
+        resume: Resume from the saved state. Without a saved state training starts from the
+            beginning; a finished run is left unchanged.
+        tensorboard: Folder for TensorBoard's event files.
+
+    Returns:
+        The path ``out``.
+
+    Raises:
+        CheckpointError: If ``out`` holds a run on another source or with other settings, or its
+            state is that of an unfinished run.
+        KeyboardInterrupt: After a signal, once the training state is saved.
+
+    Example:
+        >>> embed(
+        ...     "digits", ReadSettings(), EmbedSettings(epochs=2),
+        ...     out=Path("embedding.safetensors"), context=RunContext(),
+        ... )  # doctest: +SKIP
+        PosixPath('embedding.safetensors')
     """
+    training = _prepare(source, read, settings, out=out, context=context, force=force)
+    saved: SavedState = (None, [])
+    if state_path(out).exists():
+        saved = load_saved_state(
+            state_path(out), training.state_identity, resume=resume, force=force
+        )
+    elif resume and out.exists() and not force:
+        # The checkpoint is of this run; that of another run has been refused.
+        context.say(f"{out}: finished; nothing to resume")
+        return out
+    _announce(training, context)
+    trained, monitor = _train(training, saved, out=out, context=context, tensorboard=tensorboard)
+    if monitor.stopped:
+        raise KeyboardInterrupt(
+            f"interrupted; the same command with --resume continues from {state_path(out)}"
+        )
+    main_process_only(lambda: _save(out, training, trained, monitor, context))
+    return out
+
+
+def _prepare(
+    source: str | Dataset | EmbedInputs,
+    read: ReadSettings,
+    settings: EmbedSettings,
+    *,
+    out: Path,
+    context: RunContext,
+    force: bool,
+) -> _Training:
+    """Load the inputs, and check them and the output path before anything is trained."""
     device = context.start()
-    pretrained = load_weights(settings)
-    data = load_data(source, with_pretrained_size(read, settings), context)
-    assert_equal_across_ranks(data.source, data.fingerprint)
-    identity = embedding_identity(data, settings, pretrained)
+    inputs = prepare_inputs(source, read, settings, context)
+    train, pretrained = inputs.data.train, inputs.pretrained
+    identity = embedding_identity(inputs.data, settings, pretrained)
     refuse_to_replace(out, "embedding", identity, force)
-    for warning in audit_warnings(audit_source(data.origin, dataset=data)):
+    for warning in inputs.warnings:
         context.say(f"warning: {warning}; `pipeline data` lists them")
-    plan, epochs = plan_training(data.train.labels, settings)
+    plan, epochs = plan_training(train.labels, settings)
     check_writable(out.parent)
     network = None
     if pretrained or settings.trunk == "frozen" or settings.from_library:
-        network = to_device(new_network(data.train, settings, pretrained), device)
-    precision = choose_precision(context.precision, device, network)
-    processes = rank_and_world_size()[1]
-    resumable = identity | {"precision": str(precision), "processes": processes}
-    state: TrainingState | None = None
-    speeds: list[float | None] = []
-    if state_path(out).exists():
-        state, speeds = load_saved_state(state_path(out), resumable, resume=resume, force=force)
-    elif (
-        resume and out.exists() and not force
-    ):  # of the same source and settings, or it would have been refused
-        context.say(f"{out}: finished; nothing to resume")
-        return out
-    counts = {
-        name: len(part) if part else 0
-        for name, part in (("train", data.train), ("val", data.validation), ("test", data.test))
-    }
-    batch = plan.classes_per_batch * plan.images_per_class
+        network = to_device(new_network(train, settings, pretrained), device)
+    return _Training(
+        inputs=inputs,
+        settings=settings,
+        identity=identity,
+        device=device,
+        precision=choose_precision(context.precision, device, network),
+        network=network,
+        plan=plan,
+        epochs=epochs,
+        processes=rank_and_world_size()[1],
+    )
+
+
+def load_saved_state(
+    path: Path, identity: Mapping[str, Any], *, resume: bool, force: bool
+) -> SavedState:
+    """Load the training state to resume from.
+
+    Args:
+        path: File of the state.
+        identity: Identity of the run that would resume.
+        resume: Resume the run.
+        force: Without ``resume``, start from the beginning even if the run is unfinished.
+
+    Returns:
+        The state, or None to start from the beginning, and the images per second of each epoch
+        so far.
+
+    Raises:
+        CheckpointError: If the file is damaged or holds another run; without ``resume``, if it
+            holds an unfinished run.
+    """
+    if force and not resume:
+        return None, []
+    state, record = load_state(path)
+    if not resume:
+        if not record["finished"]:
+            raise CheckpointError(
+                f"{path}: holds an unfinished run, at step {state.step} of {state.steps}; "
+                "resume with --resume, or start from the beginning with --force"
+            )
+        return None, []
+    if difference := describe_differences(identity, record):
+        raise CheckpointError(
+            f"{path}: cannot be resumed, it holds {difference}; use the settings of that run, or "
+            "start from the beginning with --force"
+        )
+    return state, record["speeds"]
+
+
+def _announce(training: _Training, context: RunContext) -> None:
+    """Say what is trained, on which images and how."""
+    data, plan, processes = training.inputs.data, training.plan, training.processes
+    counts, size = split_sizes(data), data.read.size
+    colour = "grey" if data.read.channels == 1 else "colour"
+    precision = str(training.precision).removeprefix("torch.")
     context.say(
-        f"{data.source}: {len(data.train.classes)} classes, {counts['train']} training, {counts['val']} validation and "
-        f"{counts['test']} test images of {data.read.size} x {data.read.size}, {'grey' if data.read.channels == 1 else 'colour'}\n"
-        f"{epochs} epochs of {plan.per_epoch} batches, {plan.classes_per_batch} classes x {plan.images_per_class} images, "
-        f"on {device.type} in {str(precision).removeprefix('torch.')}"
+        f"{data.source}: {len(data.train.classes)} classes; {counts['train']:,} training, "
+        f"{counts['val']:,} validation, {counts['test']:,} test images of {size} x {size}, {colour}"
+    )
+    context.say(
+        f"{training.epochs} epochs of {plan.per_epoch} batches, {plan.classes_per_batch} classes x "
+        f"{plan.images_per_class} images, on {training.device.type} in {precision}"
         + (f", {processes} processes" if processes > 1 else "")
     )
     if data.validation is None:
-        context.say("note: there is no validation image; the last epoch is taken")
-    if processes > 1 and device.type != "cuda":
+        context.say("note: there are no validation images; the last epoch is used")
+    if processes > 1 and training.device.type != "cuda":
         context.say(
-            "note: BatchNorm in training sees each process's share of the batch; spanning processes takes CUDA"
+            "note: BatchNorm in training sees each process's share of the batch only; "
+            "synchronised BatchNorm requires CUDA"
         )
-    if settings.trunk == "frozen" and not pretrained:
+    if training.settings.trunk == "frozen" and not training.inputs.pretrained:
         context.say(
-            "warning: the trunk is frozen and its weights are random; give --weights, or --trunk tune"
+            "warning: the trunk is frozen and its weights are random; "
+            "use --weights, or --trunk tune"
         )
+
+
+def split_sizes(data: Dataset) -> dict[str, int]:
+    """Return the number of images per split."""
+    splits = {"train": data.train, "val": data.validation, "test": data.test}
+    return {name: len(split) if split else 0 for name, split in splits.items()}
+
+
+def _train(
+    training: _Training,
+    saved: SavedState,
+    *,
+    out: Path,
+    context: RunContext,
+    tensorboard: Path | None,
+) -> tuple[TrainedEmbedding, TrainingMonitor]:
+    """Train the network under a progress bar, stoppable by signals."""
+    state, speeds = saved
+    data, network = training.inputs.data, training.network
     if network:
-        data = add_trunk_features(data, network, device, context)
+        data = add_trunk_features(data, network, training.device, context)
     if state:
-        context.say(f"going on after step {state.step} of {state.steps}")
-    with (
-        context.bar(
-            "training",
-            epochs * plan.per_epoch * batch,
-            initial=state.step * batch if state else 0,
-            unit=" images",
-        ) as bar,
-        stop_signals(context.say) as stop,
-    ):
-        watch = TrainingMonitor(
+        context.say(f"resuming after step {state.step} of {state.steps}")
+    bar = context.bar(
+        "training",
+        training.epochs * training.plan.per_epoch * training.batch_size,
+        initial=state.step * training.batch_size if state else 0,
+        unit=" images",
+    )
+    with bar, stop_signals(context.say) as stop:
+        monitor = TrainingMonitor(
             out,
-            resumable,
-            epochs=epochs,
+            training.state_identity,
+            epochs=training.epochs,
             bar=bar,
             say=context.say,
             stop=stop,
@@ -118,57 +277,41 @@ def embed(
         trained = train_embedding(
             data.train,
             data.validation,
-            settings,
-            device=device,
-            precision=precision,
+            training.settings,
+            device=training.device,
+            precision=training.precision,
             network=network,
             state=state,
-            on_step=watch.on_step,
-            on_epoch=watch.on_epoch,
+            on_step=monitor.on_step,
+            on_epoch=monitor.on_epoch,
         )
-    if watch.stopped:
-        raise KeyboardInterrupt(
-            f"interrupted; the same command with --resume goes on from {state_path(out)}"
-        )
+    return trained, monitor
+
+
+def _save(
+    out: Path,
+    training: _Training,
+    trained: TrainedEmbedding,
+    monitor: TrainingMonitor,
+    context: RunContext,
+) -> None:
+    """Write the checkpoint with its record, and the history."""
+    data, pretrained = training.inputs.data, training.inputs.pretrained
+    weights = pretrained and {"origin": pretrained.origin, "digest": pretrained.digest}
     record = {
-        **identity,
+        **training.identity,
         "network": trained.network.config,
-        "weights": pretrained and {"origin": pretrained.origin, "digest": pretrained.digest},
+        "weights": weights,
         "classes": data.train.classes,
         "source": data.source,
         "root": str(context.root.resolve()) if context.root else None,
-        "counts": counts,
+        "counts": split_sizes(data),
         "skipped": [skipped._asdict() for skipped in data.skipped],
         "epoch": trained.epoch,
         "history": [asdict(log) for log in trained.history],
-        "precision": str(precision).removeprefix("torch."),
-        "processes": processes,
+        "precision": str(training.precision).removeprefix("torch."),
+        "processes": training.processes,
         "versions": package_versions(),
     }
-
-    def write() -> None:
-        save_embedding(out, trained.network, record)
-        watch.write_history(trained.history)
-
-    main_process_only(write)
-    return out
-
-
-def load_saved_state(
-    path: Path, identity: Mapping[str, Any], *, resume: bool, force: bool
-) -> tuple[TrainingState | None, list[float | None]]:
-    """The state to go on from, None to start anew, and the speeds that it remembers."""
-    if not resume and force:
-        return None, []
-    state, record = load_state(path)
-    if not resume:
-        if not record["finished"]:
-            raise CheckpointError(
-                f"{path}: an unfinished run, at step {state.step} of {state.steps}; go on with --resume, or start anew with --force"
-            )
-        return None, []
-    if differing := describe_differences(identity, record):
-        raise CheckpointError(
-            f"{path}: can't be resumed: it holds {differing}; give its settings, or start anew with --force"
-        )
-    return state, record["speeds"]
+    save_embedding(out, trained.network, record)
+    monitor.write_history(trained.history)

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
-from pipeline.commands.inputs import load_data
+from pipeline.commands.inputs import load_data, with_audit
 from pipeline.commands.report import evaluate_run
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset, Source
@@ -19,37 +18,38 @@ from pipeline.data.folds import plan_folds
 from pipeline.data.splits import split_source
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.write import write_report
-from pipeline.weights import with_pretrained_size
+from pipeline.weights import load_weights, with_pretrained_size
 from stages.distributed import rank_and_world_size
 from stages.embedding.schedule import plan_training
 from stages.errors import SettingsError
 from stages.evaluation.pooling import pool_folds, pool_runs
 from stages.evaluation.results import Evaluation
+from stages.network.pretrained import PretrainedWeights
 from stages.records import Embeddings, EpochLog, Split
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 
 @dataclass(frozen=True)
-class _Once(RunContext):
-    """Says what concerns all folds once, and nothing of a single one: a collapse is counted at the end."""
+class _FoldContext(RunContext):
+    """Context of the folds: shows each note and warning once and no other message.
 
-    said: set[str] = field(default_factory=set)
+    Warnings about a collapsed embedding are left to the end of the run, where they are counted.
+    """
+
+    shown: set[str] = field(default_factory=set)
 
     def say(self, message: str) -> None:
-        if (
-            message.startswith(("note:", "warning:"))
-            and "collapsed" not in message
-            and message not in self.said
-        ):
-            self.said.add(message)
+        is_remark = message.startswith(("note:", "warning:")) and "collapsed" not in message
+        if is_remark and message not in self.shown:
+            self.shown.add(message)
             super().say(message)
 
 
 def run_folds(
     source: str | Dataset,
     read: ReadSettings,
-    first: EmbedSettings,
-    second: ClassifySettings,
+    embed_settings: EmbedSettings,
+    classify_settings: ClassifySettings,
     *,
     folds: int,
     repeats: int = 1,
@@ -57,117 +57,195 @@ def run_folds(
     context: RunContext,
     figures: Path | None = None,
 ) -> tuple[EvaluatedRun]:
-    """Both stages once a fold and repeat, and one report of all; the models themselves are not kept.
+    """Cross-validate both stages and write one report. No model is kept.
 
-    Raises SettingsError if there can't be so many folds, or for several processes.
+    Every image is tested once per repeat, by models that were not trained on it.
+
+    Args:
+        source: Source of the images, or a data set that is already read. Its own splits are
+            ignored.
+        read: How to read the source. Ignored if the source is already read.
+        embed_settings: Settings of stage one.
+        classify_settings: Settings of stage two.
+        folds: Number of folds.
+        repeats: Number of times that all folds are repeated with other splits.
+        out: Folder for the report.
+        context: Device, output and cache options.
+        figures: Folder for the figures as PNG and SVG files.
+
+    Returns:
+        One evaluated run, ``pooled``, with the folds in it.
+
+    Raises:
+        SettingsError: If the images cannot be divided into so many folds, or several processes
+            were started.
+        KeyboardInterrupt: After a signal.
+
+    Example:
+        >>> runs = run_folds(
+        ...     "photos/", ReadSettings(), EmbedSettings(), ClassifySettings(),
+        ...     folds=5, out=Path("reports"), context=RunContext(),
+        ... )  # doctest: +SKIP
     """
     context.start()
     if rank_and_world_size()[1] > 1:
         raise SettingsError(
-            "folds", None, "one process trains all folds in a row; start it without torchrun"
+            "folds", None, "a single process trains all folds in sequence; start without torchrun"
         )
-    data = load_data(source, with_pretrained_size(read, first), context)
-    notes = list(data.notes)
-    if any(entry.part for entry in data.origin.entries):
-        notes.append("the parts that the source gives are pooled: folds test every image")
-        context.say(f"note: {notes[-1]}")
-    pool = replace(
-        data.origin, entries=tuple(entry._replace(part="") for entry in data.origin.entries)
-    )
+    data = load_data(source, with_pretrained_size(read, embed_settings), context)
+    pretrained = load_weights(embed_settings)
+    pool, notes = _pool_splits(data, context)
     plans, remarks = plan_folds(pool, folds, repeats)
-    notes += remarks
     for remark in remarks:
         context.say(f"note: {remark}")
-    name, parts = next(iter(plans.items()))
-    split = split_source(pool, parts)
-    plan, epochs = plan_training(split.train.labels, first)
-    counts = Counter(parts)
-    context.say(
-        f"{data.source}: {len(pool.entries):,} images of {len(split.train.classes)} classes, {folds} folds"
-        + (f" x {repeats} repeats" if repeats > 1 else "")
-        + f"\n{name}: {counts['train']} training, {counts['val']} validation and {counts['test']} test images; "
-        f"{epochs} epochs of {plan.per_epoch} batches, "
-        f"{plan.classes_per_batch} classes x {plan.images_per_class} images"
-    )
-    once, done = _Once(**vars(context)), []
-    with (
-        TemporaryDirectory(prefix="pipeline-folds-") as folder,
-        context.bar("folds", len(plans)) as bar,
-    ):
-        for name, parts in plans.items():
-            paths = (
-                Path(folder) / f"{name}.safetensors",
-                Path(folder) / f"{name}.classifier.safetensors",
+    _announce(pool, plans, embed_settings, context, folds=folds, repeats=repeats)
+    runs = []
+    fold_context = _FoldContext(**vars(context))
+    with context.bar("folds", len(plans)) as bar:
+        for name, splits in plans.items():
+            split = split_source(pool, splits)
+            run = _run_fold(
+                name, split, pretrained, embed_settings, classify_settings, fold_context
             )
-            split = split_source(pool, parts)
-            try:
-                embed(split, read, first, out=paths[0], context=once)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(
-                    "interrupted; folds keep nothing, start them again"
-                ) from None
-            classify(paths[0], second, out=paths[1], context=once, source=split)
-            done.append(evaluate_run(name, *paths, context=once, source=split, within=False))
-            for path in Path(folder).iterdir():
-                path.unlink()
+            runs.append(run)
             bar.update()
-            right = done[-1].evaluation.score("classification_accuracy")
-            context.say(f"{name}: {round((right.value or 0) * right.count)} of {right.count} right")
-    if collapsed := sum(
-        EpochLog(**one.embedding["history"][one.embedding["epoch"] - 1]).collapsed for one in done
-    ):
-        context.say(
-            f"warning: in {collapsed} of {len(done)} folds the embedding has collapsed; try a lower --lr"
-        )
-    pooled = pool_comparisons(done, pool, repeats, notes)
+            score = run.evaluation.score("classification_accuracy")
+            correct = round((score.value or 0) * score.count)
+            context.say(f"{name}: {correct} of {score.count} test images classified correctly")
+    _warn_of_collapse(runs, context)
+    pooled = pool_comparisons(runs, pool, repeats, [*notes, *remarks])
     write_report(out, [pooled], figures=figures)
     return (pooled,)
+
+
+def _pool_splits(data: Dataset, context: RunContext) -> tuple[Source, list[str]]:
+    """Return the source without its own splits, and the notes about the data."""
+    entries = data.origin.entries
+    notes = list(data.notes)
+    if any(entry.part for entry in entries):
+        notes.append("the source's own splits are pooled: cross-validation tests every image")
+        context.say(f"note: {notes[-1]}")
+    pooled = tuple(entry._replace(part="") for entry in entries)
+    return replace(data.origin, entries=pooled), notes
+
+
+def _announce(
+    pool: Source,
+    plans: Mapping[str, Sequence[str]],
+    settings: EmbedSettings,
+    context: RunContext,
+    *,
+    folds: int,
+    repeats: int,
+) -> None:
+    """Say how many folds there are, and what the first one trains on."""
+    name, splits = next(iter(plans.items()))
+    train = split_source(pool, splits).train
+    plan, epochs = plan_training(train.labels, settings)
+    counts = Counter(splits)
+    context.say(
+        f"{pool.name}: {len(pool.entries):,} images of {len(train.classes)} classes, {folds} folds"
+        + (f" x {repeats} repeats" if repeats > 1 else "")
+    )
+    context.say(
+        f"{name}: {counts['train']:,} training, {counts['val']:,} validation, "
+        f"{counts['test']:,} test images; {epochs} epochs of {plan.per_epoch} batches, "
+        f"{plan.classes_per_batch} classes x {plan.images_per_class} images"
+    )
+
+
+def _run_fold(
+    name: str,
+    split: Dataset,
+    pretrained: PretrainedWeights | None,
+    embed_settings: EmbedSettings,
+    classify_settings: ClassifySettings,
+    context: RunContext,
+) -> EvaluatedRun:
+    """Train and evaluate one fold in a temporary folder."""
+    with TemporaryDirectory(prefix="pipeline-folds-") as folder:
+        embedding = Path(folder) / f"{name}.safetensors"
+        classifier = Path(folder) / f"{name}.classifier.safetensors"
+        inputs = with_audit(split, pretrained)
+        try:
+            embed(inputs, split.read, embed_settings, out=embedding, context=context)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "interrupted; cross-validation saves no state, start it again"
+            ) from None
+        classify(embedding, classify_settings, out=classifier, context=context, source=split)
+        return evaluate_run(
+            name,
+            embedding,
+            classifier,
+            context=context,
+            source=split,
+            within=False,
+            pretrained=pretrained,
+        )
+
+
+def _warn_of_collapse(runs: Sequence[EvaluatedRun], context: RunContext) -> None:
+    """Say in how many folds the embedding has collapsed."""
+    collapsed = 0
+    for run in runs:
+        log = run.embedding["history"][run.embedding["epoch"] - 1]
+        collapsed += EpochLog(**log).collapsed
+    if collapsed:
+        context.say(
+            f"warning: the embedding has collapsed in {collapsed} of {len(runs)} folds; "
+            "try a lower --lr"
+        )
 
 
 def pool_comparisons(
     folds: Sequence[EvaluatedRun], source: Source, repeats: int, notes: Sequence[str]
 ) -> EvaluatedRun:
-    """All folds as one run, `pooled`, of every image; its records are those of the first fold."""
-    one = folds[0]
-    rows, labels = (
-        torch.cat([fold.images.rows for fold in folds]),
-        torch.cat([fold.images.labels for fold in folds]),
-    )
+    """Pool the folds into one run over all images.
+
+    Args:
+        folds: Evaluated folds, repeat after repeat.
+        source: Source of the images.
+        repeats: Number of repeats.
+        notes: Notes for the report.
+
+    Returns:
+        The run ``pooled``, with the records of the first fold.
+    """
+    first = folds[0]
+    classes = first.images.classes
+    per_repeat = len(folds) // repeats
+
+    def pool(part: Sequence[EvaluatedRun]) -> Evaluation:
+        test_indices = [fold.images.rows.numpy() for fold in part]
+        labels = torch.cat([fold.images.labels for fold in part]).numpy()
+        return pool_folds([fold.evaluation for fold in part], test_indices, labels, classes)
+
+    if repeats > 1:
+        starts = range(0, len(folds), per_repeat)
+        evaluations = [pool(folds[start : start + per_repeat]) for start in starts]
+        _, deviation = pool_runs(evaluations, "repeats")
+    else:
+        _, deviation = pool_runs([fold.evaluation for fold in folds], "folds")
+    labels = torch.cat([fold.images.labels for fold in folds])
     ids = tuple(name for fold in folds for name in fold.images.ids)
-    places = [fold.images.rows.numpy() for fold in folds]
-    size = len(folds) // repeats
-
-    def pool(begin: int, end: int) -> Evaluation:
-        part = torch.cat([fold.images.labels for fold in folds[begin:end]]).numpy()
-        return pool_folds(
-            [fold.evaluation for fold in folds[begin:end]],
-            places[begin:end],
-            part,
-            one.images.classes,
-        )
-
-    each = (
-        [pool(start, start + size) for start in range(0, len(folds), size)]
-        if repeats > 1
-        else [fold.evaluation for fold in folds]
+    test = Embeddings(torch.cat([fold.test.vectors for fold in folds]), labels, classes)
+    images = Split(
+        store=source.images,
+        rows=torch.cat([fold.images.rows for fold in folds]),
+        labels=labels,
+        classes=classes,
+        ids=ids,
     )
-    deviation = pool_runs(each, "repeats" if repeats > 1 else "folds")[1]
-    test = Embeddings(torch.cat([fold.test.vectors for fold in folds]), labels, one.images.classes)
-    data = replace(
-        one.data,
-        test=Split(source.images, rows, labels, one.images.classes, ids),
-        notes=tuple(notes),
-    )
-    embedding: Mapping[str, Any] = {**one.embedding, "history": []}
     return EvaluatedRun(
-        "pooled",
-        embedding,
-        one.classifier,
-        data,
-        test,
-        test,
-        ids,
-        pool(0, len(folds)),
-        tuple(folds),
-        deviation,
+        run="pooled",
+        embedding={**first.embedding, "history": []},
+        classifier=first.classifier,
+        data=replace(first.data, test=images, notes=tuple(notes)),
+        test=test,
+        gallery=test,
+        gallery_ids=ids,
+        evaluation=pool(folds),
+        folds=tuple(folds),
+        deviation=deviation,
     )

@@ -1,5 +1,6 @@
 """`pipeline predict`: classify new images with a saved classifier."""
 
+import codecs
 import csv
 import json
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from pipeline.data.dataset import Skipped
 from pipeline.data.decode import decode_files
 from pipeline.data.folder import IMAGE_SUFFIXES, find_image_files
 from pipeline.escape import escape_formula
+from pipeline.files import atomic_file
 from stages.errors import DataError
 from stages.evaluation.knn import knn
 from stages.network.embedding_net import to_device
@@ -25,11 +27,20 @@ from stages.network.head import probabilities
 from stages.network.inference import embed_images
 from stages.records import ClassifierCheckpoint
 
-BLOCK = 512  # images held at once
+BLOCK = 512  # images in memory at once
 
 
 class Predicted(NamedTuple):
-    """One image. probability: the classifier's for its label, calibrated. nearest_*: among the training images, in [0, 2]."""
+    """Prediction for one image.
+
+    Attributes:
+        path: Path of the image.
+        label: Class predicted by the classifier.
+        probability: Calibrated probability of that class.
+        knn_label: Class predicted by kNN.
+        nearest_id: Id of the nearest training image.
+        nearest_distance: Euclidean distance to it, in [0, 2].
+    """
 
     path: str
     label: str
@@ -39,15 +50,70 @@ class Predicted(NamedTuple):
     nearest_distance: float
 
 
-def find_images(paths: Sequence[Path]) -> Iterator[Path]:
-    """Files as they are given; of folders every image file below, in a stable order, hidden ones passed over.
+def predict(
+    images: Sequence[Path],
+    classifier: Path,
+    *,
+    out: Path | None,
+    as_json: bool,
+    context: RunContext,
+) -> int:
+    """Classify image files, and the image files in folders and their subfolders.
 
-    Raises DataError for a path that isn't there.
+    Args:
+        images: Files and folders.
+        classifier: Checkpoint of stage two. No other file is needed.
+        out: File to write. None: standard output.
+        as_json: Write one JSON object per line instead of CSV.
+        context: Device and output options.
+
+    Returns:
+        The number of images that were classified.
+
+    Raises:
+        DataError: If a path does not exist, or no image can be read.
+        CheckpointError: If the checkpoint cannot be used.
+
+    Example:
+        >>> predict(
+        ...     [Path("photos/new")], Path("classifier.safetensors"),
+        ...     out=Path("labels.csv"), as_json=False, context=RunContext(),
+        ... )  # doctest: +SKIP
+        24
+    """
+    device = context.start()
+    checkpoint = load_classifier(classifier)
+    to_device(checkpoint.network, device)
+    blocks = predict_images(find_images(images), checkpoint, device=device)
+    count, skipped = write_predictions(blocks, out, as_json=as_json)
+    for path, reason in skipped:
+        context.say(f"skipped: {path}: {reason}")
+    if not count:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(
+            f"{images[0]}: none of {len(skipped)} images can be read; give images ({suffixes})"
+        )
+    return count
+
+
+def find_images(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield the given files, and the image files in the given folders and their subfolders.
+
+    The order is stable. Hidden files in folders are ignored.
+
+    Args:
+        paths: Files and folders.
+
+    Yields:
+        Paths of files.
+
+    Raises:
+        DataError: If a path does not exist.
     """
     for path in paths:
         if not path.exists():
             raise DataError(
-                f"{path}: no such file or folder; give images, or folders with images below them"
+                f"{path}: no such file or folder; give images, or folders that contain images"
             )
         yield from find_image_files(path)
 
@@ -55,58 +121,78 @@ def find_images(paths: Sequence[Path]) -> Iterator[Path]:
 def predict_images(
     files: Iterable[Path], classifier: ClassifierCheckpoint, *, device: torch.device
 ) -> Iterator[list[Predicted | Skipped]]:
-    """Label images in their order, up to 512 at a time, so that folders of any size fit; one that can't be read is `Skipped`.
+    """Classify images in their order, in blocks, so that folders of any size fit into memory.
 
-    classifier: its network on the device.
+    Args:
+        files: Image files.
+        classifier: Classifier whose network is on ``device``.
+        device: Device to compute on.
+
+    Yields:
+        Predictions of up to 512 images; ``Skipped`` for an image that cannot be read.
     """
-    read, names = classifier.record["read"], classifier.classes
+    read = classifier.record["read"]
     queue = iter(files)
     while paths := [str(path) for path in islice(queue, BLOCK)]:
         outcomes = decode_files(
             paths, size=read["size"], channels=read["channels"], resize=read["resize"]
         )
-        images = [
-            np.frombuffer(one.pixels, np.uint8).reshape(one.shape)
-            for one in outcomes
-            if not isinstance(one, str)
-        ]
-        rows = (
-            _label(torch.from_numpy(np.stack(images)), classifier, device) if images else iter(())
+        block: list[Predicted | Skipped] = []
+        readable, images = [], []
+        for path, outcome in zip(paths, outcomes, strict=True):
+            if not isinstance(outcome, str):
+                readable.append(path)
+                images.append(np.frombuffer(outcome.pixels, np.uint8).reshape(outcome.shape))
+        predictions = iter(_classify(readable, images, classifier, device))
+        for path, outcome in zip(paths, outcomes, strict=True):
+            block.append(Skipped(path, outcome) if isinstance(outcome, str) else next(predictions))
+        yield block
+
+
+def _classify(
+    paths: Sequence[str],
+    images: Sequence[np.ndarray],
+    classifier: ClassifierCheckpoint,
+    device: torch.device,
+) -> list[Predicted]:
+    """Classify decoded images, uint8, each of shape (C, S, S)."""
+    if not images:
+        return []
+    batch = torch.from_numpy(np.stack(images))  # (B, C, S, S)
+    vectors = embed_images(classifier.network, [batch], device=device)  # (B, D)
+    probability, label = probabilities(
+        classifier.head, vectors, temperature=classifier.temperature
+    ).max(dim=1)
+    gallery = classifier.gallery
+    neighbours = knn(vectors, gallery.vectors, gallery.labels, k=classifier.k)
+    return [
+        Predicted(
+            path=path,
+            label=classifier.classes[label[row]],
+            probability=probability[row].item(),
+            knn_label=classifier.classes[neighbours.labels[row]],
+            nearest_id=classifier.gallery_ids[neighbours.nearest[row]],
+            nearest_distance=neighbours.distance[row].item(),
         )
-        yield [
-            Skipped(path, one)
-            if isinstance(one, str)
-            else Predicted(path, *_named(next(rows), names, classifier.gallery_ids))
-            for path, one in zip(paths, outcomes, strict=True)
-        ]
-
-
-def _label(
-    images: torch.Tensor, classifier: ClassifierCheckpoint, device: torch.device
-) -> Iterator[tuple[Any, ...]]:
-    """Label, probability, kNN label, nearest row and its distance of each of uint8 (b, C, S, S)."""
-    vectors = embed_images(classifier.network, [images], device=device)
-    sure, label = probabilities(classifier.head, vectors, temperature=classifier.temperature).max(
-        dim=1
-    )
-    found = knn(vectors, classifier.gallery.vectors, classifier.gallery.labels, k=classifier.k)
-    return zip(label.tolist(), sure.tolist(), *(part.tolist() for part in found), strict=True)
-
-
-def _named(
-    row: tuple[Any, ...], classes: tuple[str, ...], ids: tuple[str, ...]
-) -> tuple[str, float, str, str, float]:
-    label, sure, voted, nearest, distance = row
-    return classes[label], sure, classes[voted], ids[nearest], distance
+        for row, path in enumerate(paths)
+    ]
 
 
 def write_predictions(
     blocks: Iterable[list[Predicted | Skipped]], out: Path | None, *, as_json: bool
 ) -> tuple[int, list[Skipped]]:
-    """Write rows as they come, CSV or one JSON object a line, to a file or to stdout; returns how many, and what was skipped.
+    """Write predictions as they arrive.
 
-    A file gets its name only when it is whole. Numbers have 6 decimals. JSON keeps names as they are; in CSV, what a
-    spreadsheet would run gets an apostrophe in front.
+    Numbers have 6 decimals. In CSV, text that a spreadsheet would run as a formula is escaped by
+    an apostrophe; in JSON it is unchanged.
+
+    Args:
+        blocks: Blocks of predictions.
+        out: File to write, replaced only when it is complete. None: standard output.
+        as_json: Write one JSON object per line instead of CSV.
+
+    Returns:
+        The number of predictions and the skipped images.
     """
     count, skipped = 0, []
     with _destination(out) as file:
@@ -119,62 +205,34 @@ def write_predictions(
                     skipped.append(row)
                     continue
                 count += 1
-                values = {
-                    key: round(value, 6) if isinstance(value, float) else value
-                    for key, value in row._asdict().items()
-                }
                 if as_json:
-                    file.write(json.dumps(values) + "\n")
+                    file.write(_json_line(row))
                 else:
-                    table.writerow(
-                        [
-                            f"{value:.6f}" if isinstance(value, float) else escape_formula(value)
-                            for value in row
-                        ]
-                    )
+                    table.writerow(_csv_cells(row))
             file.flush()
     return count, skipped
 
 
+def _json_line(row: Predicted) -> str:
+    values = {
+        name: round(value, 6) if isinstance(value, float) else value
+        for name, value in row._asdict().items()
+    }
+    return json.dumps(values) + "\n"
+
+
+def _csv_cells(row: Predicted) -> list[str]:
+    return [f"{value:.6f}" if isinstance(value, float) else escape_formula(value) for value in row]
+
+
 @contextmanager
-def _destination(out: Path | None) -> Iterator[TextIO]:
+def _destination(out: Path | None) -> Iterator[TextIO | codecs.StreamWriter]:
+    """Open the output for text. File names need not be valid text, hence surrogateescape."""
     if out is None:
         if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="surrogateescape")  # file names need not be text
+            sys.stdout.reconfigure(errors="surrogateescape")
         yield sys.stdout
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
-    try:
-        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            yield file
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def predict(
-    images: Sequence[Path],
-    classifier: Path,
-    *,
-    out: Path | None,
-    as_json: bool,
-    context: RunContext,
-) -> int:
-    """Label files and folders of images, from the classifier's checkpoint alone; returns how many could be read.
-
-    out: a file, or None for stdout. Raises DataError if a path is missing or no image can be read.
-    """
-    device = context.start()
-    classified = load_classifier(classifier)
-    to_device(classified.network, device)
-    count, skipped = write_predictions(
-        predict_images(find_images(images), classified, device=device), out, as_json=as_json
-    )
-    for path, reason in skipped:
-        context.say(f"skipped: {path}: {reason}")
-    if not count:
-        raise DataError(
-            f"{images[0]}: none of {len(skipped)} images can be read; give images ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        )
-    return count
+    with atomic_file(out) as file:
+        yield codecs.getwriter("utf-8")(file, "surrogateescape")

@@ -22,6 +22,7 @@ from stages.evaluation.scores import evaluate_split
 from stages.network.embedding_net import EmbeddingNet, to_device
 from stages.network.inference import embed_split
 from stages.network.initialization import new_network, with_new_projection
+from stages.network.pretrained import PretrainedWeights
 from stages.records import EmbeddingCheckpoint, Split
 from stages.settings import EmbedSettings
 
@@ -35,29 +36,47 @@ def report(
     source: str | Dataset | None = None,
     figures: Path | None = None,
 ) -> tuple[EvaluatedRun, ...]:
-    """The comparison on the test part, opened only here; written below the folder `out`, its figures below `figures`.
+    """Evaluate embeddings and classifiers on the test split and write the report.
 
-    Several runs: as many classifiers as embeddings, in the same order.
-    Raises CheckpointError if a classifier was trained on another embedding, DataError if there is no test image.
+    Args:
+        embeddings: Checkpoint of stage one, or several.
+        classifiers: Checkpoint of stage two, one per embedding, in the same order.
+        out: Folder for the report.
+        context: Device, output and cache options.
+        source: Source of the images. Needed only if they have moved since stage one.
+        figures: Folder for the figures as PNG and SVG files.
+
+    Returns:
+        One evaluated run per embedding.
+
+    Raises:
+        CheckpointError: If a classifier was trained on another embedding.
+        DataError: If there are no test images, or the images are not those of stage one.
+        SettingsError: If the numbers of embeddings and classifiers differ.
+
+    Example:
+        >>> runs = report(
+        ...     Path("embedding.safetensors"), Path("classifier.safetensors"),
+        ...     out=Path("reports"), context=RunContext(),
+        ... )  # doctest: +SKIP
     """
-    embeddings, classifiers = (
-        [paths] if isinstance(paths, Path) else list(paths) for paths in (embeddings, classifiers)
-    )
+    embeddings = [embeddings] if isinstance(embeddings, Path) else list(embeddings)
+    classifiers = [classifiers] if isinstance(classifiers, Path) else list(classifiers)
     if len(embeddings) != len(classifiers):
         raise SettingsError(
             "classifier",
             None,
-            f"{len(classifiers)} given for {len(embeddings)} of --embedding; give one for each, in the same order",
+            f"{len(classifiers)} given for {len(embeddings)} of --embedding; give one per "
+            "embedding, in the same order",
         )
-    names = _run_names(embeddings)
-    comparisons: list[EvaluatedRun] = []
-    for name, embedding, classifier in zip(names, embeddings, classifiers, strict=True):
-        known = source or next(
-            (c.data for c in comparisons if _same_data(c.embedding, embedding)), None
-        )
-        comparisons.append(evaluate_run(name, embedding, classifier, context=context, source=known))
-    main_process_only(lambda: write_report(out, comparisons, figures=figures))
-    return tuple(comparisons)
+    runs: list[EvaluatedRun] = []
+    for name, embedding, classifier in zip(
+        _run_names(embeddings), embeddings, classifiers, strict=True
+    ):
+        data = source or _data_already_read(runs, embedding)
+        runs.append(evaluate_run(name, embedding, classifier, context=context, source=data))
+    main_process_only(lambda: write_report(out, runs, figures=figures))
+    return tuple(runs)
 
 
 def evaluate_run(
@@ -68,93 +87,135 @@ def evaluate_run(
     context: RunContext,
     source: str | Dataset | None = None,
     within: bool = True,
+    pretrained: PretrainedWeights | None = None,
 ) -> EvaluatedRun:
-    """One run of the report, scored and not yet written; within: as in `score_split`. Raises as `report` does."""
+    """Evaluate one run on the test split without writing a report.
+
+    Args:
+        name: Name of the run in the report.
+        embedding: Checkpoint of stage one.
+        classifier: Checkpoint of stage two.
+        context: Device, output and cache options.
+        source: Source of the images. Needed only if they have moved since stage one.
+        within: As for :func:`stages.evaluation.scores.evaluate_split`.
+        pretrained: Initial weights of the trunk, if they are already loaded.
+
+    Returns:
+        The evaluated run.
+
+    Raises:
+        CheckpointError: If the classifier was trained on another embedding.
+        DataError: If there are no test images, or the images are not those of stage one.
+    """
     device = context.start()
     embedded, classified = load_embedding(embedding), load_classifier(classifier)
     if classified.embedding_digest != embedded.digest:
         raise CheckpointError(
-            f"{classifier}: trained on embedding {classified.embedding_digest[:12]}, but {embedding} holds {embedded.digest[:12]}; "
-            f"run `pipeline classify --embedding {embedding} --out {classifier} --force`"
+            f"{classifier}: trained on the embedding {classified.embedding_digest[:12]}, but "
+            f"{embedding} holds {embedded.digest[:12]}; run "
+            f"`pipeline classify --embedding {embedding} --out {classifier} --force`"
         )
     data = reload_dataset(embedded.record, source, context)
     network = to_device(embedded.network, device)
     data = add_trunk_features(data, network, device, context)
     if data.test is None:
         raise DataError(
-            f"{data.source}: no test image; add a test/ folder, or images enough to split some off (--test, --split-seed)"
+            f"{data.source}: no test images; add a folder test/, or enough images to split some "
+            "off (--test, --split-seed)"
         )
-    fresh = _untrained(data, embedded, device, context)
+    untrained = _untrained(data, embedded, device, context, pretrained)
     test = embed_split(network, data.test, device=device)
-    scored = evaluate_split(
+    evaluation = evaluate_split(
         test,
         classified,
         pixels=_baseline(data, raw_pixels),
-        untrained=_baseline(data, lambda part: embed_split(fresh, part, device=device).vectors)
-        if fresh
-        else None,
+        untrained=_network_baseline(data, untrained, device) if untrained else None,
         leaked=data.leaked,
         validated=data.validation is not None,
         within=within,
     )
     return EvaluatedRun(
-        name,
-        embedded.record,
-        classified.record,
-        data,
-        test,
-        classified.gallery,
-        classified.gallery_ids,
-        scored,
+        run=name,
+        embedding=embedded.record,
+        classifier=classified.record,
+        data=data,
+        test=test,
+        gallery=classified.gallery,
+        gallery_ids=classified.gallery_ids,
+        evaluation=evaluation,
     )
 
 
 def _untrained(
-    data: Dataset, embedded: EmbeddingCheckpoint, device: torch.device, context: RunContext
+    data: Dataset,
+    embedded: EmbeddingCheckpoint,
+    device: torch.device,
+    context: RunContext,
+    pretrained: PretrainedWeights | None = None,
 ) -> EmbeddingNet | None:
-    """The network as stage one started it. None, and a note, if that takes a file of weights that is gone: a trunk that was
-    trained isn't kept as it was before, a frozen one is.
+    """Return the network before training, or None with a note if its weights are unavailable.
+
+    A frozen trunk is still in the checkpoint; one that was trained needs its initial weights.
     """
-    record, pretrained = embedded.record, None
-    settings = EmbedSettings(**record["settings"])
+    settings = EmbedSettings(**embedded.record["settings"])
     if settings.trunk == "frozen":
         return with_new_projection(to_device(embedded.network, device), settings.seed).to(device)
-    if record.get("weights"):
-        try:
-            pretrained = load_weights(replace(settings, weights=record["weights"]["origin"]))
-            if pretrained and pretrained.digest != record["weights"]["digest"]:
-                raise CheckpointError(
-                    f"--weights {pretrained.origin}: not what stage one started from; put that back"
-                )
-        except PipelineError as error:
-            context.say(
-                f"note: the report leaves out the network before training, which its weights are needed for: {error}"
-            )
-            return None
-    return new_network(data.train, settings, pretrained).to(device)
+    try:
+        weights = _initial_weights(embedded.record, settings, pretrained)
+    except PipelineError as error:
+        context.say(
+            f"note: untrained baseline skipped: its initial weights are unavailable ({error})"
+        )
+        return None
+    return new_network(data.train, settings, weights).to(device)
+
+
+def _initial_weights(
+    record: Mapping[str, Any], settings: EmbedSettings, pretrained: PretrainedWeights | None
+) -> PretrainedWeights | None:
+    """Return the weights that the trunk started from; None for random weights."""
+    recorded = record.get("weights")
+    if not recorded:
+        return None
+    weights = pretrained or load_weights(replace(settings, weights=recorded["origin"]))
+    if weights and weights.digest != recorded["digest"]:
+        raise CheckpointError(
+            f"--weights {weights.origin}: not the weights that stage one started from; "
+            "restore the original file"
+        )
+    return weights
 
 
 def _baseline(data: Dataset, vectors: Callable[[Split], Tensor]) -> Baseline:
-    """Another space over the same images, with a k of its own that validation chose."""
+    """Return other vectors of the same images, with their k chosen on validation."""
     assert data.test is not None
     gallery = vectors(data.train)
-    return Baseline(
-        vectors(data.test),
-        gallery,
-        choose_k_for(vectors(data.validation) if data.validation else None, gallery, data),
-    )
+    validation = vectors(data.validation) if data.validation else None
+    k = choose_k_for(validation, gallery, data)
+    return Baseline(vectors(data.test), gallery, k)
+
+
+def _network_baseline(data: Dataset, network: EmbeddingNet, device: torch.device) -> Baseline:
+    return _baseline(data, lambda split: embed_split(network, split, device=device).vectors)
 
 
 def _run_names(embeddings: Sequence[Path]) -> list[str]:
-    """File names without their endings; with their folder where they would be the same."""
+    """Return a distinct name per run: the file's stem, if needed with its folder or a number."""
     names = [path.stem for path in embeddings]
     if len(set(names)) < len(names):
         names = [f"{path.absolute().parent.name}/{path.stem}" for path in embeddings]
     return [
-        name if names.count(name) == 1 else f"{name} {place}" for place, name in enumerate(names, 1)
+        name if names.count(name) == 1 else f"{name} {number}"
+        for number, name in enumerate(names, 1)
     ]
 
 
-def _same_data(record: Mapping[str, Any], embedding: Path) -> bool:
-    other = read_header(embedding).record
-    return all(other.get(name) == record[name] for name in ("source", "fingerprint", "read"))
+def _data_already_read(runs: Sequence[EvaluatedRun], embedding: Path) -> Dataset | None:
+    """Return the data of the first run on the same images and split, if there is one."""
+    for run in runs:
+        record = read_header(embedding).record
+        if all(
+            record.get(name) == run.embedding[name] for name in ("source", "fingerprint", "read")
+        ):
+            return run.data
+    return None

@@ -1,44 +1,63 @@
 """`pipeline run`: all three stages in sequence."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
-from pipeline.commands.inputs import load_data
+from pipeline.commands.inputs import prepare_inputs
 from pipeline.commands.report import evaluate_run
 from pipeline.context import RunContext
+from pipeline.data.dataset import Dataset
 from pipeline.identity import classifier_identity, embedding_identity, refuse_to_replace
 from pipeline.processes import main_process_only
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.write import write_report
-from pipeline.weights import load_weights, with_pretrained_size
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 
-class _Run(NamedTuple):
-    """One of several runs: its name, the settings of both stages, its checkpoints."""
+@dataclass(frozen=True)
+class _Run:
+    """One run of both stages.
+
+    Attributes:
+        name: Name in the report.
+        embed_settings: Settings of stage one.
+        classify_settings: Settings of stage two.
+        embedding: Checkpoint of stage one.
+        classifier: Checkpoint of stage two.
+    """
 
     name: str
-    first: EmbedSettings
-    second: ClassifySettings
+    embed_settings: EmbedSettings
+    classify_settings: ClassifySettings
     embedding: Path
     classifier: Path
 
     def with_seed(self, seed: int) -> "_Run":
-        paths = (
-            path.with_name(f"{path.stem}-seed-{seed}{path.suffix}")
-            for path in (self.embedding, self.classifier)
-        )
+        """Return the same run with another seed and its own checkpoints."""
         return _Run(
-            f"seed-{seed}", replace(self.first, seed=seed), replace(self.second, seed=seed), *paths
+            name=f"seed-{seed}",
+            embed_settings=replace(self.embed_settings, seed=seed),
+            classify_settings=replace(self.classify_settings, seed=seed),
+            embedding=seed_path(self.embedding, seed),
+            classifier=seed_path(self.classifier, seed),
         )
+
+
+def seed_path(path: Path, seed: int) -> Path:
+    """Return the path of one seed's checkpoint.
+
+    Example:
+        >>> seed_path(Path("embedding.safetensors"), 2).name
+        'embedding-seed-2.safetensors'
+    """
+    return path.with_name(f"{path.stem}-seed-{seed}{path.suffix}")
 
 
 def run(
-    source: str,
+    source: str | Dataset,
     read: ReadSettings,
     embed_settings: EmbedSettings,
     classify_settings: ClassifySettings,
@@ -52,32 +71,80 @@ def run(
     seeds: Sequence[int] = (),
     figures: Path | None = None,
 ) -> tuple[EvaluatedRun, ...]:
-    """The three stages in a row, the images read once; all checkpoints are checked before anything is trained.
+    """Run the three stages in sequence.
 
-    resume: of stage one, see `embed`. seeds: run it once a seed, on the same split; each run has its own checkpoints,
-    `-seed-N` in their names.
+    Images and initial weights are loaded once. All checkpoints are checked before training starts.
+
+    Args:
+        source: Source of the images, or a data set that is already read.
+        read: How to read and split the source. Ignored if the source is already read.
+        embed_settings: Settings of stage one.
+        classify_settings: Settings of stage two.
+        embedding: Checkpoint of stage one to write.
+        classifier: Checkpoint of stage two to write.
+        out: Folder for the report.
+        context: Device, output and cache options.
+        force: Replace checkpoints of other runs.
+        resume: Resume stage one, as in :func:`pipeline.commands.embed.embed`.
+        seeds: Run the stages once per seed, on the same split. The checkpoints of a seed have
+            ``-seed-N`` in their names.
+        figures: Folder for the figures as PNG and SVG files.
+
+    Returns:
+        One evaluated run, or one per seed.
+
+    Raises:
+        CheckpointError: If a checkpoint of another run would be replaced.
+        DataError: If the images cannot be used.
+        KeyboardInterrupt: After a signal, once the state of stage one is saved.
+
+    Example:
+        >>> runs = run(
+        ...     "digits", ReadSettings(), EmbedSettings(), ClassifySettings(),
+        ...     embedding=Path("embedding.safetensors"),
+        ...     classifier=Path("classifier.safetensors"),
+        ...     out=Path("reports"), context=RunContext(),
+        ... )  # doctest: +SKIP
     """
-    data = load_data(source, with_pretrained_size(read, embed_settings), context)
-    pretrained = load_weights(embed_settings)
+    context.start()
+    inputs = prepare_inputs(source, read, embed_settings, context)
+    data, pretrained = inputs.data, inputs.pretrained
     runs = [_Run(embedding.stem, embed_settings, classify_settings, embedding, classifier)]
     if seeds:
         runs = [runs[0].with_seed(seed) for seed in seeds]
-    for one in runs:
-        identity = embedding_identity(data, one.first, pretrained)
-        refuse_to_replace(one.embedding, "embedding", identity, force)
-        refuse_to_replace(
-            one.classifier, "classifier", classifier_identity(identity, one.second), force
+    for planned in runs:
+        identity = embedding_identity(data, planned.embed_settings, pretrained)
+        refuse_to_replace(planned.embedding, "embedding", identity, force)
+        identity = classifier_identity(identity, planned.classify_settings)
+        refuse_to_replace(planned.classifier, "classifier", identity, force)
+    evaluated = []
+    for planned in runs:
+        embed(
+            inputs,
+            read,
+            planned.embed_settings,
+            out=planned.embedding,
+            context=context,
+            force=force,
+            resume=resume,
         )
-    comparisons = []
-    for one in runs:
-        embed(data, read, one.first, out=one.embedding, context=context, force=force, resume=resume)
         classify(
-            one.embedding, one.second, out=one.classifier, context=context, source=data, force=force
+            planned.embedding,
+            planned.classify_settings,
+            out=planned.classifier,
+            context=context,
+            source=data,
+            force=force,
         )
-        comparisons.append(
-            evaluate_run(one.name, one.embedding, one.classifier, context=context, source=data)
+        evaluated.append(
+            evaluate_run(
+                planned.name,
+                planned.embedding,
+                planned.classifier,
+                context=context,
+                source=data,
+                pretrained=pretrained,
+            )
         )
-    main_process_only(
-        lambda: write_report(out, comparisons, figures=figures, pooled=len(seeds) > 0)
-    )
-    return tuple(comparisons)
+    main_process_only(lambda: write_report(out, evaluated, figures=figures, pooled=bool(seeds)))
+    return tuple(evaluated)

@@ -1,0 +1,95 @@
+"""Option values from a TOML file, one table per command."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stages.errors import SettingsError
+
+Tables = dict[str, dict[str, Any]]
+
+
+def read_config(path: Path, group: click.Group) -> Tables:
+    """Read option values from a TOML file.
+
+    Args:
+        path: TOML file with one table per command, such as ``[embed]``. A key is an option
+            without its dashes: ``classes-per-batch`` or ``classes_per_batch``.
+        group: The commands and their options.
+
+    Returns:
+        For each command in the file, values by parameter name, as click's ``default_map`` takes
+        them.
+
+    Raises:
+        SettingsError: If the file cannot be read, or has an unknown table or option.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(
+            "config", path, f"cannot be read ({error}); use a TOML file with one table per command"
+        ) from error
+    values: Tables = {}
+    for name, table in tables.items():
+        if name not in group.commands or not isinstance(table, dict):
+            problem = f"no command {name}; use the tables {', '.join(group.commands)}"
+            raise SettingsError("config", path, problem)
+        values[name] = _table_values(path, group.commands[name], table)
+    return values
+
+
+def _table_values(path: Path, command: click.Command, table: dict[str, Any]) -> dict[str, Any]:
+    options = {flag.lstrip("-"): option for option in command.params for flag in option.opts}
+    values = {}
+    for key, value in table.items():
+        option = options.get(key.replace("_", "-"))
+        if option is None or option.name is None:
+            raise SettingsError(
+                "config",
+                path,
+                f"[{command.name}] has {key}, which is no option of `pipeline {command.name}`; "
+                f"use {', '.join(options)}",
+            )
+        repeatable = isinstance(option, click.Option) and option.multiple
+        values[option.name] = [value] if repeatable and isinstance(value, str) else value
+    return values
+
+
+def add_run_defaults(tables: Tables, run: click.Command) -> Tables:
+    """Apply the table ``[embed]`` to `pipeline run` too, where both have the option.
+
+    Args:
+        tables: As from :func:`read_config`.
+        run: The command `pipeline run`.
+
+    Returns:
+        The tables, with ``run`` completed. A value in ``[run]`` wins over one in ``[embed]``.
+    """
+    shared = {option.name for option in run.params} - {"out"}
+    embed = {name: value for name, value in tables.get("embed", {}).items() if name in shared}
+    return {**tables, "run": embed | tables.get("run", {})}
+
+
+def configured_values(tables: Tables, command: click.Command, context: click.Context) -> Any:
+    """Return a command's values from the file, converted as its options would convert them.
+
+    Args:
+        tables: As from :func:`read_config`.
+        command: The command whose table is read.
+        context: Context for click's error messages.
+
+    Returns:
+        Values by parameter name.
+
+    Raises:
+        click.BadParameter: If a value has the wrong type.
+    """
+    table = tables.get(str(command.name), {})
+    values = {}
+    for option in command.params:
+        if option.name in table:
+            values[option.name] = option.type_cast_value(context, table[option.name])
+    return values

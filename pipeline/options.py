@@ -1,0 +1,279 @@
+"""Command-line options and their help texts. Importing this module imports no torch."""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stages.settings import DISTANCES, MININGS, RESIZES
+
+EMBEDDING = Path("checkpoints/embedding.safetensors")
+CLASSIFIER = Path("checkpoints/classifier.safetensors")
+REPORTS = Path("reports")
+
+HELP = {
+    "size": "Side of the square images in pixels.",
+    "channels": "Number of channels, 1 (grey) or 3 (colour).",
+    "resize": "How an image is fitted to the square.",
+    "split_seed": "Seed of the split into training, validation and test images.",
+    "val": "Share of validation images, if the source has no validation split.",
+    "test": "Share of test images, if the source has no test split.",
+    "max_unreadable": "Largest share of unreadable images that is accepted.",
+    "network": "Architecture: conv, conv-deep, efficientnet-lite0, torchvision:NAME or timm:NAME.",
+    "weights": "Initial weights: none (random), default (ImageNet) or a file.",
+    "trunk": "Layers of the pretrained trunk to train: tune (all), frozen (none) or last-N "
+    "(the last N blocks).",
+    "dim": "Dimension of the embedding.",
+    "mining": "Triplets of a batch that enter the loss.",
+    "margin": "Triplet margin, or `soft` for the soft margin.",
+    "distance": "Distance between embeddings: euclidean (0 to 2) or squared (0 to 4).",
+    "classes_per_batch": "Classes per batch (P).",
+    "images_per_class": "Images per class in a batch (K).",
+    "epochs": "Passes over the training images.",
+    "lr": "Peak learning rate.",
+    "augment": "Augment training images by small random shifts, rotations and scalings.",
+    "patience": "Stop after this many epochs without a better validation score.",
+    "seed": "Random seed of training.",
+    "max_iter": "Maximum number of L-BFGS iterations per weight decay.",
+    "dropout": "Share of the embedding's coordinates that dropout sets to zero.",
+    "balance": "Weight classes inversely to their frequency.",
+}
+
+# Defaults that depend on the data.
+AUTOMATIC = {
+    "size": "that of the pretrained weights; else the images' own size if all share one of at most "
+    "64; else 64",
+    "channels": "1 if all images are grey",
+    "classes_per_batch": "fills a batch of 160 images",
+    "images_per_class": "the median class size, from 2 to 16",
+    "epochs": "chosen from the number of training images",
+    "patience": "never",
+}
+
+CHOICES = {"resize": RESIZES, "mining": MININGS, "distance": DISTANCES}
+
+SOURCE = (
+    "`digits`; a folder with one subfolder per class, or with train/, val/ and test/ that have "
+    "one subfolder per class; a .csv file with the columns path and label, optionally split and "
+    "group; or torchvision:NAME."
+)
+MOVED = "Source of the images. Needed only if they have moved since stage one."
+
+
+NOT_WITH_FOLDS = {
+    "seeds": "use --repeats to see how much the scores vary",
+    "resume": "no model is kept",
+    "embedding": "no model is kept",
+    "classifier": "no model is kept",
+    "test": "every image is tested",
+}
+
+
+def number_or_soft(value: str | float) -> float | None:
+    """Return the margin as a number, or None for ``soft``."""
+    return None if value == "soft" else float(value)
+
+
+TYPES: dict[Any, Callable[[Any], Any]] = {
+    float | None: number_or_soft,
+    int: int,
+    float: float,
+    str: str,
+    int | None: int,
+    bool: bool,
+}
+
+
+def combine(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a decorator that adds several options to a command, in this order."""
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def settings_options(settings: type) -> Callable[[Any], Any]:
+    """Return a decorator that adds one option per field of a settings class.
+
+    Args:
+        settings: Frozen dataclass. The options have the fields' defaults.
+
+    Returns:
+        Decorator for a click command.
+    """
+    options = []
+    for field in fields(settings):
+        flag = f"--{field.name.replace('_', '-')}"
+        choices = CHOICES.get(field.name)
+        option = click.option(
+            f"{flag}/--no-{field.name}" if field.type is bool else flag,
+            type=click.Choice(choices) if choices else TYPES[field.type],
+            default=field.default,
+            show_default=AUTOMATIC.get(field.name, True),
+            help=HELP[field.name],
+        )
+        options.append(option)
+    return combine(*options)
+
+
+def pick(settings: type, options: dict[str, Any]) -> Any:
+    """Build a dataclass from the options that have its fields' names.
+
+    Args:
+        settings: Dataclass to build.
+        options: Values by option name. Other names are ignored; missing ones keep their default.
+
+    Returns:
+        An instance of ``settings``.
+
+    Raises:
+        SettingsError: If a value is out of range.
+    """
+    names = {field.name for field in fields(settings)}
+    return settings(**{name: value for name, value in options.items() if name in names})
+
+
+def path_option(flag: str, default: Path | None, text: str) -> Callable[[Any], Any]:
+    """Return an option that takes a path."""
+    return click.option(
+        flag, type=click.Path(path_type=Path), default=default, show_default=True, help=text
+    )
+
+
+def paths_option(flag: str, default: Path, text: str) -> Callable[[Any], Any]:
+    """Return an option that takes a path and may be repeated."""
+    return click.option(
+        flag,
+        type=click.Path(path_type=Path),
+        default=[default],
+        multiple=True,
+        show_default=True,
+        help=text,
+    )
+
+
+def data_option(default: str | None, text: str) -> Callable[[Any], Any]:
+    """Return the option ``--data``, passed to the command as ``source``."""
+    return click.option(
+        "--data", "source", metavar="SOURCE", default=default, show_default=True, help=text
+    )
+
+
+quiet_option = click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
+
+
+device_options = combine(
+    click.option(
+        "--device",
+        type=click.Choice(("auto", "cpu", "cuda", "mps")),
+        default="auto",
+        show_default=True,
+        help="Device to compute on; auto uses CUDA if it is available.",
+    ),
+    click.option("--threads", type=int, show_default="one per core", help="Number of CPU threads."),
+    quiet_option,
+)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(("auto", "fp32", "bf16")),
+    default="auto",
+    show_default=True,
+    help="Precision of training; evaluation always uses float32.",
+)
+cache_options = combine(
+    click.option(
+        "--cache",
+        type=click.Path(path_type=Path),
+        show_default="the user's cache folder",
+        help="Folder for decoded images.",
+    ),
+    click.option(
+        "--root",
+        type=click.Path(path_type=Path),
+        show_default="the user's cache folder",
+        help="Folder of torchvision's data sets.",
+    ),
+    click.option(
+        "--download", is_flag=True, help="Download a torchvision data set that is missing."
+    ),
+)
+figures_option = path_option("--figures", None, "Folder for the figures as PNG and SVG files.")
+force_option = click.option(
+    "--force", is_flag=True, help="Replace a checkpoint of another source or other settings."
+)
+resume_option = click.option(
+    "--resume",
+    is_flag=True,
+    help="Resume an interrupted stage one; start it if there is nothing to resume.",
+)
+
+
+def parse_seeds(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:
+    """Return the seeds of ``--seeds 0,1,2``; none if the option is not given.
+
+    Raises:
+        click.BadParameter: For anything but distinct whole numbers with commas between them.
+    """
+    try:
+        seeds = tuple(int(seed) for seed in value.split(",")) if value else ()
+    except ValueError:
+        message = f"{value}: use whole numbers with commas between them, such as 0,1,2"
+        raise click.BadParameter(message, param=option) from None
+    if len(set(seeds)) < len(seeds):
+        raise click.BadParameter(f"{value}: duplicate seed; use each seed once", param=option)
+    return seeds
+
+
+repeated_run_options = combine(
+    click.option(
+        "--seeds",
+        metavar="N,N,...",
+        callback=parse_seeds,
+        help="Run all stages once per seed; the report adds mean and standard deviation.",
+    ),
+    click.option(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="K-fold cross-validation, for small data sets; no checkpoint is kept.",
+    ),
+    click.option(
+        "--repeats",
+        type=int,
+        metavar="R",
+        show_default="1",
+        help="Number of times that cross-validation is repeated with other folds.",
+    ),
+)
+
+
+def check_fold_options(context: click.Context, folds: int | None, repeats: int | None) -> None:
+    """Raise a usage error for options that cannot be combined."""
+    if folds is None:
+        if repeats is not None:
+            raise click.UsageError("--repeats needs --folds")
+        return
+    for name, reason in NOT_WITH_FOLDS.items():
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--folds cannot be combined with --{name}: {reason}")
+
+
+def spell(*hints: tuple[str, object, object]) -> str:
+    """Return the options that differ from their defaults, as one types them.
+
+    Args:
+        hints: Flag, value and default of each option.
+    """
+    given = [(flag, str(value)) for flag, value, default in hints if value != default]
+    return "".join(f" {flag} {shlex.quote(value)}" for flag, value in given)
+
+
+def predict_hint(classifier: Path) -> str:
+    """Return the `pipeline predict` command for a classifier."""
+    return f"predict IMAGE...{spell(('--classifier', classifier, CLASSIFIER))}"

@@ -1,0 +1,22 @@
+"""Fixtures that the tests of the commands share."""
+
+import pytest
+
+from pipeline.cli import main
+
+
+@pytest.fixture
+def run_command(tmp_path, monkeypatch, capsys):
+    """Return a function that runs a command in an empty folder.
+
+    It returns the exit status, standard output and standard error.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return call

@@ -1,0 +1,71 @@
+"""Option values from a TOML file."""
+
+from pathlib import Path
+
+import click
+import pytest
+
+from pipeline.cli import commands
+from pipeline.config import add_run_defaults, configured_values, read_config
+from stages.errors import SettingsError
+
+
+def read(folder: Path, text: str):
+    path = folder / "settings.toml"
+    path.write_text(text)
+    return read_config(path, commands)
+
+
+def test_keys_may_have_dashes_or_underscores(tmp_path):
+    tables = read(tmp_path, "[embed]\nclasses-per-batch = 4\nimages_per_class = 3\n")
+    assert tables == {"embed": {"classes_per_batch": 4, "images_per_class": 3}}
+
+
+def test_repeatable_option_takes_a_string_or_a_list(tmp_path):
+    for value in ('"a.safetensors"', '["a.safetensors"]'):
+        tables = read(tmp_path, f"[report]\nembedding = {value}\n")
+        assert tables == {"report": {"embedding": ["a.safetensors"]}}
+
+
+def test_data_is_an_option_name(tmp_path):
+    assert read(tmp_path, '[embed]\ndata = "photos"\n') == {"embed": {"source": "photos"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("[embed\n", "settings.toml"),
+        ("[train]\nlr = 1\n", "train"),
+        ("[embed]\nmomentum = 1\n", "momentum"),
+        ("[classify]\nepochs = 1\n", "epochs"),
+        ("[classify]\nprecision = 'bf16'\n", "precision"),
+        ("epochs = 1\n", "epochs"),
+    ],
+)
+def test_unusable_file_is_a_settings_error(tmp_path, text, name):
+    with pytest.raises(SettingsError, match=name) as raised:
+        read(tmp_path, text)
+    assert raised.value.field == "config"
+
+
+def test_missing_file_ends_with_status_1(run_command):
+    status, _, errors = run_command("--config", "missing.toml", "embed")
+    assert status == 1 and "--config missing.toml" in errors
+
+
+def test_embed_table_applies_to_run():
+    tables = {"embed": {"epochs": 4, "dim": 32, "out": "e"}, "run": {"dim": 24}}
+    tables = add_run_defaults(tables, commands.commands["run"])
+    assert tables["run"] == {"epochs": 4, "dim": 24}  # --out of embed is a checkpoint
+    assert tables["embed"] == {"epochs": 4, "dim": 32, "out": "e"}
+
+
+def test_configured_values_are_converted():
+    command = commands.commands["classify"]
+    context = click.Context(command)
+    tables = {"classify": {"dropout": "0.25", "embedding": "e.safetensors"}}
+    values = configured_values(tables, command, context)
+    assert values == {"dropout": 0.25, "embedding": Path("e.safetensors")}
+    assert configured_values({}, command, context) == {}
+    with pytest.raises(click.BadParameter):
+        configured_values({"classify": {"dropout": "half"}}, command, context)

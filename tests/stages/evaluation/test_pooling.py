@@ -1,0 +1,90 @@
+"""Scores pooled over folds and repeats, compared with counting."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from factories import evaluate_random, random_embeddings
+
+from stages.evaluation.paired_tests import mcnemar_test
+from stages.evaluation.pooling import pool_folds
+from stages.evaluation.retrieval import measure_gallery
+from stages.evaluation.statistics import triplet_accuracy
+
+CLASSES = tuple("0123")
+
+
+def random_folds(repeats: int, count: int = 60, folds: int = 3):
+    """Return evaluations of random folds, each fold's test indices, and all test labels.
+
+    Each fold has another gallery.
+    """
+    images, generator = random_embeddings(count, 4), np.random.default_rng(0)
+    evaluations, test_indices = [], []
+    for _ in range(repeats):
+        for rows in np.array_split(generator.permutation(count), folds):
+            test = replace(images, vectors=images.vectors[rows], labels=images.labels[rows])
+            gallery = random_embeddings(100, 4, seed=10 + len(evaluations), noise=0.9)
+            evaluations.append(evaluate_random(test, gallery, within=False))
+            test_indices.append(rows)
+    labels = torch.cat([images.labels[rows] for rows in test_indices]).numpy()
+    return evaluations, test_indices, labels
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_pooled_scores_are_counted_over_all_predictions(repeats):
+    folds, test_indices, labels = random_folds(repeats)
+    pooled = pool_folds(folds, test_indices, labels, CLASSES)
+    for metric in ("knn_accuracy", "classification_accuracy", "pixel_knn_accuracy"):
+        score = pooled.score(metric)
+        correct = np.concatenate([fold.correct[metric] for fold in folds])
+        assert score.value == pytest.approx(correct.mean())
+        assert score.count == 60  # images, not predictions
+    majority = np.bincount(labels).max() / len(labels)
+    assert pooled.score("majority_accuracy").value == pytest.approx(majority)
+    won = sum(int(fold.measures.won.sum()) for fold in folds)
+    total = sum(int(fold.measures.total.sum()) for fold in folds)
+    assert pooled.score("triplet_accuracy").value == pytest.approx(won / total)
+    assert pooled.score("triplet_accuracy").count == total
+    map_at_r = np.concatenate([fold.measures.map_at_r for fold in folds])
+    assert pooled.score("map_at_r").value == pytest.approx(map_at_r.mean())
+
+
+def test_repeated_predictions_do_not_narrow_an_interval():
+    folds, test_indices, labels = random_folds(1)
+    thrice = pool_folds(folds * 3, test_indices * 3, np.tile(labels, 3), CLASSES)
+    once = pool_folds(folds, test_indices, labels, CLASSES)
+    for score, repeated in zip(once.scores, thrice.scores, strict=True):
+        assert repeated.value == pytest.approx(score.value)
+        if score.metric != "triplet_accuracy":
+            assert repeated.count == score.count
+        if score.low is not None:
+            assert (repeated.low, repeated.high) == pytest.approx((score.low, score.high))
+    for test, repeated in zip(once.paired_tests, thrice.paired_tests, strict=True):
+        assert (repeated.p_value, repeated.low, repeated.count) == pytest.approx(
+            (test.p_value, test.low, test.count)
+        )
+
+
+def test_shares_over_repeats_are_compared_by_the_sign_test():
+    a, b = np.array([1, 1, 0.5, 0, 1, 1]), np.array([0, 0.5, 0, 0.5, 1, 0])
+    paired = mcnemar_test("a", "b", "test", a, b)
+    assert paired.difference == pytest.approx(np.mean(a - b))
+    assert paired.p_value == pytest.approx(12 / 32)  # four against one
+
+
+def test_interval_of_triplet_accuracy_is_a_jackknife_over_queries():
+    test, gallery = random_embeddings(30, 3), random_embeddings(50, 3, seed=2)
+    measures = measure_gallery(test.vectors, test.labels, gallery.vectors, gallery.labels)
+    value, low, high = triplet_accuracy(measures)
+    without = []
+    for row in range(30):
+        keep = np.arange(30) != row
+        kept = measure_gallery(
+            test.vectors[keep], test.labels[keep], gallery.vectors, gallery.labels
+        )
+        without.append(kept.won.sum() / kept.total.sum())
+    error = np.sqrt(29 / 30 * np.square(without - np.mean(without)).sum())
+    assert 0 < low < value < high < 1
+    assert (low, high) == pytest.approx((value - 1.96 * error, value + 1.96 * error))
