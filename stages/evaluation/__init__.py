@@ -1,0 +1,1 @@
+"""Stage three: evaluate an embedding and its classifier on held-out images."""
