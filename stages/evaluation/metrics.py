@@ -18,6 +18,7 @@ class Metric(NamedTuple):
     unit: str = "images"
 
 
+# Template of a template: %s is the name of the field that describes the voting images.
 _VOTE = (
     "Share of images classified correctly by a majority vote of the {%s}; all images tied at the "
     "k-th distance vote; a tie between classes goes to the nearest voter"
