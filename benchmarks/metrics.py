@@ -1,11 +1,13 @@
-"""All measures of a split beside the peer's two: d = 128, float32, 10 classes.
+"""Compute all measures of a split and compare the time with pytorch-metric-learning.
 
     python benchmarks/metrics.py [--json FILE] [--quick]
 
-Ours: triplet accuracy over all triplets with its jackknife interval, precision@1, R-precision, MAP@R, mean average
-precision and recall@k, exact, in one pass. The peer's: `AccuracyCalculator` of pytorch-metric-learning, precision@1 and
-MAP@R alone, searching with faiss. The limit: the matrix product of all pairs and numpy's sort of its rows, alone, on one
-thread each block. Medians of 5, taking turns; the large split runs once, in a process of its own, and has no peer.
+The vectors have 128 dimensions, float32, in 10 classes. We compute triplet accuracy over all
+triplets with its jackknife interval, precision@1, R-precision, MAP@R, mean average precision and
+recall@k, exactly, in one pass. The peer is ``AccuracyCalculator`` of pytorch-metric-learning, which
+computes only precision@1 and MAP@R and searches with faiss. The limit is the matrix product of all
+pairs and numpy's sort of its rows, with one thread per block. Times are medians of 5 interleaved
+runs. The large split runs once, in a separate process, without a peer.
 """
 
 import argparse
@@ -29,8 +31,8 @@ from stages.evaluation.statistics import triplet_accuracy
 CLASSES = 10
 
 
-def split(size: int) -> tuple[Tensor, Tensor]:
-    """Unit vectors around class centres, some classes overlapping."""
+def random_split(size: int) -> tuple[Tensor, Tensor]:
+    """Return unit vectors around class centres, with some overlap between classes."""
     torch.manual_seed(size)
     labels = torch.randint(0, CLASSES, (size,))
     centres = F.normalize(torch.randn(CLASSES, 128), dim=1)[labels]
@@ -38,6 +40,7 @@ def split(size: int) -> tuple[Tensor, Tensor]:
 
 
 def ours(vectors: Tensor, labels: Tensor) -> tuple[float, float, float]:
+    """Return triplet accuracy, precision@1 and MAP@R."""
     measures = measure_split(vectors, labels)
     return (
         triplet_accuracy(measures)[0],
@@ -46,13 +49,14 @@ def ours(vectors: Tensor, labels: Tensor) -> tuple[float, float, float]:
     )
 
 
-def peers(vectors: Tensor, labels: Tensor) -> tuple[float, float, float]:
+def peer(vectors: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Return precision@1 and MAP@R."""
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
 
     names = ("precision_at_1", "mean_average_precision_at_r")
     calculator = AccuracyCalculator(include=names, device=torch.device("cpu"))
-    found = calculator.get_accuracy(vectors, labels)
-    return float("nan"), found[names[0]], found[names[1]]
+    accuracy = calculator.get_accuracy(vectors, labels)
+    return accuracy[names[0]], accuracy[names[1]]
 
 
 def limit(vectors: Tensor, labels: Tensor) -> None:
@@ -66,92 +70,99 @@ def seconds(work: Callable[[Tensor, Tensor], Any], vectors: Tensor, labels: Tens
     return time.perf_counter() - start
 
 
-def once(size: int) -> None:
-    """Time and memory above the input, printed; run in a process of its own."""
-    vectors, labels = split(size)
-    ours(vectors[:500], labels[:500])  # whatever is loaded on first use
-    before = peak()
+def print_cost(size: int) -> None:
+    """Print the time and the memory above the input; to be run in a separate process."""
+    vectors, labels = random_split(size)
+    ours(vectors[:500], labels[:500])  # load everything that is imported on first use
+    before = peak_memory()
     elapsed = seconds(ours, vectors, labels)
-    print(elapsed, peak() - before)
+    print(elapsed, peak_memory() - before)
 
 
-def peak() -> float:
-    """The process's largest memory in GB, from Linux; `getrusage` would count the parent's before the exec."""
+def peak_memory() -> float:
+    """Return the peak memory of this process in GB, from Linux.
+
+    ``getrusage`` would also count the memory of the parent process before ``exec``.
+    """
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1e6
 
 
-def alone(size: int) -> tuple[float, float]:
-    code = f"import benchmarks.metrics as b; b.once({size})"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
+def cost_in_new_process(size: int) -> tuple[float, float]:
+    """Return seconds and GB for a split of this size."""
+    process = subprocess.run(
+        [sys.executable, "-c", f"import benchmarks.metrics as b; b.print_cost({size})"],
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
         check=True,
     )
-    elapsed, gigabytes = map(float, done.stdout.split())
+    elapsed, gigabytes = map(float, process.stdout.split())
     return elapsed, gigabytes
 
 
-def rows(quick: bool) -> list[dict[str, Any]]:
+def row_without_peer(work: str, value: float, unit: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"work": work, "ours": value}
+    return {**row, "peer": None, "peer_name": None, "ratio": None, "limit": None, "unit": unit}
+
+
+def run(quick: bool) -> list[dict[str, Any]]:
+    """Return the rows of the result."""
     size = 2000 if quick else 10000
-    vectors, labels = split(size)
-    a, b = ours(vectors, labels), peers(vectors, labels)
-    print(
-        f"precision@1 {a[1]:.6f} and the peer's {b[1]:.6f}; MAP@R {a[2]:.6f} and {b[2]:.6f}; triplet accuracy {a[0]:.6f}"
-    )
+    vectors, labels = random_split(size)
+    triplet, precision, map_at_r = ours(vectors, labels)
+    peer_precision, peer_map = peer(vectors, labels)
+    print(f"precision@1: {precision:.6f}, peer {peer_precision:.6f}")
+    print(f"MAP@R: {map_at_r:.6f}, peer {peer_map:.6f}")
+    print(f"triplet accuracy: {triplet:.6f}")
     times: dict[str, list[float]] = {"ours": [], "peer": [], "limit": []}
     for _ in range(5):
-        for name, work in (("ours", ours), ("peer", peers), ("limit", limit)):
-            times[name].append(seconds(work, vectors, labels))
-    middle = {name: statistics.median(values) for name, values in times.items()}
-    nothing = {"peer": None, "peer_name": None, "ratio": None, "limit": None}
-    table: list[dict[str, Any]] = [
+        times["ours"].append(seconds(ours, vectors, labels))
+        times["peer"].append(seconds(peer, vectors, labels))
+        times["limit"].append(seconds(limit, vectors, labels))
+    median = {name: statistics.median(values) for name, values in times.items()}
+    rows: list[dict[str, Any]] = [
         {
             "work": f"measures {size}",
-            "ours": middle["ours"],
-            "peer": middle["peer"],
+            "ours": median["ours"],
+            "peer": median["peer"],
             "peer_name": "pytorch-metric-learning",
-            "ratio": middle["peer"] / middle["ours"],
-            "limit": middle["limit"],
+            "ratio": median["peer"] / median["ours"],
+            "limit": median["limit"],
             "unit": "s",
         }
     ]
-    for large in () if quick else (10000, 60000):
-        elapsed, gigabytes = alone(large)
+    if quick:
+        return rows
+    for large in (10000, 60000):
+        elapsed, gigabytes = cost_in_new_process(large)
         if large > size:
-            table.append({"work": f"measures {large}", "ours": elapsed, **nothing, "unit": "s"})
-        table.append(
-            {
-                "work": f"measures {large} memory above the input",
-                "ours": gigabytes,
-                **nothing,
-                "unit": "GB",
-            }
-        )
-    return table
+            rows.append(row_without_peer(f"measures {large}", elapsed, "s"))
+        rows.append(row_without_peer(f"measures {large} memory above the input", gigabytes, "GB"))
+    return rows
+
+
+def print_rows(rows: list[dict[str, Any]]) -> None:
+    print(f"{'work':40}{'ours':>9}{'peer':>9}{'ratio':>8}{'limit':>9}  unit")
+    for row in rows:
+        line = f"{row['work']:40}"
+        for key, width in (("ours", 9), ("peer", 9), ("ratio", 8), ("limit", 9)):
+            value = "-" if row[key] is None else f"{row[key]:.2f}"
+            line += f"{value:>{width}}"
+        print(f"{line}  {row['unit']}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--quick", action="store_true", help="2,000 images, and no large split")
+    parser.add_argument("--json", type=Path, help="file for the rows as JSON")
+    parser.add_argument("--quick", action="store_true", help="2,000 images and no large split")
     options = parser.parse_args()
-    table = rows(options.quick)
-    print(f"{'work':40}{'ours':>9}{'peer':>9}{'ratio':>8}{'limit':>9}  unit")
-    for row in table:
-        shown = [
-            f"{row[key]:.2f}" if row[key] is not None else "-"
-            for key in ("ours", "peer", "ratio", "limit")
-        ]
-        print(
-            f"{row['work']:40}{shown[0]:>9}{shown[1]:>9}{shown[2]:>8}{shown[3]:>9}  {row['unit']}"
-        )
+    rows = run(options.quick)
+    print_rows(rows)
     if options.json:
-        options.json.write_text(json.dumps(table, indent=1), encoding="utf-8")
+        options.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Made-up data sets and runs for the tests of the report."""
+"""Synthetic data sets, embeddings and runs, and slow reference code for the tests."""
 
 import hashlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.data.dataset import Dataset, Entry, Source
 from pipeline.data.decode import FACT
 from pipeline.data.splits import split_source
 from stages.evaluation.baselines import Baseline
+from stages.evaluation.results import Evaluation
 from stages.evaluation.scores import evaluate_split
 from stages.network.embedding_net import EmbeddingNet
 from stages.network.head import Head
@@ -23,6 +25,14 @@ from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 QUIET = RunContext(device="cpu", precision="fp32", quiet=True)
 TINY = EmbedSettings(dim=16, epochs=6, augment=False)
+
+# A row of `source_of`: label, pixels, group, no given split.
+ROW = st.tuples(
+    st.sampled_from("abc"),
+    st.integers(0, 40),
+    st.sampled_from(("", "", "g1", "g2", "g3")),
+    st.just(""),
+)
 
 
 def make_dataset(
@@ -36,90 +46,86 @@ def make_dataset(
     channels: int = 1,
     seed: int = 0,
 ) -> Dataset:
-    """A pattern a class under noise. train, test: images a class (test: by class, where it differs; 4 elsewhere).
+    """Return a data set with one random pattern per class, plus noise.
 
-    leaked: test images that are copies of training images, of the same class.
+    Args:
+        classes: Class names.
+        train: Training images per class.
+        test: Test images per class, or a dictionary from class index to count (default 4).
+        noise: Standard deviation of the noise.
+        leaked: Number of test images that are copies of a training image of their class.
+        size: Side of the images.
+        channels: Channels of the images.
+        seed: Seed of the noise.
     """
     generator = torch.Generator().manual_seed(seed)
     patterns = torch.randint(
         256, (len(classes), channels, size, size), generator=torch.Generator().manual_seed(7)
     ).float()
     counts = {"train": [train] * len(classes), "val": [2] * len(classes)}
-    counts["test"] = (
-        [test.get(c, 4) for c in range(len(classes))]
-        if isinstance(test, dict)
-        else [test] * len(classes)
-    )
+    if isinstance(test, dict):
+        counts["test"] = [test.get(index, 4) for index in range(len(classes))]
+    else:
+        counts["test"] = [test] * len(classes)
     images, splits, start = [], {}, 0
-    for part, sizes in counts.items():
-        labels = torch.tensor([c for c, count in enumerate(sizes) for _ in range(count)])
-        pixels = patterns[labels] + noise * torch.randn(
-            len(labels), channels, size, size, generator=generator
-        )
+    for split, sizes in counts.items():
+        labels = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(sizes))
+        shape = (len(labels), channels, size, size)
+        pixels = patterns[labels] + noise * torch.randn(shape, generator=generator)
         images.append(pixels.clamp(0, 255).to(torch.uint8))
-        splits[part] = (torch.arange(start, start + len(labels)), labels)
+        splits[split] = (torch.arange(start, start + len(labels)), labels)
         start += len(labels)
     for row in range(leaked):
-        images[2][row] = images[0][
-            int((splits["train"][1] == splits["test"][1][row]).nonzero()[row % train])
-        ]
+        same_class = (splits["train"][1] == splits["test"][1][row]).nonzero()
+        images[2][row] = images[0][int(same_class[row % train])]
     store = torch.cat(images)
-    entries = tuple(
-        Entry(f"{part}/{classes[c]}/{row}.png", classes[c], part, "")
-        for part, (rows, labels) in splits.items()
-        for row, c in zip(rows.tolist(), labels.tolist(), strict=True)
-    )
+    entries = []
+    for split, (rows, labels) in splits.items():
+        for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
+            path = f"{split}/{classes[label]}/{row}.png"
+            entries.append(Entry(path, classes[label], split, ""))
     hashes = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in store]
     facts = np.array(
         [(digest, digest[:32], size, size, "L", channels == 1) for digest in hashes], FACT
     )
     read = ReadSettings(size=size, channels=channels)
-    return split_source(Source("made up", entries, store, facts, read, (), ()))
+    return split_source(Source("made up", tuple(entries), store, facts, read, (), ()))
 
 
 def train_both(
     data: Dataset, folder: Path, *, settings: EmbedSettings = TINY, name: str = "embedding"
 ) -> tuple[Path, Path]:
-    """Both checkpoints of a short run."""
+    """Train an embedding and a classifier briefly and return the paths of both checkpoints."""
     embedding = embed(data, data.read, settings, out=folder / f"{name}.safetensors", context=QUIET)
     out = folder / f"{name}-classifier.safetensors"
     return embedding, classify(embedding, ClassifySettings(), out=out, context=QUIET, source=data)
 
 
 def source_of(rows: list[tuple[str, int, str, str]], read: ReadSettings | None = None) -> Source:
-    """Labels, pixels (as a number), groups and given parts."""
+    """Return a source from rows of label, pixels (as a number), group and given split."""
     entries = tuple(
-        Entry(str(i), label, part, group) for i, (label, _, group, part) in enumerate(rows)
+        Entry(str(index), label, split, group)
+        for index, (label, _, group, split) in enumerate(rows)
     )
     facts = np.zeros(len(rows), FACT)
     facts["pixels"] = [f"pixels {pixels}".encode() for _, pixels, _, _ in rows]
     facts["content"] = facts["pixels"]
-    return Source(
-        "made up",
-        entries,
-        torch.zeros(len(rows), 1, 4, 4, dtype=torch.uint8),
-        facts,
-        read or ReadSettings(size=4),
-        (),
-        (),
-    )
+    store = torch.zeros(len(rows), 1, 4, 4, dtype=torch.uint8)
+    return Source("made up", entries, store, facts, read or ReadSettings(size=4), (), ())
 
 
-ROW = st.tuples(
-    st.sampled_from("abc"),
-    st.integers(0, 40),
-    st.sampled_from(("", "", "g1", "g2", "g3")),
-    st.just(""),
-)
+def unit_vectors(count: int, dim: int, *, seed: int) -> torch.Tensor:
+    """Return random unit vectors, float32 (count, dim)."""
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, dim, generator=generator), dim=1)
 
 
 def random_embeddings(
     count: int, classes: int, *, seed: int = 0, dim: int = 8, noise: float = 0.6
 ) -> Embeddings:
+    """Return random embeddings around fixed class centres."""
     generator = torch.Generator().manual_seed(seed)
-    centres = F.normalize(
-        torch.randn(classes, dim, generator=torch.Generator().manual_seed(1)), dim=1
-    )
+    centres = unit_vectors(classes, dim, seed=1)
     labels = torch.randint(classes, (count,), generator=generator)
     vectors = F.normalize(
         centres[labels] + noise * torch.randn(count, dim, generator=generator), dim=1
@@ -127,15 +133,24 @@ def random_embeddings(
     return Embeddings(vectors, labels, tuple(map(str, range(classes))))
 
 
-def scored(
+def add_noise(embeddings: Embeddings, noise: float) -> Embeddings:
+    """Return a worse embedding of the same images."""
+    generator = torch.Generator().manual_seed(3)
+    offsets = noise * torch.randn(embeddings.vectors.shape, generator=generator)
+    vectors = F.normalize(embeddings.vectors + offsets)
+    return Embeddings(vectors, embeddings.labels, embeddings.classes)
+
+
+def evaluate_random(
     test: Embeddings,
     gallery: Embeddings,
     *,
     temperature: float = 1.0,
     k: int = 5,
-    leaked=(),
+    leaked: Sequence[int] = (),
     within: bool = True,
-):
+) -> Evaluation:
+    """Evaluate embeddings with a classifier made of class means and with random baselines."""
     torch.manual_seed(0)
     head = Head(test.vectors.shape[1], len(test.classes)).eval()
     with torch.no_grad():
@@ -143,17 +158,66 @@ def scored(
             head.linear.weight[label] = 4 * gallery.vectors[gallery.labels == label].mean(0)
         head.linear.bias.zero_()
     classifier = ClassifierCheckpoint(
-        EmbeddingNet(1, 8, 8), head, gallery, (), test.classes, {}, "", "", temperature, k
+        network=EmbeddingNet(1, 8, 8),
+        head=head,
+        gallery=gallery,
+        gallery_ids=(),
+        classes=test.classes,
+        record={},
+        embedding_digest="",
+        digest="",
+        temperature=temperature,
+        k=k,
     )
-    noise = torch.Generator().manual_seed(5)
-    spaces = [
-        Baseline(
-            torch.randn(len(test), 3, generator=noise),
-            torch.randn(len(gallery), 3, generator=noise),
-            3,
-        )
-        for _ in range(2)
-    ]
+    generator = torch.Generator().manual_seed(5)
+    baselines = []
+    for _ in range(2):
+        queries = torch.randn(len(test), 3, generator=generator)
+        baselines.append(Baseline(queries, torch.randn(len(gallery), 3, generator=generator), 3))
     return evaluate_split(
-        test, classifier, pixels=spaces[0], untrained=spaces[1], leaked=leaked, within=within
+        test,
+        classifier,
+        pixels=baselines[0],
+        untrained=baselines[1],
+        leaked=leaked,
+        within=within,
     )
+
+
+def pairwise_distances(a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+    """Return Euclidean distances from differences in float64, shape (len(a), len(b))."""
+    differences = a.double().numpy()[:, None] - b.double().numpy()[None]
+    return np.sqrt(np.square(differences).sum(-1))
+
+
+def count_triplets(vectors: torch.Tensor, labels: Sequence[int]) -> dict[str, np.ndarray]:
+    """Count triplets one by one, by the names of `SplitMeasures`."""
+    distances, images = pairwise_distances(vectors, vectors), range(len(labels))
+    names = ("won", "tied", "total", "won_any", "total_any")
+    counts = {name: np.zeros(len(labels), dtype=int) for name in names}
+    for anchor in images:
+        for positive in images:
+            for negative in images:
+                same_class = positive != anchor and labels[positive] == labels[anchor]
+                if not same_class or labels[negative] == labels[anchor]:
+                    continue
+                won = distances[anchor, positive] < distances[anchor, negative]
+                tied = distances[anchor, positive] == distances[anchor, negative]
+                counts["won"][anchor] += won
+                counts["tied"][anchor] += tied
+                counts["total"][anchor] += 1
+                for image in (anchor, positive, negative):
+                    counts["won_any"][image] += won
+                    counts["total_any"][image] += 1
+    return counts
+
+
+def interval_coverage(
+    draw: Callable[[], tuple[float, float]], truth: float, *, draws: int
+) -> float:
+    """Return how often an interval from repeated draws contains the true value."""
+    covered = 0
+    for _ in range(draws):
+        low, high = draw()
+        covered += low <= truth <= high
+    return covered / draws

@@ -1,4 +1,4 @@
-"""Baselines of the report: other vectors of the same images, for kNN."""
+"""Baselines for kNN: other vectors of the same images."""
 
 from typing import NamedTuple
 
@@ -8,11 +8,17 @@ from torch import Tensor
 
 from stages.records import Split
 
-PIXELS = 32  # side to which the raw-pixel baseline averages larger images
+PIXELS = 32  # larger images are averaged down to this side
 
 
 class Baseline(NamedTuple):
-    """Another space to search: queries (N, D) and gallery (G, D) in the order of the test and training part, and its k."""
+    """Vectors for a kNN baseline, in the order of the test and training images.
+
+    Attributes:
+        queries: Vectors of the test images, floating point, shape (N, D).
+        gallery: Vectors of the training images, shape (G, D).
+        k: Number of neighbours.
+    """
 
     queries: Tensor
     gallery: Tensor
@@ -20,9 +26,18 @@ class Baseline(NamedTuple):
 
 
 def raw_pixels(split: Split) -> Tensor:
-    """Pixels as vectors, float32 (N, C * S * S), S at most 32: a baseline needs no more, and larger ones no memory has."""
-    small = (
-        F.adaptive_avg_pool2d(images.float(), min(PIXELS, images.shape[-1]))
-        for images in split.blocks()
-    )
-    return torch.cat([images.flatten(1) for images in small])
+    """Flatten the images of a split into vectors of pixel values.
+
+    Images larger than 32 x 32 are averaged down to that size, which bounds the memory.
+
+    Args:
+        split: N images with C channels.
+
+    Returns:
+        Pixel values in [0, 255], float32, shape (N, C * S * S) with S at most 32.
+    """
+    vectors = []
+    for images in split.blocks():
+        side = min(PIXELS, images.shape[-1])
+        vectors.append(F.adaptive_avg_pool2d(images.float(), side).flatten(1))
+    return torch.cat(vectors)

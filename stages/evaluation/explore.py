@@ -1,4 +1,4 @@
-"""Distances, hardest triplets and a two-dimensional map for the report's figures."""
+"""Pair distances, hardest triplets and a two-dimensional map for the figures of the report."""
 
 import math
 from typing import NamedTuple
@@ -9,25 +9,26 @@ from torch import Tensor
 
 from stages.distance import exact_distances
 from stages.records import Embeddings
+from stages.subset import evenly_spaced
 
-BLOCK = 2**22  # distances handled at once
-
-
-DISTANCE_BINS = 50  # of [0, 2]
-
-
-PAIRED_UP_TO = 10_000  # images whose distances the histogram counts
-
-
-MAPPED = 2500
+BLOCK = 2**22  # distances computed at once
+DISTANCE_BINS = 50  # bins of the histogram over [0, 2]
+MAX_PAIR_IMAGES = 10_000  # images used for the histogram and the triplets
+MAX_MAP_IMAGES = 2500  # images shown on the map
 
 
 class Exploration(NamedTuple):
-    """What the pictures show.
+    """Data behind the figures of one embedding.
 
-    positives, negatives: int64 (DISTANCE_BINS,), pairs of one class and of two by distance, bins even over [0, 2].
-    triplets: int64 (T, 3), anchor, farthest positive, nearest negative; the worst first, one an anchor.
-    sides: float32 (T, 2), their distances. mapped: int64 (M,), the images on the map; points: float32 (M, 2).
+    Attributes:
+        positives: Histogram of distances between images of one class, int64, shape
+            (DISTANCE_BINS,). The bins divide [0, 2] evenly.
+        negatives: The same for images of different classes.
+        triplets: Indices of anchor, farthest positive and nearest negative, int64, shape (T, 3).
+            The hardest triplet comes first; an anchor occurs once.
+        sides: Distances from the anchor to the positive and to the negative, float32, shape (T, 2).
+        mapped: Indices of the images on the map, int64, shape (M,).
+        points: Their coordinates on the map, float32, shape (M, 2).
     """
 
     positives: np.ndarray
@@ -39,58 +40,76 @@ class Exploration(NamedTuple):
 
 
 def explore(test: Embeddings, *, triplets: int = 8) -> Exploration:
-    """Distances between pairs, the worst triplets and a flat map; O(N^2) time, memory for a block of distances.
+    """Compute pair distances, the hardest triplets and a two-dimensional map of an embedding.
 
-    Above 10,000 images the pairs are those of 10,000 evenly spaced ones; the map shows at most 2,500, spaced over the classes.
+    Above 10,000 images, distances and triplets are taken among 10,000 evenly spaced images. The map
+    shows at most 2,500 images, evenly spaced after sorting by class. The time is O(N^2); the memory
+    is bounded by blocks of distances.
+
+    Args:
+        test: Embeddings of N > 0 images.
+        triplets: Maximum number of triplets to return.
+
+    Returns:
+        Histograms, triplets and map. ``triplets`` is empty if no image has both a positive and a
+        negative.
     """
-    shown = torch.linspace(0, len(test) - 1, min(len(test), PAIRED_UP_TO)).round().long()
-    vectors, labels = test.vectors[shown], test.labels[shown]
-    counts = torch.zeros(2, DISTANCE_BINS, dtype=torch.int64)
-    worst: list[Tensor] = []
-    step = max(1, BLOCK // len(shown))
-    for start in range(0, len(shown), step):
-        rows = torch.arange(start, min(start + step, len(shown)))
+    images = evenly_spaced(len(test), MAX_PAIR_IMAGES)
+    vectors, labels = test.vectors[images], test.labels[images]
+    columns = torch.arange(len(images))
+    positive_counts = torch.zeros(DISTANCE_BINS, dtype=torch.int64)
+    negative_counts = torch.zeros(DISTANCE_BINS, dtype=torch.int64)
+    block_triplets, block_sides = [], []
+    for rows in columns.split(max(1, BLOCK // len(images))):
         distances = exact_distances(vectors[rows], vectors)  # (b, N)
-        same = labels[rows][:, None] == labels
-        cells = (distances * (DISTANCE_BINS / 2)).long().clamp_(max=DISTANCE_BINS - 1)
-        counts[1] += torch.bincount(cells[~same], minlength=DISTANCE_BINS)
-        same[torch.arange(len(rows)), rows] = False
-        counts[0] += torch.bincount(cells[same], minlength=DISTANCE_BINS)
-        far, positive = distances.masked_fill(~same, -math.inf).max(dim=1)
-        same[torch.arange(len(rows)), rows] = True
-        near, negative = distances.masked_fill(same, math.inf).min(dim=1)
-        worst.append(
-            torch.stack([rows.float(), positive.float(), negative.float(), far, near], dim=1)
-        )
-    table = torch.cat(worst)
-    table = table[
-        torch.isfinite(table).all(1)
-    ]  # without a positive, or a negative, there is no triplet
-    table = table[(table[:, 4] - table[:, 3]).argsort(stable=True)[:triplets]]
-    mapped = test.labels.argsort(stable=True)[
-        torch.linspace(0, len(test) - 1, min(len(test), MAPPED)).round().long()
-    ]
+        negative = labels[rows][:, None] != labels  # (b, N)
+        positive = ~negative & (rows[:, None] != columns)  # (b, N)
+        bins = (distances * (DISTANCE_BINS / 2)).long().clamp_(max=DISTANCE_BINS - 1)
+        positive_counts += torch.bincount(bins[positive], minlength=DISTANCE_BINS)
+        negative_counts += torch.bincount(bins[negative], minlength=DISTANCE_BINS)
+        farthest = distances.masked_fill(~positive, -math.inf).max(dim=1)
+        nearest = distances.masked_fill(~negative, math.inf).min(dim=1)
+        block_triplets.append(torch.stack([rows, farthest.indices, nearest.indices], dim=1))
+        block_sides.append(torch.stack([farthest.values, nearest.values], dim=1))
+    hardest, sides = _hardest_triplets(torch.cat(block_triplets), torch.cat(block_sides), triplets)
+    mapped = test.labels.argsort(stable=True)[evenly_spaced(len(test), MAX_MAP_IMAGES)]
     return Exploration(
-        (counts[0] // 2).numpy(),
-        (counts[1] // 2).numpy(),
-        shown[table[:, :3].long()].numpy(),
-        table[:, 3:].numpy(),
-        mapped.numpy(),
-        flat_map(test.vectors[mapped].numpy()),
+        positives=(positive_counts // 2).numpy(),  # each pair was counted from both ends
+        negatives=(negative_counts // 2).numpy(),
+        triplets=images[hardest].numpy(),
+        sides=sides.numpy(),
+        mapped=mapped.numpy(),
+        points=flat_map(test.vectors[mapped].numpy()),
     )
+
+
+def _hardest_triplets(triplets: Tensor, sides: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the triplets whose negative is closest compared with the positive."""
+    complete = torch.isfinite(sides).all(1)  # an anchor may lack a positive or a negative
+    triplets, sides = triplets[complete], sides[complete]
+    order = (sides[:, 1] - sides[:, 0]).argsort(stable=True)[:count]
+    return triplets[order], sides[order]
 
 
 def flat_map(vectors: np.ndarray) -> np.ndarray:
-    """t-SNE of (M, D), float32 (M, 2), the same each time; principal components where there are too few or too equal points."""
+    """Project vectors to two dimensions with t-SNE.
+
+    Principal components are used instead for fewer than 10 vectors, fewer than 3 dimensions or
+    nearly equal vectors. The result is deterministic.
+
+    Args:
+        vectors: Floating point, shape (M, D).
+
+    Returns:
+        Coordinates, float32, shape (M, 2).
+    """
     if len(vectors) < 10 or vectors.shape[1] < 3 or float(vectors.std(0).max()) < 1e-5:
-        flat = np.zeros((len(vectors), 2), np.float32)
+        points = np.zeros((len(vectors), 2), np.float32)
         left, sizes, _ = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
-        flat[:, : len(sizes[:2])] = left[:, :2] * sizes[:2]
-        return flat
+        points[:, : len(sizes[:2])] = left[:, :2] * sizes[:2]
+        return points
     from sklearn.manifold import TSNE  # slow to import
 
     perplexity = min(30.0, (len(vectors) - 1) / 3)
-    flat = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(
-        vectors
-    )
-    return np.asarray(flat, dtype=np.float32)
+    tsne = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0)
+    return np.asarray(tsne.fit_transform(vectors), dtype=np.float32)

@@ -12,16 +12,26 @@ from stages.evaluation.retrieval import BLOCK
 
 
 def default_k(gallery_labels: Tensor) -> int:
-    """k of kNN where nothing chooses it: 5, or the largest odd number that does not exceed the median class size.
+    """Return the default k: the largest odd number up to 5 and up to the median class size.
 
-    gallery_labels: int64 (G,), G > 0.
+    Args:
+        gallery_labels: Class indices, int64, shape (G,) with G > 0.
+
+    Returns:
+        1, 3 or 5.
     """
     sizes = torch.bincount(gallery_labels)
     return min(5, (int(sizes[sizes > 0].median()) - 1) // 2 * 2 + 1)
 
 
 class Neighbours(NamedTuple):
-    """labels: int64 (Q,), the vote. nearest: int64 (Q,), the closest gallery row. distance: float32 (Q,), to it."""
+    """Result of a kNN classification.
+
+    Attributes:
+        labels: Predicted class of each query, int64, shape (Q,).
+        nearest: Row of the nearest gallery vector, int64, shape (Q,).
+        distance: Euclidean distance to it, float32, shape (Q,).
+    """
 
     labels: np.ndarray
     nearest: np.ndarray
@@ -31,32 +41,70 @@ class Neighbours(NamedTuple):
 def knn(queries: Tensor, gallery: Tensor, gallery_labels: Tensor, *, k: int) -> Neighbours:
     """Classify queries by a majority vote of their k nearest gallery vectors.
 
-    queries: floating point (Q, D). gallery: (G, D), G > 0. gallery_labels: int64 (G,). k is clipped to G.
-    All vectors as far as the k-th vote, so that no tie at the edge is broken by row order. Of classes with equally
-    many votes the one with the nearest voter wins; if those are equally near, the lower label.
+    All gallery vectors tied at the k-th distance vote, so the result does not depend on the order
+    of the gallery. If several classes have equally many votes, the class with the nearest voter
+    wins; if their nearest voters are equally far, the lowest class index wins.
+
+    Args:
+        queries: Floating point, shape (Q, D).
+        gallery: Floating point, shape (G, D) with G > 0.
+        gallery_labels: Class indices, int64, shape (G,).
+        k: Number of neighbours; values above G mean G.
+
+    Returns:
+        Predicted classes and nearest neighbours.
+
+    Raises:
+        ValueError: If ``k`` is below 1 or the gallery is empty.
+
+    Example:
+        >>> gallery = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> neighbours = knn(torch.tensor([[0.6, 0.8]]), gallery, torch.tensor([0, 1, 1]), k=1)
+        >>> neighbours.labels.tolist(), neighbours.nearest.tolist()
+        ([1], [1])
     """
     if k < 1 or len(gallery) == 0:
         raise ValueError(f"k = {k} with {len(gallery)} gallery vectors; both must be at least 1")
-    k, classes = min(k, len(gallery)), int(gallery_labels.max()) + 1
-    parts = []
+    labels, nearest, distance = [], [], []
     for block in queries.split(max(1, BLOCK // len(gallery))):
         distances = exact_distances(block, gallery)  # (b, G)
-        edge = distances.kthvalue(k, dim=1, keepdim=True).values
-        rows, columns = (distances <= edge).nonzero(as_tuple=True)
-        cells = rows * classes + gallery_labels[columns]
-        votes = torch.bincount(cells, minlength=len(block) * classes).view(
-            -1, classes
-        )  # (b, classes)
-        closest = torch.full((len(block) * classes,), math.inf)
-        closest.scatter_reduce_(0, cells, distances[rows, columns], "amin")
-        most = votes == votes.max(dim=1, keepdim=True).values
-        winner = np.argmin(closest.view(-1, classes).masked_fill_(~most, math.inf).numpy(), axis=1)
-        nearest = np.argmin(distances.numpy(), axis=1)
-        parts.append((winner, nearest, distances.numpy()[np.arange(len(block)), nearest]))
-    return Neighbours(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        labels.append(_majority_vote(distances, gallery_labels, min(k, len(gallery))))
+        nearest.append(np.argmin(distances.numpy(), axis=1))
+        distance.append(np.min(distances.numpy(), axis=1))
+    return Neighbours(
+        labels=np.concatenate(labels),
+        nearest=np.concatenate(nearest),
+        distance=np.concatenate(distance),
+    )
+
+
+def _majority_vote(distances: Tensor, gallery_labels: Tensor, k: int) -> np.ndarray:
+    """Return the winning class of each row of distances (b, G), int64 (b,)."""
+    classes = int(gallery_labels.max()) + 1
+    kth_distance = distances.kthvalue(k, dim=1, keepdim=True).values
+    rows, columns = (distances <= kth_distance).nonzero(as_tuple=True)
+    cells = rows * classes + gallery_labels[columns]
+    votes = torch.bincount(cells, minlength=len(distances) * classes)
+    votes = votes.view(-1, classes)  # (b, classes)
+    closest = torch.full((len(distances) * classes,), math.inf)
+    closest.scatter_reduce_(0, cells, distances[rows, columns], "amin")
+    closest = closest.view(-1, classes)  # (b, classes) distance of the nearest voter
+    outvoted = votes < votes.max(dim=1, keepdim=True).values
+    return np.asarray(closest.masked_fill_(outvoted, math.inf).numpy().argmin(axis=1))
 
 
 def nearest_rows(queries: Tensor, gallery: Tensor, *, count: int) -> np.ndarray:
-    """The rows of the nearest gallery vectors, the nearest first, int64 (Q, count or all); for a few queries (Q, D)."""
+    """Return the nearest gallery rows of each query, nearest first.
+
+    All distances are held in memory at once, so this suits a few queries.
+
+    Args:
+        queries: Floating point, shape (Q, D).
+        gallery: Floating point, shape (G, D).
+        count: Number of rows to return; values above G mean G.
+
+    Returns:
+        Gallery rows, int64, shape (Q, min(count, G)).
+    """
     count = min(count, len(gallery))
     return np.asarray(exact_distances(queries, gallery).topk(count, largest=False).indices)

@@ -1,4 +1,4 @@
-"""METRICS: the one table of titles, units and definitions of all scores."""
+"""The one table of titles, definitions and units of all metrics."""
 
 from typing import NamedTuple
 
@@ -8,25 +8,75 @@ class Metric(NamedTuple):
 
     Attributes:
         title: Name shown to people.
-        unit: What ``Score.count`` counts: ``images`` or ``triplets``.
+        definition: Definition in one sentence, a template for ``str.format``. Its fields depend on
+            the evaluation; see :func:`stages.evaluation.scores.define_metrics`.
+        unit: Unit of ``Score.count``: ``images`` or ``triplets``.
     """
 
     title: str
+    definition: str
     unit: str = "images"
 
 
+# Template of a template: %s is the name of the field that describes the voting images.
+_VOTE = (
+    "Share of images classified correctly by a majority vote of the {%s}; all images tied at the "
+    "k-th distance vote; a tie between classes goes to the nearest voter"
+)
+
 # In the order of the report.
 METRICS = {
-    "knn_accuracy": Metric("kNN accuracy"),
-    "triplet_accuracy": Metric("Triplet accuracy", unit="triplets"),
-    "classification_accuracy": Metric("Classification accuracy"),
-    "precision_at_1": Metric("Recall@1 (= precision@1)"),
-    "r_precision": Metric("R-precision"),
-    "map_at_r": Metric("MAP@R"),
-    "mean_average_precision": Metric("Mean average precision"),
-    "majority_accuracy": Metric("Baseline: most frequent class"),
-    "pixel_knn_accuracy": Metric("Baseline: kNN on raw pixels"),
-    "untrained_knn_accuracy": Metric("Baseline: kNN, untrained network"),
-    "calibration_error": Metric("Calibration error (lower is better)"),
-    "calibration_error_uncalibrated": Metric("Calibration error before temperature"),
+    "knn_accuracy": Metric("kNN accuracy", _VOTE % "voters"),
+    "triplet_accuracy": Metric(
+        "Triplet accuracy",
+        "Share of all triplets {triplets} with d(anchor, positive) < d(anchor, negative); equal "
+        "distances count as lost; interval: jackknife over images",
+        unit="triplets",
+    ),
+    "classification_accuracy": Metric(
+        "Classification accuracy",
+        "Share of images classified correctly by dropout + linear + log-softmax on the frozen "
+        "embedding",
+    ),
+    "precision_at_1": Metric(
+        "Recall@1 (= precision@1)",
+        "Share of queries whose nearest image has the same class; {ranking}",
+    ),
+    "r_precision": Metric(
+        "R-precision",
+        "Mean share of the query's class among its R nearest images, where R is the number of "
+        "images of that class; {ranking}",
+    ),
+    "map_at_r": Metric(
+        "MAP@R",
+        "Mean over queries of the precision at each positive among the R nearest images, summed "
+        "and divided by R; {ranking}",
+    ),
+    "mean_average_precision": Metric(
+        "Mean average precision",
+        "Mean over queries of the average precision of the whole ranking; {ranking}",
+    ),
+    "majority_accuracy": Metric(
+        "Baseline: most frequent class",
+        "Share of images of the most frequent {majority_class}",
+    ),
+    "pixel_knn_accuracy": Metric(
+        "Baseline: kNN on raw pixels",
+        _VOTE % "pixel_voters" + "; Euclidean distance between raw pixels (images above {pixels} "
+        "pixels are averaged down to this size)",
+    ),
+    "untrained_knn_accuracy": Metric(
+        "Baseline: kNN, untrained network",
+        _VOTE % "untrained_voters" + "; embeddings of the network before training",
+    ),
+    "calibration_error": Metric(
+        "Calibration error (lower is better)",
+        "Mean gap between confidence and accuracy of the classifier in {bins} bins of equal width; "
+        "after temperature scaling",
+    ),
+    "calibration_error_uncalibrated": Metric(
+        "Calibration error before temperature",
+        "Mean gap between confidence and accuracy of the classifier in {bins} bins of equal width; "
+        "before temperature scaling",
+    ),
 }

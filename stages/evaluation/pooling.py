@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -13,95 +13,114 @@ from stages.evaluation.scores import compute_scores, define_metrics, without_dup
 
 def pool_folds(
     folds: Sequence[Evaluation],
-    places: Sequence[np.ndarray],
+    test_indices: Sequence[np.ndarray],
     labels: np.ndarray,
     classes: Sequence[str],
 ) -> Evaluation:
-    """The test images of all folds as one test of every image.
+    """Pool the test images of all folds into one evaluation of every image.
 
-    folds: all of one repeat, then all of the next; scored against their training images. places: int64 (n,) for each,
-    where its test images stand among all N. labels: int64 (R * N,), fold after fold as `right` and `prediction` of the result.
-    A figure is the mean over images of the mean over repeats; its interval is over the N images, since predicting an image
-    again makes no new one.
+    A score is the mean over images of the mean over repeats. Its interval is over the N images,
+    because predicting an image again adds no new image.
+
+    Args:
+        folds: Evaluations against the training images, all folds of one repeat after the other.
+        test_indices: Indices of the test images of each fold among all N images, int64.
+        labels: Class index of each prediction, fold after fold, int64, shape (R * N,) for R
+            repeats.
+        classes: Class names.
+
+    Returns:
+        The pooled evaluation. ``correct`` and ``prediction`` list the predictions fold after fold;
+        ``measures`` has one entry per image.
     """
-    where = np.concatenate(places)
-    count = int(where.max()) + 1
-    repeats = len(where) // count
-    order = np.argsort(where, kind="stable").reshape(count, repeats)  # of each image its repeats
-    prediction = Predictions(
-        *(
-            np.concatenate(parts)
-            for parts in zip(*(vars(one.prediction).values() for one in folds), strict=True)
-        )
-    )
-    right = {
-        metric: np.concatenate([one.correct[metric] for one in folds])
+    indices = np.concatenate(test_indices)
+    count = int(indices.max()) + 1
+    repeats = len(indices) // count
+    order = np.argsort(indices, kind="stable").reshape(count, repeats)  # (N, R) predictions
+    prediction = _concatenate_predictions([fold.prediction for fold in folds])
+    correct = {
+        metric: np.concatenate([fold.correct[metric] for fold in folds])
         for metric in folds[0].correct
     }
-    common = int(np.bincount(labels).argmax())
-    right["majority_accuracy"] = (
-        labels == common
-    )  # of all: the class most frequent in training is the rarest in the test
-    shares = {
-        metric: hits[order[:, 0]] if repeats == 1 else hits[order].mean(1)
-        for metric, hits in right.items()
-    }
-    each = [
-        np.concatenate(parts)[order] for parts in zip(*(one.measures for one in folds), strict=True)
-    ]
-    measures = SplitMeasures(
-        *(part.mean(1) if part.dtype.kind == "f" else part.sum(1) for part in each)
-    )
-    vote = "k nearest training images (k and these as in each fold"
+    # The majority class of all images: within a fold, the class that is most frequent in training
+    # tends to be the least frequent in the test.
+    majority_class = int(np.bincount(labels).argmax())
+    correct["majority_accuracy"] = labels == majority_class
+    mean_correct = {}
+    for metric, values in correct.items():
+        mean_correct[metric] = values[order[:, 0]] if repeats == 1 else values[order].mean(1)
+    measures = _pool_measures([fold.measures for fold in folds], order)
+    voters = "k nearest training images of the fold (k as in the fold)"
     definitions = define_metrics(
-        f"class, {classes[common]}", vote, vote, vote if "untrained_knn_accuracy" in right else None
+        within=False,
+        majority_class=f"class, {classes[majority_class]}",
+        voters=voters,
+        pixel_voters=voters,
+        untrained_voters=voters if "untrained_knn_accuracy" in correct else None,
     )
-    scores, paired = compute_scores(
-        "test", shares, right, prediction, measures, definitions, within=False
-    )
-    told = (
-        "; each image tested by models that never saw it"
-        + f"; mean of {repeats} repeats, interval over images" * (repeats > 1)
-    )
-    scores = tuple(
-        replace(
-            one,
-            definition=one.definition + told,
-            count=one.count if one.metric == "triplet_accuracy" else min(one.count, count),
-        )
-        for one in scores
-    )
-    clean = without_duplicates((scores, paired))
+    scores, tests = compute_scores("test", mean_correct, measures, prediction, labels, definitions)
+    scores = [_as_pooled(score, count, repeats) for score in scores]
+    clean_scores, clean_tests = without_duplicates(scores, tests)
     return Evaluation(
-        (*scores, *clean[0]),
-        (*paired, *clean[1]),
-        prediction,
-        right,
-        measures,
-        min(one.spread for one in folds),
+        scores=(*scores, *clean_scores),
+        paired_tests=(*tests, *clean_tests),
+        prediction=prediction,
+        correct=correct,
+        measures=measures,
+        spread=min(fold.spread for fold in folds),
     )
+
+
+def _concatenate_predictions(predictions: Sequence[Predictions]) -> Predictions:
+    arrays = {}
+    for field in fields(Predictions):
+        arrays[field.name] = np.concatenate([getattr(part, field.name) for part in predictions])
+    return Predictions(**arrays)
+
+
+def _pool_measures(measures: Sequence[SplitMeasures], order: np.ndarray) -> SplitMeasures:
+    """Sum the counts and average the shares of each image over repeats; order is (N, R)."""
+    arrays = {}
+    for name in SplitMeasures._fields:
+        values = np.concatenate([getattr(part, name) for part in measures])[order]  # (N, R)
+        arrays[name] = values.mean(1) if values.dtype.kind == "f" else values.sum(1)
+    return SplitMeasures(**arrays)
+
+
+def _as_pooled(score: Score, images: int, repeats: int) -> Score:
+    """Count images instead of predictions, and extend the definition."""
+    definition = f"{score.definition}; each image is tested by models not trained on it"
+    if repeats > 1:
+        definition += f"; mean over {repeats} repeats, interval over images"
+    count = score.count
+    if score.metric != "triplet_accuracy":
+        count = min(count, images)
+    return replace(score, count=count, definition=definition)
 
 
 def pool_runs(
     runs: Sequence[Evaluation], what: str = "runs"
 ) -> tuple[tuple[Score, ...], tuple[Score, ...]]:
-    """Mean and standard deviation (n - 1) over runs, figure by figure; `count` is how many of them had a value."""
+    """Compute mean and standard deviation of each score over runs.
+
+    Args:
+        runs: Evaluations with the same metrics and splits.
+        what: Plural noun for the runs in the definitions.
+
+    Returns:
+        Means and standard deviations (n - 1). ``count`` is the number of runs with a value; a
+        standard deviation is undefined for fewer than two.
+    """
     means, deviations = [], []
     for same in zip(*(run.scores for run in runs), strict=True):
         values = [score.value for score in same if score.value is not None]
         metric, split, count = same[0].metric, same[0].split, len(values)
         mean = min(1.0, math.fsum(values) / count) if values else None
         means.append(Score(metric, split, mean, None, None, count, f"mean over {count} {what}"))
-        deviation = float(np.std(values, ddof=1)) if count > 1 else None
-        deviations.append(
-            Score(
-                metric,
-                split,
-                deviation,
-                None,
-                None,
-                count if count > 1 else 0,
-                f"standard deviation over {count} {what} (n - 1)",
-            )
-        )
+        definition = f"standard deviation over {count} {what} (n - 1)"
+        if count > 1:
+            deviation = float(np.std(values, ddof=1))
+            deviations.append(Score(metric, split, deviation, None, None, count, definition))
+        else:
+            deviations.append(Score.undefined(metric, split, definition))
     return tuple(means), tuple(deviations)

@@ -3,16 +3,26 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from stages.errors import DataError
 
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """One figure of the report.
+    """Value of one metric on one split, with its confidence interval.
 
-    value: a share in [0, 1], or None where undefined (then count is 0). low, high: its 95 % interval, or None.
-    count: what was counted (images, queries or triplets). definition: one sentence.
-    Raises DataError where that does not hold.
+    Attributes:
+        metric: Name of the metric, a key of ``METRICS``.
+        split: Name of the split.
+        value: Share in [0, 1], or None if undefined.
+        low: Lower bound of the 95% confidence interval, or None.
+        high: Upper bound of the 95% confidence interval, or None.
+        count: Number of images, queries or triplets; 0 if undefined.
+        definition: Definition of the metric in one sentence.
+
+    Raises:
+        DataError: If the value is outside [0, 1], or undefined with a count above 0.
     """
 
     metric: str
@@ -29,13 +39,26 @@ class Score:
         ):
             raise DataError(f"{self.metric}: value {self.value} with count {self.count}")
 
+    @classmethod
+    def undefined(cls, metric: str, split: str, definition: str) -> "Score":
+        """Return the score of a metric that cannot be computed."""
+        return cls(metric, split, None, None, None, 0, definition)
+
 
 @dataclass(frozen=True, eq=False)
 class PairedTest:
-    """Two measures of the same images, compared image by image.
+    """Comparison of two metrics, or of one metric in two runs, on the same images.
 
-    difference: of a minus b, in [-1, 1], or None where undefined (then count is 0). low, high: its 95 % interval.
-    p_value: two-sided. count: images. test: one sentence.
+    Attributes:
+        metric_a: Name of the first metric.
+        metric_b: Name of the second metric.
+        split: Name of the split.
+        difference: First minus second, in [-1, 1], or None if undefined.
+        low: Lower bound of the 95% confidence interval of the difference, or None.
+        high: Upper bound of the 95% confidence interval of the difference, or None.
+        p_value: Two-sided p-value, or None.
+        count: Number of images or queries; 0 if undefined.
+        test: Description of the test and the interval.
     """
 
     metric_a: str
@@ -48,53 +71,70 @@ class PairedTest:
     count: int
     test: str
 
+    @classmethod
+    def undefined(cls, metric_a: str, metric_b: str, split: str, test: str) -> "PairedTest":
+        """Return the result of a comparison without enough images."""
+        return cls(metric_a, metric_b, split, None, None, None, None, 0, test)
+
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What the report says of each test image; all arrays have one entry an image, in the split's order.
+    """Predictions per test image; all arrays have shape (N,) and follow the order of the split.
 
-    knn, classifier: int64 class indices. probability: float32, the classifier's for its own label, calibrated;
-    uncalibrated: the same before temperature.
-    triplet_accuracy: float64, the share of triplets won with this image as anchor, NaN where it has none.
-    nearest: int64, index into the gallery of the nearest training image. distance: float32, to it.
+    Attributes:
+        knn: Class predicted by kNN, int64.
+        classifier: Class predicted by the classifier, int64.
+        probability: Calibrated probability of the classifier's prediction, float32.
+        uncalibrated: The same before temperature scaling, float32.
+        triplet_accuracy: Share of the triplets with this image as anchor whose positive is closer
+            than the negative, float64; NaN without such a triplet.
+        nearest: Row of the nearest training image in the gallery, int64.
+        distance: Euclidean distance to it, float32.
     """
 
-    knn: Any
-    classifier: Any
-    probability: Any
-    uncalibrated: Any
-    triplet_accuracy: Any
-    nearest: Any
-    distance: Any
+    knn: np.ndarray
+    classifier: np.ndarray
+    probability: np.ndarray
+    uncalibrated: np.ndarray
+    triplet_accuracy: np.ndarray
+    nearest: np.ndarray
+    distance: np.ndarray
+
+    def select(self, rows: np.ndarray) -> "Predictions":
+        """Return the predictions of some images, by index."""
+        return Predictions(**{name: values[rows] for name, values in vars(self).items()})
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The report's numbers.
+    """All results of one run.
 
-    scores: one a metric and split. comparisons: paired tests within the run. prediction: one entry an image.
-    right: metric -> bool (N,), the images that it names rightly. measures: of the whole test split, image by image.
-    spread: root mean square distance between two test images, in [0, sqrt(2)]. leaked: positions in the test split.
+    Attributes:
+        scores: One score per metric and split.
+        paired_tests: Paired tests between metrics of the run.
+        prediction: Predictions per test image.
+        correct: Metric -> bool array of shape (N,), True where the image is classified correctly.
+        measures: Retrieval measures per image (``SplitMeasures``) of the whole test split.
+        spread: Root mean square distance between two test images, in [0, sqrt(2)].
+        leaked: Indices of test images that also occur in the training or validation split.
     """
 
     scores: tuple[Score, ...]
     paired_tests: tuple[PairedTest, ...]
     prediction: Predictions
-    correct: dict[str, Any]
+    correct: dict[str, np.ndarray]
     measures: Any
     spread: float
     leaked: tuple[int, ...] = ()
 
     def score(self, metric: str, split: str = "test") -> Score:
-        """The one of that name."""
-        return next(
-            score for score in self.scores if (score.metric, score.split) == (metric, split)
-        )
+        """Return the score of a metric on a split."""
+        key = (metric, split)
+        return next(score for score in self.scores if (score.metric, score.split) == key)
 
     def paired_test(self, metric_a: str, metric_b: str, split: str = "test") -> PairedTest:
-        """The one of those two."""
+        """Return the paired test of two metrics on a split."""
+        key = (metric_a, metric_b, split)
         return next(
-            one
-            for one in self.paired_tests
-            if (one.metric_a, one.metric_b, one.split) == (metric_a, metric_b, split)
+            test for test in self.paired_tests if (test.metric_a, test.metric_b, test.split) == key
         )

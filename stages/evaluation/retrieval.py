@@ -1,12 +1,12 @@
-"""Measures of an embedding: functions of vectors and labels only, exact, in bounded memory.
+"""Triplet and retrieval measures of an embedding: exact, in bounded memory.
 
-Ties. Equal distances are never broken by the order of the rows. A triplet whose two distances are equal is lost, and
-in a ranking a negative stands before a positive at the same distance. So an embedding that maps every image to one
-point scores 0, and permuting the rows changes nothing.
+Ties are never broken by the order of the rows. A triplet with two equal distances is lost, and in a
+ranking a negative comes before a positive at the same distance. Hence an embedding that maps every
+image to one point scores 0, and permuting the rows permutes the results.
 """
 
 import math
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,21 +15,34 @@ from torch import Tensor
 
 from stages.distance import exact_distances, sort_rows
 
-BLOCK = 2**21  # distances handled at once
+BLOCK = 2**21  # distances computed at once
 
 
 class SplitMeasures(NamedTuple):
-    """One entry a query (which is the anchor of its triplets), in row order.
+    """Measures per query, in row order. A query is the anchor of its triplets.
 
-    won, tied, total: int64 (Q,), its triplets with d(a,p) < d(a,n), with d(a,p) = d(a,n), and all.
-    won_by_margin: int64 (Q,), those with d(a,p) + margin < d(a,n).
-    won_any, total_any: int64 (Q,), triplets in which the image stands in any of the three roles; against a gallery those
-    are its own, as anchor.
-    first_hit: int64 (Q,), rank of the nearest positive, from 1; 0 without a positive. Recall@k is the share of queries
-    with 1 <= first_hit <= k.
-    precision_at_1, r_precision, map_at_r, average_precision: float64 (Q,), in [0, 1]; NaN for a query without a
-    positive. MAP@R and R-precision as in Musgrave et al. 2020 (arXiv 2003.08505, section 3.2); average precision
-    over the whole ranking.
+    Attributes:
+        won: Triplets with d(anchor, positive) < d(anchor, negative), int64, shape (Q,).
+        tied: Triplets with two equal distances, int64, shape (Q,).
+        total: All triplets, int64, shape (Q,).
+        won_by_margin: Triplets with d(anchor, positive) + margin < d(anchor, negative), int64,
+            shape (Q,).
+        won_any: Won triplets that contain the image in any of the three roles, int64, shape (Q,).
+            Against a gallery, equal to ``won``.
+        total_any: All triplets that contain the image in any role, int64, shape (Q,). Against a
+            gallery, equal to ``total``.
+        first_hit: Rank of the nearest positive, from 1, or 0 without a positive, int64, shape (Q,).
+            Recall@k is the share of queries with 1 <= first_hit <= k.
+        precision_at_1: 1 if the nearest image is a positive, else 0, float64, shape (Q,). This and
+            the following measures are NaN for a query without a positive.
+        r_precision: Share of positives among the R nearest images, where R is the number of
+            positives, float64, shape (Q,).
+        map_at_r: Mean average precision at R, float64, shape (Q,).
+        average_precision: Average precision over the whole ranking, float64, shape (Q,).
+
+    References:
+        Musgrave et al. 2020, "A metric learning reality check" (arXiv 2003.08505), section 3.2, for
+        R-precision and MAP@R.
     """
 
     won: np.ndarray
@@ -46,10 +59,25 @@ class SplitMeasures(NamedTuple):
 
 
 def measure_split(vectors: Tensor, labels: Tensor, *, margin: float = 0.0) -> SplitMeasures:
-    """All triplets and all rankings of one split: every image queries the others, itself left out.
+    """Compute all triplet and retrieval measures of a split: every image queries all others.
 
-    vectors: floating point (N, D). labels: int64 (N,). margin: a Euclidean distance.
-    One pass over blocks of distances: O(N^2 log N) time; memory for a few blocks of 2 million distances.
+    The time is O(N^2 log N); the memory is bounded by a few blocks of 2 million distances.
+
+    Args:
+        vectors: Floating point, shape (N, D).
+        labels: Class indices, int64, shape (N,).
+        margin: Margin for ``won_by_margin``, a Euclidean distance.
+
+    Returns:
+        Measures per image.
+
+    Example:
+        >>> vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> measures = measure_split(vectors, torch.tensor([0, 0, 1]))
+        >>> measures.won.tolist(), measures.total.tolist()
+        ([1, 0, 0], [1, 1, 0])
+        >>> measures.first_hit.tolist()
+        [1, 2, 0]
     """
     return _measure(vectors, labels, vectors, labels, margin, within=True)
 
@@ -57,9 +85,17 @@ def measure_split(vectors: Tensor, labels: Tensor, *, margin: float = 0.0) -> Sp
 def measure_gallery(
     queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor, *, margin: float = 0.0
 ) -> SplitMeasures:
-    """The same of queries against a gallery of other images, from which their positives and negatives come.
+    """Compute all triplet and retrieval measures of queries against a gallery of other images.
 
-    queries: floating point (Q, D). labels: int64 (Q,). gallery: (G, D). gallery_labels: int64 (G,).
+    Args:
+        queries: Floating point, shape (Q, D).
+        labels: Class indices of the queries, int64, shape (Q,).
+        gallery: Floating point, shape (G, D); the source of all positives and negatives.
+        gallery_labels: Class indices of the gallery, int64, shape (G,).
+        margin: Margin for ``won_by_margin``, a Euclidean distance.
+
+    Returns:
+        Measures per query.
     """
     return _measure(queries, labels, gallery, gallery_labels, margin, within=False)
 
@@ -72,111 +108,142 @@ def _measure(
     margin: float,
     within: bool,
 ) -> SplitMeasures:
-    """For each query the negatives are sorted once, and a binary search a positive counts the negatives at most as far
-    as it: what remains are the triplets it wins, and its rank follows from that count too.
+    columns = gallery_labels.argsort(stable=True)  # class by class: positives are a slice
+    gallery = gallery[columns]
+    counts = torch.zeros(5, len(labels), dtype=torch.int64)
+    won, tied, won_by_margin, won_any, first_hit = counts
+    rankings = torch.full((4, len(labels)), math.nan, dtype=torch.float64)
+    for block, begin, end in _blocks(labels, gallery_labels, within):
+        distances = exact_distances(queries[block], gallery)  # (b, G)
+        to_positives = distances[:, begin:end]
+        positives = columns[begin:end].expand(len(block), -1)
+        if within:  # a query is not its own positive
+            others = positives != block[:, None]
+            positives = positives[others].view(len(block), -1)  # (b, P)
+            to_positives = to_positives[others].view(len(block), -1)  # (b, P)
+        to_negatives = torch.cat([distances[:, :begin], distances[:, end:]], dim=1)  # (b, N)
+        to_negatives, negative_order = sort_rows(to_negatives)
+        # Sorted positives make the binary searches walk through memory in order.
+        to_positives, positive_order = sort_rows(to_positives)
+        # Number of negatives at most as far as each positive: its lost triplets.
+        lost = torch.searchsorted(to_negatives, to_positives, right=True)  # (b, P)
+        wins = to_negatives.shape[1] - lost  # (b, P)
+        won[block] = wins.sum(1)
+        tied[block] = _count_ties(to_negatives, to_positives, lost)
+        lost_by_margin = lost
+        if margin:
+            lost_by_margin = torch.searchsorted(to_negatives, to_positives + margin, right=True)
+        won_by_margin[block] = (to_negatives.shape[1] - lost_by_margin).sum(1)
+        first_hit[block], rankings[:, block] = _measure_rankings(lost)
+        if within:
+            negatives = torch.cat([columns[:begin], columns[end:]])
+            won_any[block] += won[block]
+            won_any.scatter_add_(0, positives.gather(1, positive_order).flatten(), wins.flatten())
+            won_any[negatives] += _wins_by_negative(lost, negative_order)
+    total, total_any = _count_triplets(labels, gallery_labels, within)
+    precision_at_1, r_precision, map_at_r, average_precision = rankings
+    return SplitMeasures(
+        won=won.numpy(),
+        tied=tied.numpy(),
+        total=total.numpy(),
+        won_by_margin=won_by_margin.numpy(),
+        won_any=(won_any if within else won).numpy(),
+        total_any=total_any.numpy(),
+        first_hit=first_hit.numpy(),
+        precision_at_1=precision_at_1.numpy(),
+        r_precision=r_precision.numpy(),
+        map_at_r=map_at_r.numpy(),
+        average_precision=average_precision.numpy(),
+    )
+
+
+def _blocks(
+    labels: Tensor, gallery_labels: Tensor, within: bool
+) -> Iterator[tuple[Tensor, int, int]]:
+    """Yield rows of queries of one class, and the range of the class in the sorted gallery.
+
+    Classes without a query or without a positive are skipped.
     """
-    count, size = len(labels), len(gallery_labels)
-    # Classes in a row, so that positives and negatives are slices of the columns.
-    row_order, column_order = labels.argsort(stable=True), gallery_labels.argsort(stable=True)
-    rows_by_class, points = queries[row_order], gallery[column_order]
-    classes = 1 + max(
-        (int(part.max()) for part in (labels, gallery_labels) if len(part)), default=-1
-    )
-    row_ends, column_ends = (
-        torch.bincount(part, minlength=classes).cumsum(0).tolist()
-        for part in (labels, gallery_labels)
-    )
-    integers = torch.zeros(7, count, dtype=torch.int64)
-    won, tied, total, won_by_margin, won_any, total_any, first_hit = integers
-    shares = torch.full((4, count), math.nan, dtype=torch.float64)
-    elsewhere = sum(
-        (b - a) * (b - a - 1) for a, b in pairwise([0, *row_ends])
-    )  # ordered pairs of all classes
-    step = max(1, BLOCK // max(1, size))
-    for (top, bottom), (begin, end) in zip(
-        pairwise([0, *row_ends]), pairwise([0, *column_ends]), strict=True
-    ):
-        positives, negatives = end - begin - within, size - (end - begin)
-        total[top:bottom] = max(0, positives) * negatives
-        if within:  # anchor and positive in its own class; negative to every pair of another
-            total_any[top:bottom] = (
-                2 * positives * negatives + elsewhere - (end - begin) * positives
-            )
-        for start in range(top, bottom if positives > 0 else top, step):
-            rows = torch.arange(start, min(start + step, bottom))
-            distances = exact_distances(rows_by_class[rows], points)  # (b, G)
-            to_positives = distances[:, begin:end]
-            kept = torch.arange(begin, end).expand(len(rows), -1)  # (b, positives) columns
-            if within:
-                others = kept[0] != rows[:, None]
-                kept, to_positives = (
-                    part[others].view(len(rows), positives) for part in (kept, to_positives)
-                )
-            ascending, by_distance = sort_rows(
-                torch.cat([distances[:, :begin], distances[:, end:]], dim=1)
-            )
-            # Nearest first: then the searches walk through memory, and what they find is in order too.
-            to_positives, nearest = sort_rows(to_positives)
-            ahead = torch.searchsorted(
-                ascending, to_positives, right=True
-            )  # (b, positives) negatives as far, or closer
-            won[rows] = negatives * positives - ahead.sum(1)
-            tied[rows] = _ties(ascending, to_positives, ahead)
-            beyond = (
-                torch.searchsorted(ascending, to_positives + margin, right=True)
-                if margin
-                else ahead
-            )
-            won_by_margin[rows] = negatives * positives - beyond.sum(1)
-            first_hit[rows], shares[:, rows] = _rankings(ahead)
-            if within:
-                won_any[rows] += won[rows]
-                won_any.scatter_add_(
-                    0, kept.gather(1, nearest).flatten(), (negatives - ahead).flatten()
-                )
-                against = _wins_against(ahead, by_distance)
-                won_any[:begin] += against[:begin]
-                won_any[end:] += against[begin:]
+    classes = len(torch.bincount(torch.cat([labels, gallery_labels])))
+    query_counts = torch.bincount(labels, minlength=classes).tolist()
+    gallery_counts = torch.bincount(gallery_labels, minlength=classes).tolist()
+    class_rows = labels.argsort(stable=True).split(query_counts)
+    end = 0
+    for rows, gallery_count in zip(class_rows, gallery_counts, strict=True):
+        begin, end = end, end + gallery_count
+        if len(rows) and gallery_count > int(within):
+            for block in rows.split(max(1, BLOCK // len(gallery_labels))):
+                yield block, begin, end
+
+
+def _count_triplets(labels: Tensor, gallery_labels: Tensor, within: bool) -> tuple[Tensor, Tensor]:
+    """Return the triplets with each query as anchor and in any role, int64 (Q,) each."""
+    classes = len(torch.bincount(torch.cat([labels, gallery_labels])))
+    class_sizes = torch.bincount(gallery_labels, minlength=classes)
+    same_class = class_sizes[labels]  # (Q,)
+    positives = same_class - int(within)
+    total = positives * (len(gallery_labels) - same_class)
     if not within:
-        integers[4:6] = integers[[0, 2]]
-    back = torch.empty_like(row_order).scatter_(0, row_order, torch.arange(count))
-    return SplitMeasures(*integers[:, back].numpy(), *shares[:, back].numpy())
+        return total, total
+    # An image is the anchor of `total` triplets, the positive of as many, and the negative of every
+    # ordered pair of another class.
+    pairs = class_sizes * (class_sizes - 1)
+    return total, 2 * total + pairs.sum() - pairs[labels]
 
 
-def _ties(ascending: Tensor, to_positives: Tensor, ahead: Tensor) -> Tensor:
-    """For each row, pairs of a positive and a negative at exactly its distance, int64 (b,). Mostly there are none."""
-    if ascending.shape[1] == 0 or not bool(
-        (ascending.gather(1, (ahead - 1).clamp(min=0)) == to_positives).any()
-    ):
-        return torch.zeros(len(ascending), dtype=torch.int64)
-    return (ahead - torch.searchsorted(ascending, to_positives)).sum(1)
+def _count_ties(to_negatives: Tensor, to_positives: Tensor, lost: Tensor) -> Tensor:
+    """Count the pairs of a positive and a negative at equal distance per row, int64 (b,)."""
+    none = torch.zeros(len(to_negatives), dtype=torch.int64)
+    if to_negatives.shape[1] == 0:
+        return none
+    # A tied positive equals the last negative that is at most as far. Ties are rare, so this cheap
+    # check mostly saves the second search.
+    last = to_negatives.gather(1, (lost - 1).clamp(min=0))
+    if not bool((last == to_positives).any()):
+        return none
+    return (lost - torch.searchsorted(to_negatives, to_positives)).sum(1)
 
 
-def _wins_against(ahead: Tensor, by_distance: Tensor) -> Tensor:
-    """How many of the block's triplets are won against each negative, int64 (negatives,) in column order.
+def _wins_by_negative(lost: Tensor, negative_order: Tensor) -> Tensor:
+    """Count the triplets of a block that are won against each negative.
 
-    The negative of rank r loses to the positives with at most r negatives ahead of (or level with) them.
+    Example with one anchor, 3 positives and 3 negatives: ``lost`` = [0, 1, 1] means that no
+    negative is ahead of the first positive and one is ahead of the other two. One triplet is won
+    against the nearest negative (that of the first positive) and 3 against each of the others.
+    These are the cumulative counts [1, 3, 3] of the values 0, 1, 2 in ``lost``. ``negative_order``
+    then moves them from rank to column.
+
+    Args:
+        lost: Negatives at most as far as each positive, int64, shape (b, P).
+        negative_order: Column of the negative at each rank, int64, shape (b, N).
+
+    Returns:
+        Won triplets per column, summed over the block, shape (N,).
     """
-    rows, negatives = by_distance.shape
+    rows, negatives = negative_order.shape
     steps = torch.zeros(rows, negatives + 1, dtype=torch.int32)
-    steps.scatter_add_(1, ahead, torch.ones_like(ahead, dtype=torch.int32))
-    by_rank = steps[:, :-1].cumsum(1, dtype=torch.int32)  # (b, negatives)
-    return torch.empty_like(by_rank).scatter_(1, by_distance, by_rank).sum(0)
+    steps.scatter_add_(1, lost, torch.ones_like(lost, dtype=torch.int32))
+    by_rank = steps[:, :-1].cumsum(1, dtype=torch.int32)  # (b, N)
+    return torch.empty_like(by_rank).scatter_(1, negative_order, by_rank).sum(0)
 
 
-def _rankings(ahead: Tensor) -> tuple[Tensor, Tensor]:
-    """From the negatives ahead of each positive, nearest first (b, R): the rank of the first hit, int64 (b,), and precision@1,
-    R-precision, MAP@R and average precision, float64 (4, b).
+def _measure_rankings(ahead: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the measures of rankings.
+
+    Args:
+        ahead: Negatives ranked ahead of each positive, nearest positive first, int64, shape (b, R).
+
+    Returns:
+        Rank of the first positive, int64, shape (b,), and precision@1, R-precision, MAP@R and
+        average precision, float64, shape (4, b).
     """
     relevant = ahead.shape[1]
-    hits = torch.arange(1, relevant + 1)  # the i-th positive found
+    hits = torch.arange(1, relevant + 1)  # positives up to and including each positive
     ranks = ahead + hits  # (b, R), from 1
     precision = hits / ranks.double()
-    within = ranks <= relevant
-    shares = [
-        (ranks[:, 0] == 1).double(),
-        within.sum(1) / relevant,
-        (precision * within).sum(1) / relevant,
-        precision.mean(1),
-    ]
-    return ranks[:, 0], torch.stack(shares)
+    in_first_r = ranks <= relevant
+    precision_at_1 = (ranks[:, 0] == 1).double()
+    r_precision = in_first_r.sum(1) / relevant
+    map_at_r = (precision * in_first_r).sum(1) / relevant
+    average_precision = precision.mean(1)
+    return ranks[:, 0], torch.stack([precision_at_1, r_precision, map_at_r, average_precision])

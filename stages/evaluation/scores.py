@@ -1,4 +1,4 @@
-"""Stage three: measure an embedding and its classifier on images that neither has seen."""
+"""Evaluate an embedding and its classifier on test images."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,19 +7,20 @@ from dataclasses import replace
 import numpy as np
 
 from stages.evaluation.baselines import PIXELS, Baseline
-from stages.evaluation.calibration_error import calibration_score
+from stages.evaluation.calibration_error import BINS, calibration_score
 from stages.evaluation.knn import knn
+from stages.evaluation.metrics import METRICS
 from stages.evaluation.paired_tests import mcnemar_test
 from stages.evaluation.results import Evaluation, PairedTest, Predictions, Score
 from stages.evaluation.retrieval import SplitMeasures, measure_gallery, measure_split
-from stages.evaluation.statistics import mean_score, share_score, triplet_accuracy
+from stages.evaluation.statistics import mean_score, share_score, triplet_score
 from stages.network.head import probabilities
 from stages.records import ClassifierCheckpoint, Embeddings
 
 WITHOUT_DUPLICATES = "test-without-duplicates"
 
-
-PAIRS = (  # within a run, a minus b
+# Metrics compared within a run, first minus second.
+PAIRS = (
     ("classification_accuracy", "knn_accuracy"),
     ("knn_accuracy", "pixel_knn_accuracy"),
     ("classification_accuracy", "pixel_knn_accuracy"),
@@ -38,200 +39,221 @@ def evaluate_split(
     validated: bool = True,
     within: bool = True,
 ) -> Evaluation:
-    """The comparison: kNN, triplet and classification accuracy, retrieval, calibration and three baselines, on the same images.
+    """Compute all scores, paired tests and predictions of a run on the test split.
 
-    pixels, untrained: raw pixels, and the vectors of the network before training; None where it can't be had, then its
-    scores are undefined. leaked: positions of test images whose pixels stand in the training or validation part; every
-    figure is given with them and without. validated: whether validation images chose each k. within: whether test images
-    query each other; otherwise, where they are too few, they query the training images. Every interval is a 95 % one; nothing
-    here is chosen on these images.
+    The scores are kNN, triplet and classification accuracy, retrieval measures, calibration error
+    and three baselines. All intervals are 95% confidence intervals. Nothing is chosen on these
+    images.
+
+    Args:
+        test: Embeddings of N > 0 test images.
+        classifier: Classifier with its gallery of training images.
+        pixels: Raw pixels.
+        untrained: Embeddings of the network before training, or None if it is not available; its
+            scores are then undefined.
+        leaked: Indices of test images that also occur in the training or validation split. Every
+            score is repeated without them as split ``test-without-duplicates``.
+        validated: True if each k was chosen on validation images.
+        within: True if test images query each other. If False, they query the training images,
+            which suits small test splits.
+
+    Returns:
+        The evaluation.
     """
-    labels, rows = test.labels.numpy(), np.arange(len(test))
     gallery = classifier.gallery
-    before, after = (
-        probabilities(classifier.head, test.vectors, temperature=t).numpy()
-        for t in (1.0, classifier.temperature)
-    )
-    named = after.argmax(1)
-    found = knn(test.vectors, gallery.vectors, gallery.labels, k=classifier.k)
-
-    def named_by(space: Baseline) -> np.ndarray:
-        return np.asarray(
-            knn(space.queries, space.gallery, gallery.labels, k=space.k).labels == labels
-        )
-
-    common = int(np.bincount(gallery.labels.numpy()).argmax())
-    right = {
-        "knn_accuracy": found.labels == labels,
-        "classification_accuracy": named == labels,
-        "majority_accuracy": labels == common,
-        "pixel_knn_accuracy": named_by(pixels),
+    measures = _measure(test, gallery, within)
+    prediction = _predict(test, classifier, measures)
+    labels = test.labels.numpy()
+    majority_class = int(np.bincount(gallery.labels.numpy()).argmax())
+    correct = {
+        "knn_accuracy": prediction.knn == labels,
+        "classification_accuracy": prediction.classifier == labels,
+        "majority_accuracy": labels == majority_class,
+        "pixel_knn_accuracy": _classify(pixels, gallery) == labels,
     }
     if untrained:
-        right["untrained_knn_accuracy"] = named_by(untrained)
-    how = "chosen on validation" if validated else "from the class sizes"
-    votes = [
-        f"{min(one.k, len(gallery))} nearest training images (k {how}" if one else None
-        for one in (classifier, pixels, untrained)
-    ]
-    definitions = define_metrics(f"training class, {test.classes[common]}", *votes)
-
-    def measure(keep: np.ndarray) -> SplitMeasures:
-        queries = test.vectors[keep], test.labels[keep]
-        return (
-            measure_split(*queries)
-            if within
-            else measure_gallery(*queries, gallery.vectors, gallery.labels)
-        )
-
-    measures = measure(rows)
-    with np.errstate(invalid="ignore"):
-        by_anchor = measures.won / measures.total
-    prediction = Predictions(
-        found.labels,
-        named,
-        after[rows, named],
-        before[rows, named],
-        by_anchor,
-        found.nearest,
-        found.distance,
+        correct["untrained_knn_accuracy"] = _classify(untrained, gallery) == labels
+    definitions = define_metrics(
+        within=within,
+        majority_class=f"training class, {test.classes[majority_class]}",
+        voters=_describe_voters(classifier.k, gallery, validated),
+        pixel_voters=_describe_voters(pixels.k, gallery, validated),
+        untrained_voters=_describe_voters(untrained.k, gallery, validated) if untrained else None,
     )
-    figures = compute_scores("test", right, right, prediction, measures, definitions, within)
+    scores, tests = compute_scores("test", correct, measures, prediction, labels, definitions)
     if len(leaked):
-        keep = np.setdiff1d(rows, np.asarray(leaked))
-        part, hits = (
-            Predictions(*(values[keep] for values in vars(prediction).values())),
-            {m: r[keep] for m, r in right.items()},
-        )
-        clean = compute_scores(
-            WITHOUT_DUPLICATES, hits, hits, part, measure(keep), definitions, within
+        kept = np.setdiff1d(np.arange(len(test)), np.asarray(leaked))
+        clean = Embeddings(test.vectors[kept], test.labels[kept], test.classes)
+        clean_scores, clean_tests = compute_scores(
+            WITHOUT_DUPLICATES,
+            {metric: values[kept] for metric, values in correct.items()},
+            _measure(clean, gallery, within),
+            prediction.select(kept),
+            labels[kept],
+            definitions,
         )
     else:
-        clean = without_duplicates(figures)
-    centre, other = (
-        vectors.double().mean(0)
-        for vectors in (test.vectors, test.vectors if within else gallery.vectors)
-    )
-    spread = math.sqrt(max(0.0, 2 - 2 * float(centre @ other)))  # of unit vectors
+        clean_scores, clean_tests = without_duplicates(scores, tests)
     return Evaluation(
-        (*figures[0], *clean[0]),
-        (*figures[1], *clean[1]),
-        prediction,
-        right,
-        measures,
-        spread,
-        tuple(leaked),
+        scores=(*scores, *clean_scores),
+        paired_tests=(*tests, *clean_tests),
+        prediction=prediction,
+        correct=correct,
+        measures=measures,
+        spread=_spread(test, test if within else gallery),
+        leaked=tuple(leaked),
     )
+
+
+def _measure(test: Embeddings, gallery: Embeddings, within: bool) -> SplitMeasures:
+    if within:
+        return measure_split(test.vectors, test.labels)
+    return measure_gallery(test.vectors, test.labels, gallery.vectors, gallery.labels)
+
+
+def _predict(
+    test: Embeddings, classifier: ClassifierCheckpoint, measures: SplitMeasures
+) -> Predictions:
+    gallery = classifier.gallery
+    neighbours = knn(test.vectors, gallery.vectors, gallery.labels, k=classifier.k)
+    head, temperature = classifier.head, classifier.temperature
+    uncalibrated = probabilities(head, test.vectors, temperature=1.0).numpy()
+    calibrated = probabilities(head, test.vectors, temperature=temperature).numpy()
+    predicted = calibrated.argmax(1)
+    rows = np.arange(len(test))
+    with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
+        triplet_accuracy = measures.won / measures.total
+    return Predictions(
+        knn=neighbours.labels,
+        classifier=predicted,
+        probability=calibrated[rows, predicted],
+        uncalibrated=uncalibrated[rows, predicted],
+        triplet_accuracy=triplet_accuracy,
+        nearest=neighbours.nearest,
+        distance=neighbours.distance,
+    )
+
+
+def _classify(baseline: Baseline, gallery: Embeddings) -> np.ndarray:
+    """Return the classes predicted by kNN in the space of a baseline, int64 (N,)."""
+    return knn(baseline.queries, baseline.gallery, gallery.labels, k=baseline.k).labels
+
+
+def _describe_voters(k: int, gallery: Embeddings, validated: bool) -> str:
+    origin = "k chosen on validation images" if validated else "default k for the class sizes"
+    return f"{min(k, len(gallery))} nearest training images ({origin})"
+
+
+def _spread(a: Embeddings, b: Embeddings) -> float:
+    """Return the root mean square distance between unit vectors of two sets."""
+    centre_a, centre_b = a.vectors.double().mean(0), b.vectors.double().mean(0)
+    return math.sqrt(max(0.0, 2 - 2 * float(centre_a @ centre_b)))
 
 
 def define_metrics(
-    common: str, known: str | None, raw: str | None, fresh: str | None
+    *,
+    within: bool,
+    majority_class: str,
+    voters: str,
+    pixel_voters: str,
+    untrained_voters: str | None,
 ) -> dict[str, str]:
-    """What each share is; the last three say who votes, or None."""
-    vote = "share of images that the majority of the {}; all ties at the edge vote, equal votes go to the nearest) names rightly"
-    return {
-        "knn_accuracy": vote.format(known),
-        "classification_accuracy": "share of images that dropout + linear + log-softmax on the frozen embedding names rightly",
-        "majority_accuracy": f"share of images of the most frequent {common}",
-        "pixel_knn_accuracy": vote.format(raw)
-        + f", Euclidean distance of raw pixels (images above {PIXELS} pixels averaged down to it)",
-        "untrained_knn_accuracy": (
-            vote.format(fresh) if fresh else "left out: its weights are gone"
+    """Fill in the definitions of ``METRICS`` for one evaluation.
+
+    Args:
+        within: True if test images query each other, False if they query the training images.
+        majority_class: Name of the most frequent class and where it was counted.
+        voters: Description of the k nearest neighbours in the embedding.
+        pixel_voters: The same for raw pixels.
+        untrained_voters: The same for the untrained network, or None if it is not available.
+
+    Returns:
+        Metric -> definition, in the order of ``METRICS``.
+    """
+    if within:
+        triplets = "of the split"
+        ranking = "each image queries all other images of the split"
+    else:
+        triplets = "of a test image with two training images, one of its class and one of another,"
+        ranking = "each test image queries the training images"
+    if untrained_voters is None:
+        untrained_voters = "k nearest training images (not available: initial weights unknown)"
+    definitions = {}
+    for name, metric in METRICS.items():
+        definitions[name] = metric.definition.format(
+            triplets=triplets,
+            ranking=ranking,
+            majority_class=majority_class,
+            voters=voters,
+            pixel_voters=pixel_voters,
+            untrained_voters=untrained_voters,
+            pixels=PIXELS,
+            bins=BINS,
         )
-        + ", the same network before training",
-    }
+    return definitions
 
 
 def compute_scores(
     split: str,
-    shares: Mapping[str, np.ndarray],
-    right: Mapping[str, np.ndarray],
-    prediction: Predictions,
+    correct: Mapping[str, np.ndarray],
     measures: SplitMeasures,
+    prediction: Predictions,
+    labels: np.ndarray,
     definitions: Mapping[str, str],
-    within: bool,
-) -> tuple[tuple[Score, ...], tuple[PairedTest, ...]]:
-    """Every score and paired test. shares, measures: an entry an image; right, prediction: an entry a prediction."""
-    each = {
-        metric: shares[metric] if metric in shares else np.zeros(0, bool) for metric in definitions
+) -> tuple[list[Score], list[PairedTest]]:
+    """Compute every score and paired test of a split with N images.
+
+    Args:
+        split: Name of the split.
+        correct: Metric -> True where the image is classified correctly, bool, or the mean over
+            repeats, float64; shape (N,).
+        measures: Retrieval measures of the N images.
+        prediction: Predictions, one per image and repeat.
+        labels: Class index of each prediction, int64.
+        definitions: Metric -> definition. Gives the metrics and their order.
+
+    Returns:
+        Scores and paired tests. Those of metrics that are not in ``correct`` are undefined.
+    """
+    means = {
+        "r_precision": measures.r_precision,
+        "map_at_r": measures.map_at_r,
+        "mean_average_precision": measures.average_precision,
     }
-    named = {
-        metric: share_score(metric, split, each[metric].astype(float), definitions[metric])
-        for metric in definitions
+    confidences = {
+        "calibration_error": prediction.probability,
+        "calibration_error_uncalibrated": prediction.uncalibrated,
     }
-    hits = right["classification_accuracy"]
-    scores = (
-        named.pop("knn_accuracy"),
-        _triplets(split, measures, within),
-        named.pop("classification_accuracy"),
-        *_retrieval(split, measures, within),
-        *named.values(),
-        calibration_score(
-            "calibration_error", split, prediction.probability, hits, "after temperature"
-        ),
-        calibration_score(
-            "calibration_error_uncalibrated",
-            split,
-            prediction.uncalibrated,
-            hits,
-            "before temperature",
-        ),
-    )
-    return scores, tuple(
-        mcnemar_test(a, b, split, each[a][: len(each[b])], each[b]) for a, b in PAIRS
-    )
+    scores = []
+    for metric, definition in definitions.items():
+        if metric == "triplet_accuracy":
+            score = triplet_score(metric, split, measures, definition)
+        elif metric == "precision_at_1":
+            score = share_score(metric, split, measures.precision_at_1, definition)
+        elif metric in correct:
+            score = share_score(metric, split, correct[metric].astype(float), definition)
+        elif metric in means:
+            score = mean_score(metric, split, means[metric], definition)
+        elif metric in confidences:
+            hits = prediction.classifier == labels
+            score = calibration_score(metric, split, confidences[metric], hits, definition)
+        else:
+            score = Score.undefined(metric, split, definition)
+        scores.append(score)
+    tests = []
+    for a, b in PAIRS:
+        if a in correct and b in correct:
+            tests.append(mcnemar_test(a, b, split, correct[a], correct[b]))
+        else:
+            tests.append(PairedTest.undefined(a, b, split, "not available: a metric is undefined"))
+    return scores, tests
 
 
 def without_duplicates(
-    figures: tuple[tuple[Score, ...], tuple[PairedTest, ...]],
-) -> tuple[tuple[Score, ...], tuple[PairedTest, ...]]:
-    """The figures without duplicates, where there are none."""
-    return tuple(replace(one, split=WITHOUT_DUPLICATES) for one in figures[0]), tuple(
-        replace(one, split=WITHOUT_DUPLICATES) for one in figures[1]
-    )
-
-
-def _triplets(split: str, measures: SplitMeasures, within: bool) -> Score:
-    which = (
-        "of the split"
-        if within
-        else "of a test image and two training images, of its class and of another,"
-    )
-    pooled = f"share of all triplets {which} with d(anchor, positive) < d(anchor, negative), ties lost; interval: jackknife over images"
-    if not (count := int(measures.total.sum())):
-        return Score("triplet_accuracy", split, None, None, None, 0, pooled)
-    return Score("triplet_accuracy", split, *triplet_accuracy(measures), count, pooled)
-
-
-def _retrieval(split: str, measures: SplitMeasures, within: bool) -> tuple[Score, ...]:
-    ranking = (
-        "each image queries the others of the split, itself left out"
-        if within
-        else "each test image queries the training images"
-    )
+    scores: Sequence[Score], tests: Sequence[PairedTest]
+) -> tuple[list[Score], list[PairedTest]]:
+    """Repeat scores and tests for ``test-without-duplicates`` if no test image is a duplicate."""
     return (
-        share_score(
-            "precision_at_1",
-            split,
-            measures.precision_at_1,
-            f"share of queries whose nearest image has their class; {ranking}",
-        ),
-        mean_score(
-            "r_precision",
-            split,
-            measures.r_precision,
-            f"share of a query's class among its R nearest, R = others of its class; {ranking}",
-        ),
-        mean_score(
-            "map_at_r",
-            split,
-            measures.map_at_r,
-            f"mean of precision at the hits among the R nearest, divided by R; {ranking}",
-        ),
-        mean_score(
-            "mean_average_precision",
-            split,
-            measures.average_precision,
-            f"mean over queries of the average precision of the whole ranking; {ranking}",
-        ),
+        [replace(score, split=WITHOUT_DUPLICATES) for score in scores],
+        [replace(test, split=WITHOUT_DUPLICATES) for test in tests],
     )

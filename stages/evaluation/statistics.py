@@ -8,79 +8,168 @@ from scipy import stats
 from stages.evaluation.results import Score
 from stages.evaluation.retrieval import SplitMeasures
 
+RESAMPLES = 1000  # bootstrap resamples
+
+
+def normal_quantile() -> float:
+    """Return the 97.5% quantile of the standard normal distribution."""
+    return float(stats.norm.ppf(0.975))
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Compute the 95% Wilson score interval of a binomial share.
+
+    Args:
+        share: Observed share in [0, 1].
+        count: Number of observations, at least 1.
+
+    Returns:
+        Lower and upper bound in [0, 1].
+
+    References:
+        Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+
+    Example:
+        >>> low, high = wilson_interval(0.9, 100)
+        >>> round(low, 3), round(high, 3)
+        (0.826, 0.945)
+    """
+    z = normal_quantile()
+    centre = share + z * z / (2 * count)
+    half_width = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    scale = 1 + z * z / count
+    # Rounding makes the bounds at shares of 0 and 1 exact.
+    return round((centre - half_width) / scale, 12), round((centre + half_width) / scale, 12)
+
+
+def jackknife_error(
+    won: int, won_any: np.ndarray, total: int, total_any: np.ndarray
+) -> float | None:
+    """Compute the jackknife standard error of a share of triplets.
+
+    Each estimate leaves out one image in all its roles (anchor, positive, negative). Triplets share
+    images, so an error that treats triplets as independent would be far too small.
+
+    Args:
+        won: Number of won triplets, or the difference of two such numbers.
+        won_any: Won triplets that contain each image, int64, shape (N,).
+        total: Number of triplets.
+        total_any: Triplets that contain each image, int64, shape (N,).
+
+    Returns:
+        Standard error of ``won / total``, or None with fewer than two estimates.
+    """
+    remaining = total - total_any
+    defined = remaining > 0
+    count = int(defined.sum())
+    if count < 2:
+        return None
+    estimates = (won - won_any[defined]) / remaining[defined]
+    squares = float(np.square(estimates - estimates.mean()).sum())
+    return math.sqrt((count - 1) / count * squares)
+
 
 def triplet_accuracy(measures: SplitMeasures) -> tuple[float, float, float]:
-    """The share of all triplets with d(a,p) < d(a,n), pooled, and its 95 % interval.
+    """Compute the share of triplets with d(anchor, positive) < d(anchor, negative).
 
-    Returns value, low, high; NaN for all three if there is no triplet. The interval comes from the jackknife that
-    leaves one *image* out in all three roles: triplets share images, so they are far from independent.
+    The share is over all triplets, not a mean over anchors. The interval uses the jackknife over
+    images.
+
+    Args:
+        measures: Measures of a split.
+
+    Returns:
+        Value, lower and upper bound of the 95% confidence interval; all NaN without a triplet.
+
+    Example:
+        >>> import torch
+        >>> from stages.evaluation.retrieval import measure_split
+        >>> vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> triplet_accuracy(measure_split(vectors, torch.tensor([0, 0, 1])))
+        (0.5, 0.0, 1.0)
     """
     total, won = int(measures.total.sum()), int(measures.won.sum())
     if total == 0:
         return math.nan, math.nan, math.nan
     value = won / total
-    left = total - measures.total_any
-    kept = left > 0
-    without = (won - measures.won_any[kept]) / left[kept]
-    count = int(kept.sum())
-    if count < 2:
+    error = jackknife_error(won, measures.won_any, total, measures.total_any)
+    if error is None:
         return value, 0.0, 1.0
-    error = math.sqrt((count - 1) / count * float(np.square(without - without.mean()).sum()))
     return value, max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error)
 
 
-RESAMPLES = 1000
+def triplet_score(metric: str, split: str, measures: SplitMeasures, definition: str) -> Score:
+    """Return triplet accuracy as a score.
+
+    Args:
+        metric: Name of the metric.
+        split: Name of the split.
+        measures: Measures of the split.
+        definition: Definition stored with the score.
+
+    Returns:
+        The score; undefined without a triplet.
+    """
+    count = int(measures.total.sum())
+    if count == 0:
+        return Score.undefined(metric, split, definition)
+    value, low, high = triplet_accuracy(measures)
+    return Score(metric, split, value, low, high, count, definition)
 
 
-def share_score(metric: str, split: str, right: np.ndarray, definition: str) -> Score:
-    """A share of images (1 right, 0 wrong, a share of repeats between, NaN dropped) with Wilson's interval."""
-    kept, definition = _defined(right, definition)
-    if len(kept) == 0:
-        return Score(metric, split, None, None, None, 0, definition)
-    value, count, z = float(kept.mean()), len(kept), normal_quantile()
-    centre, half = (
-        value + z * z / (2 * count),
-        z * math.sqrt(value * (1 - value) / count + (z / (2 * count)) ** 2),
-    )
-    low, high = (
-        round(bound / (1 + z * z / count), 12) for bound in (centre - half, centre + half)
-    )  # 0 and 1 to the last bit
-    return Score(metric, split, value, low, high, count, f"{definition}; interval: Wilson")
+def share_score(metric: str, split: str, correct: np.ndarray, definition: str) -> Score:
+    """Return a share of images as a score with a Wilson interval.
+
+    Args:
+        metric: Name of the metric.
+        split: Name of the split.
+        correct: 1 (correct), 0 (wrong) or a mean over repeats per image, float64, shape (N,). NaN
+            values are dropped.
+        definition: Definition stored with the score.
+
+    Returns:
+        The score; undefined without a value.
+    """
+    values, definition = _drop_undefined(correct, definition)
+    if len(values) == 0:
+        return Score.undefined(metric, split, definition)
+    value = float(values.mean())
+    low, high = wilson_interval(value, len(values))
+    return Score(metric, split, value, low, high, len(values), f"{definition}; interval: Wilson")
 
 
 def mean_score(metric: str, split: str, values: np.ndarray, definition: str) -> Score:
-    """A mean over queries (NaN dropped) with a percentile bootstrap over queries."""
-    kept, definition = _defined(values, definition)
-    if len(kept) == 0:
-        return Score(metric, split, None, None, None, 0, definition)
-    value = min(1.0, math.fsum(kept) / len(kept))
-    if len(kept) == 1:
-        return Score(metric, split, value, None, None, 1, definition)
+    """Return a mean over queries as a score with a bootstrap interval.
+
+    The interval is the 95% percentile bootstrap over queries, with a fixed random seed.
+
+    Args:
+        metric: Name of the metric.
+        split: Name of the split.
+        values: Value of each query in [0, 1], float64, shape (Q,). NaN values are dropped.
+        definition: Definition stored with the score.
+
+    Returns:
+        The score; undefined without a value, and without an interval for a single value.
+    """
+    values, definition = _drop_undefined(values, definition)
+    if len(values) == 0:
+        return Score.undefined(metric, split, definition)
+    mean = min(1.0, math.fsum(values) / len(values))
+    if len(values) == 1:
+        return Score(metric, split, mean, None, None, 1, definition)
     generator = np.random.default_rng(0)
-    means = [kept[generator.integers(len(kept), size=len(kept))].mean() for _ in range(RESAMPLES)]
+    resamples = (generator.integers(len(values), size=len(values)) for _ in range(RESAMPLES))
+    means = [values[sample].mean() for sample in resamples]
     low, high = (float(bound) for bound in np.quantile(means, (0.025, 0.975)))
-    return Score(
-        metric,
-        split,
-        value,
-        low,
-        high,
-        len(kept),
-        f"{definition}; interval: bootstrap over queries",
-    )
+    definition = f"{definition}; interval: bootstrap over queries"
+    return Score(metric, split, mean, low, high, len(values), definition)
 
 
-def _defined(values: np.ndarray, definition: str) -> tuple[np.ndarray, str]:
-    """The values that exist, and the definition with how many don't."""
-    kept = values[~np.isnan(values)]
-    dropped = len(values) - len(kept)
-    return (
-        kept,
-        f"{definition}; {dropped} queries without another image of their class dropped"
-        if dropped
-        else definition,
-    )
-
-
-def normal_quantile() -> float:
-    return float(stats.norm.ppf(0.975))
+def _drop_undefined(values: np.ndarray, definition: str) -> tuple[np.ndarray, str]:
+    """Drop NaN values and add their number to the definition."""
+    defined = values[~np.isnan(values)]
+    dropped = len(values) - len(defined)
+    if dropped:
+        definition += f"; {dropped} queries without another image of their class dropped"
+    return defined, definition

@@ -8,7 +8,7 @@ import torch
 from factories import evaluate_random, random_embeddings
 
 from stages.evaluation.paired_tests import mcnemar_test
-from stages.evaluation.pooling import pool_folds
+from stages.evaluation.pooling import pool_folds, pool_runs
 from stages.evaluation.retrieval import measure_gallery
 from stages.evaluation.statistics import triplet_accuracy
 
@@ -88,3 +88,21 @@ def test_interval_of_triplet_accuracy_is_a_jackknife_over_queries():
     error = np.sqrt(29 / 30 * np.square(without - np.mean(without)).sum())
     assert 0 < low < value < high < 1
     assert (low, high) == pytest.approx((value - 1.96 * error, value + 1.96 * error))
+
+
+def test_pool_runs_equals_numpy():
+    gallery = random_embeddings(200, 4, seed=9)
+    runs = [evaluate_random(random_embeddings(100, 4, seed=seed), gallery) for seed in range(3)]
+    means, deviations = pool_runs(runs)
+    index = [score.metric for score in means].index("map_at_r")
+    values = [run.score("map_at_r").value for run in runs]
+    assert means[index].split == deviations[index].split == "test"
+    assert means[index].value == pytest.approx(np.mean(values))
+    assert deviations[index].value == pytest.approx(np.std(values, ddof=1))
+    assert means[index].count == 3
+
+
+def test_deviation_of_a_single_run_is_undefined():
+    run = evaluate_random(random_embeddings(100, 4), random_embeddings(200, 4, seed=9))
+    deviation = pool_runs([run])[1][0]
+    assert deviation.value is None and deviation.count == 0

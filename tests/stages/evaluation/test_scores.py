@@ -1,0 +1,76 @@
+"""Scores of a run: duplicates, temperature, spread and undefined values."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from factories import evaluate_random, random_embeddings, unit_vectors
+
+from stages.evaluation.metrics import METRICS
+from stages.evaluation.scores import WITHOUT_DUPLICATES
+from stages.records import Embeddings
+
+
+def test_scores_follow_the_table_of_metrics():
+    run = evaluate_random(random_embeddings(30, 3), random_embeddings(60, 3, seed=2))
+    names = [score.metric for score in run.scores if score.split == "test"]
+    assert names == list(METRICS)
+    for score in run.scores:
+        assert score.definition.startswith(METRICS[score.metric].definition.split("{")[0])
+        assert "{" not in score.definition
+
+
+def test_scores_without_duplicates_equal_scores_of_the_other_images():
+    test, gallery = random_embeddings(120, 4), random_embeddings(200, 4, seed=2)
+    leaked = tuple(range(0, 120, 3))
+    kept = np.setdiff1d(np.arange(120), leaked)
+    run = evaluate_random(test, gallery, leaked=leaked)
+    other_images = Embeddings(test.vectors[kept], test.labels[kept], test.classes)
+    expected = evaluate_random(other_images, gallery)
+    for metric in (
+        "knn_accuracy",
+        "triplet_accuracy",
+        "classification_accuracy",
+        "map_at_r",
+        "calibration_error",
+    ):
+        score = run.score(metric, WITHOUT_DUPLICATES)
+        assert score.value == pytest.approx(expected.score(metric).value)
+        assert score.count == expected.score(metric).count
+    assert run.score("knn_accuracy").count == 120
+    pair = ("classification_accuracy", "knn_accuracy")
+    paired = dataclasses.astuple(run.paired_test(*pair, WITHOUT_DUPLICATES))
+    assert paired[3:] == dataclasses.astuple(expected.paired_test(*pair))[3:]
+
+
+def test_scores_are_undefined_if_all_images_are_duplicates():
+    test, gallery = random_embeddings(30, 3), random_embeddings(60, 3, seed=2)
+    run = evaluate_random(test, gallery, leaked=tuple(range(30)))
+    scores = [score for score in run.scores if score.split == WITHOUT_DUPLICATES]
+    tests = [paired for paired in run.paired_tests if paired.split == WITHOUT_DUPLICATES]
+    assert scores and all(score.value is None and score.count == 0 for score in scores)
+    assert tests and all(paired.difference is None and paired.count == 0 for paired in tests)
+
+
+def test_temperature_changes_probabilities_but_no_prediction():
+    test, gallery = random_embeddings(120, 4), random_embeddings(200, 4, seed=2)
+    cold = evaluate_random(test, gallery, temperature=1.0).prediction
+    hot = evaluate_random(test, gallery, temperature=4.0).prediction
+    assert (cold.classifier == hot.classifier).all()
+    assert (hot.probability < cold.probability).all()
+    np.testing.assert_array_equal(hot.uncalibrated, cold.probability)
+
+
+def test_spread_is_the_root_mean_square_distance():
+    test, gallery = random_embeddings(50, 3), random_embeddings(60, 3, seed=2)
+    squared = torch.cdist(test.vectors.double(), test.vectors.double()).square()
+    expected = float(squared.mean().sqrt())
+    assert evaluate_random(test, gallery).spread == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 0]])
+def test_triplet_accuracy_without_triplets_is_undefined(labels):
+    gallery = random_embeddings(60, 3, seed=2)
+    test = Embeddings(unit_vectors(3, 8, seed=0), torch.tensor(labels), gallery.classes)
+    assert evaluate_random(test, gallery).score("triplet_accuracy").value is None
