@@ -52,7 +52,7 @@ class Header(NamedTuple):
 
 
 def _header(kind: str, digest: str, record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the header as it is written to the file."""
+    """Return the header to write to the file."""
     return {
         "format_version": str(FORMAT_VERSION),
         "kind": kind,
@@ -264,7 +264,7 @@ def _read(path: Path, kind: str = "") -> tuple[Header, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: not a complete safetensors file ({error}); create the file again"

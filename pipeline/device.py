@@ -73,7 +73,7 @@ def _use_deterministic_algorithms(device: str) -> None:
     torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
     # Deterministic mode fills new memory with NaN to expose reads of uninitialised memory.
     # There are no such reads here, and filling takes a seventh of the training time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set at run time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device != "cpu":
         warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
 

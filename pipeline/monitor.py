@@ -47,7 +47,7 @@ class TrainingMonitor:
 
     Args:
         out: Checkpoint that the run will write.
-        identity: What identifies the run; saved with the state.
+        identity: Data, settings and precision that identify the run; saved with the state.
         epochs: Number of epochs of the run.
         bar: Progress bar that counts images.
         say: Function that prints a message.

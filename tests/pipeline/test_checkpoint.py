@@ -27,7 +27,7 @@ def saved(tmp_path):
 def change_header(path, **changes):
     """Save the same tensors with other header entries."""
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = file.metadata()
     save_file(tensors, path, {**header, **changes})
 
