@@ -15,7 +15,17 @@ from pipeline.processes import is_main_process
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where and how loudly to run: `--device --precision --threads --quiet --cache --root --download`."""
+    """Device, verbosity and cache options of a run.
+
+    Attributes:
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        precision: ``auto``, ``fp32`` or ``bf16``; used in training.
+        threads: Number of CPU threads. ``None`` keeps PyTorch's choice.
+        quiet: Show neither messages nor progress.
+        cache: Folder for decoded images and trunk features. ``None`` is the user's cache folder.
+        root: Folder of torchvision's data sets. ``None`` is a folder in the user's cache.
+        download: Allow downloads of data sets.
+    """
 
     device: str = "auto"
     precision: str = "auto"
@@ -26,10 +36,22 @@ class RunContext:
     download: bool = False
 
     def start(self) -> torch.device:
+        """Set up the device; see :func:`pipeline.device.start_device`.
+
+        Returns:
+            The chosen device.
+
+        Raises:
+            SettingsError: If the device is not available or ``threads`` is below 1.
+        """
         return start_device(self.device, self.threads)
 
     def say(self, message: str) -> None:
-        """A line for the person who waits, above any progress bar."""
+        """Print a message to stderr, above any progress bar.
+
+        Args:
+            message: One or more lines.
+        """
         if not self.quiet and is_main_process():
             tqdm.write(message, file=sys.stderr)
 
@@ -42,7 +64,18 @@ class RunContext:
         initial: int = 0,
         unit: str = "it",
     ) -> Any:
-        """A progress bar, on a terminal only."""
+        """Create a progress bar, shown only if stderr is a terminal.
+
+        Args:
+            caption: Text before the bar.
+            total: Count at the end.
+            items: Iterable to wrap. Without it the caller updates the bar.
+            initial: Count at the start.
+            unit: Unit of the count.
+
+        Returns:
+            A ``tqdm`` progress bar.
+        """
         hidden = self.quiet or not sys.stderr.isatty() or not is_main_process()
         return tqdm(
             items,
@@ -57,6 +90,15 @@ class RunContext:
         )
 
     def show(self, caption: str, total: int, items: Iterable[Any]) -> Iterable[Any]:
-        """An iterable under a progress bar."""
+        """Wrap an iterable in a progress bar.
+
+        Args:
+            caption: Text before the bar.
+            total: Number of items.
+            items: Iterable to wrap.
+
+        Returns:
+            An iterable over the same items.
+        """
         bar: Iterable[Any] = self.bar(caption, total, items)
         return bar

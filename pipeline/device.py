@@ -1,4 +1,4 @@
-"""The machine: device, precision, threads, processes, signals, versions. Nothing else in the project asks about them."""
+"""Device, precision, determinism and memory settings of the process, and package versions."""
 
 import ctypes
 import importlib.metadata
@@ -15,84 +15,128 @@ from pipeline.processes import join_process_group
 from stages.errors import SettingsError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-
-
 PRECISIONS = ("auto", "fp32", "bf16")
+# Capabilities that PyTorch reports for processors with bfloat16 instructions.
+BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16")
 
 
 def start_device(device: str, threads: int | None) -> torch.device:
-    """Choose the device, make what runs on it repeatable, and join the other processes if `torchrun` started several.
+    """Choose the device, turn on deterministic algorithms and join the process group, if any.
 
-    device: one of `DEVICES`; `auto` takes CUDA where there is one, else the CPU. threads: of the CPU, None: torch's choice.
-    Raises SettingsError for a device that this machine lacks.
+    Args:
+        device: One of ``DEVICES``. ``auto`` is CUDA if it is available, else the CPU.
+        threads: Number of CPU threads. ``None`` keeps PyTorch's choice.
+
+    Returns:
+        The chosen device.
+
+    Raises:
+        SettingsError: If the device is not available or ``threads`` is below 1.
     """
     if threads is not None:
         if threads < 1:
             raise SettingsError("threads", threads, "out of range; use at least 1")
         torch.set_num_threads(threads)
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    chosen = ("cuda" if available["cuda"] else "cpu") if device == "auto" else device
-    if not available[chosen]:
-        found = ", ".join(name for name, there in available.items() if there)
-        raise SettingsError(
-            "device", device, f"not on this machine, which has {found}; use one of these, or auto"
-        )
-    # On CUDA some operations have no deterministic form: there the rest is, and a warning each would help nobody.
-    # (`use_deterministic_algorithms` does the same, and imports torch's compiler for a second first.)
-    torch.set_deterministic_debug_mode("error" if chosen == "cpu" else "warn")
-    # Filling fresh memory would find reads of it, of which there are none, at a seventh of the training time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # made at run time, unseen by types
+    chosen = _choose_device(device)
+    _use_deterministic_algorithms(chosen)
     if chosen == "cpu":
         _keep_freed_memory()
-    else:
-        warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         join_process_group(chosen)
     return torch.device(chosen)
 
 
+def _choose_device(device: str) -> str:
+    available = ["cpu"]
+    if torch.cuda.is_available():
+        available.append("cuda")
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    if device == "auto":
+        return "cuda" if "cuda" in available else "cpu"
+    if device not in available:
+        raise SettingsError(
+            "device", device, f"not on this machine; use auto or {', '.join(available)}"
+        )
+    return device
+
+
+def _use_deterministic_algorithms(device: str) -> None:
+    """Make two runs with the same seed give the same result.
+
+    On the CPU every operation that training uses has a deterministic version, so a missing one is
+    an error. On GPUs some operations have none. They run anyway, and PyTorch's warnings about them
+    are hidden because users cannot act on them.
+    """
+    # Same effect as torch.use_deterministic_algorithms, which takes a second to import
+    # torch's compiler.
+    torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
+    # Deterministic mode fills new memory with NaN to expose reads of uninitialised memory.
+    # There are no such reads here, and filling takes a seventh of the training time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if device != "cpu":
+        warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
+
+
 def _keep_freed_memory() -> None:
-    """Keep what a training step frees for the next one: giving it back to Linux, and getting it page by page again, takes a
-    tenth of the time of the small networks, a quarter of that of large ones; keeping it takes up to a fifth more memory. The
-    limits are glibc's, see mallopt(3).
+    """Keep freed memory in the process, so that the next training step reuses it.
+
+    By default glibc returns large blocks to the kernel, and each training step then pays for new
+    pages. Keeping them saves a tenth of the training time of small networks and a quarter of that
+    of large ones, and needs up to a fifth more memory. The limits are described in mallopt(3).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         trim_threshold, mmap_threshold = -1, -3
         if not mallopt(mmap_threshold, 2**31 - 1):
-            mallopt(mmap_threshold, 2**25)  # the most that an older glibc takes
+            mallopt(mmap_threshold, 2**25)  # the maximum of older glibc versions
         mallopt(trim_threshold, 2**31 - 1)
 
 
 def choose_precision(
     name: str, device: torch.device, network: nn.Module | None = None
 ) -> torch.dtype:
-    """What training computes convolutions in: `auto` is bfloat16 where the processor or GPU has it, else float32.
+    """Choose the data type in which training computes.
 
-    network: if given, `auto` is float32 on a CPU for one that `wants_float32`.
+    Args:
+        name: One of ``PRECISIONS``. ``auto`` is bfloat16 if the hardware supports it and the
+            network gains from it, else float32.
+        device: Device of the training.
+        network: Network to train. On a CPU, ``auto`` is float32 for networks that
+            :func:`prefers_float32`.
+
+    Returns:
+        ``torch.bfloat16`` or ``torch.float32``.
     """
     if name == "auto":
         if device.type == "cuda":
-            name = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+            bfloat16 = torch.cuda.is_bf16_supported()
         else:
-            faster = (
-                device.type == "cpu"
-                and _cpu_has_bfloat16()
-                and not (network and prefers_float32(network))
-            )
-            name = "bf16" if faster else "fp32"
+            bfloat16 = device.type == "cpu" and _cpu_has_bfloat16()
+            bfloat16 = bfloat16 and not (network and prefers_float32(network))
+        name = "bf16" if bfloat16 else "fp32"
     return torch.bfloat16 if name == "bf16" else torch.float32
 
 
 def prefers_float32(network: nn.Module) -> bool:
-    """Whether CPUs train it faster in float32: depthwise convolutions beside BatchNorm gain nothing from bfloat16, and copy more.
+    """Return True if a CPU trains the network faster in float32 than in bfloat16.
 
-    Measured on torchvision's and timm's networks: the EfficientNets, MobileNets and MnasNet take 0.9 to 1.5 times as long in
-    bfloat16, networks without depthwise convolutions, ConvNeXt and ViT 0.4 to 0.7 times.
+    This holds for networks with depthwise convolutions and BatchNorm: they gain nothing from
+    bfloat16 and spend time on conversions. Measured on networks of torchvision and timm: bfloat16
+    takes 0.9 to 1.5 times as long for EfficientNets, MobileNets and MnasNet, and 0.4 to 0.7 times
+    as long for ConvNeXt, ViT and networks without depthwise convolutions.
+
+    Args:
+        network: Network to train.
+
+    Returns:
+        True if the network has both depthwise convolutions and BatchNorm layers.
+
+    Example:
+        >>> prefers_float32(nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8)))
+        True
+        >>> prefers_float32(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)))
+        False
     """
     modules = list(network.modules())
     depthwise = any(
@@ -103,15 +147,14 @@ def prefers_float32(network: nn.Module) -> bool:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Emulated bfloat16 is slower than float32, so only instructions for it count."""
-    found: dict[str, bool] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # older torch: not known, so float32
-    return any(bool(found.get(name)) for name in ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16"))
+    """Return True if the processor has bfloat16 instructions; emulation is slower than float32."""
+    # Older versions of torch cannot tell; float32 is then the safe choice.
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(bool(capabilities.get(name)) for name in BFLOAT16_INSTRUCTIONS)
 
 
 def package_versions() -> dict[str, str]:
-    """Of what a result depends on."""
+    """Return the versions of Python and of the packages that influence results."""
     packages = ("torch", "torchvision", "numpy", "scikit-learn", "scipy")
     return {
         "python": platform.python_version(),

@@ -13,7 +13,7 @@ from stages.errors import PipelineError
 
 
 def default_cache() -> Path:
-    """Where decoded images are kept unless told otherwise."""
+    """Return the user's cache folder for decoded images and trunk features."""
     return Path(platformdirs.user_cache_dir("embedding-pipeline", appauthor=False))
 
 
@@ -69,11 +69,20 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises PipelineError for a folder that nothing can be written to, before hours are spent on what should go there."""
+    """Create a folder if it is missing and check that files can be written to it.
+
+    A long training run calls this first, so that it does not fail only when it saves its result.
+
+    Args:
+        folder: Folder to check.
+
+    Raises:
+        PipelineError: If the folder cannot be created or written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise PipelineError(
-            f"{folder}: can't be written to: {error.strerror}; give another path"
+            f"{folder}: cannot be written to ({error.strerror}); use another path"
         ) from error

@@ -1,4 +1,4 @@
-"""A training run seen from outside: its progress, its history and state on disk, and the signals that stop it."""
+"""Monitor a training run: progress, history, saved state and requests to stop."""
 
 import glob
 import time
@@ -17,23 +17,51 @@ from stages.embedding.train import Step
 from stages.errors import PipelineError, SettingsError
 from stages.records import EpochLog
 
-INTERVAL = 30.0  # seconds after which the state is saved, if no epoch ends before
-
-
-SHARE = 0.03  # of the time, that saving may take
+SAVE_INTERVAL = 30.0  # seconds between two saves within an epoch
+SAVE_TIME_SHARE = 0.03  # largest share of the training time that saving may take
 
 
 def state_path(out: Path) -> Path:
-    """Where the state of the run that makes `out` lies."""
+    """Return the path of the training state that belongs to a checkpoint.
+
+    Args:
+        out: Checkpoint file.
+
+    Returns:
+        A path next to the checkpoint, with the ending ``.state``.
+
+    Example:
+        >>> state_path(Path("checkpoints/embedding.safetensors")).name
+        'embedding.state'
+    """
     return out.with_name(f"{out.stem}.state")
 
 
 class TrainingMonitor:
-    """The callbacks of one `train_embedding`; the processes of a run agree on when to stop, and the leader writes.
+    """Callbacks for :func:`stages.embedding.train.train_embedding`.
 
-    out: the checkpoint to be; state and history lie beside it. identity: what makes the run this run, kept with the state.
-    epochs: in all. bar: a progress bar that counts images. say: shows a line. stop: set by a signal.
-    speeds: images a second in each epoch before this start, None where not known. tensorboard: a folder for event files.
+    All ranks agree on when to stop; the main process prints and writes. One line is printed per
+    validated epoch, the progress bar shows every step. State and history are saved next to the
+    checkpoint: after an epoch and every ``SAVE_INTERVAL`` seconds within one, as far as
+    ``SAVE_TIME_SHARE`` allows, and after the last step.
+
+    Args:
+        out: Checkpoint that the run will write.
+        identity: Data, settings and precision that identify the run; saved with the state.
+        epochs: Number of epochs of the run.
+        bar: Progress bar that counts images.
+        say: Function that prints a message.
+        stop: Request to stop, set by a signal handler.
+        speeds: Images per second of each finished epoch, ``None`` where unknown. The monitor
+            appends to the list.
+        has_validation: False if the run has no validation images; then every epoch is printed.
+        tensorboard: Folder for TensorBoard's event files.
+
+    Attributes:
+        stopped: True after a request to stop.
+
+    Raises:
+        SettingsError: If TensorBoard is not installed or its folder cannot be written to.
     """
 
     def __init__(
@@ -46,120 +74,160 @@ class TrainingMonitor:
         say: Callable[[str], None],
         stop: StopRequest,
         speeds: list[float | None],
+        has_validation: bool = True,
         tensorboard: Path | None = None,
     ):
-        self.out, self.identity, self.epochs, self.bar, self.say, self.stop = (
-            out,
-            identity,
-            epochs,
-            bar,
-            say,
-            stop,
-        )
-        self.speeds = speeds
+        self.out, self.identity, self.epochs = out, identity, epochs
+        self.bar, self.say, self.stop = bar, say, stop
+        self.speeds, self.has_validation = speeds, has_validation
         self.stopped = False
-        for stale in out.parent.glob(
-            f".{glob.escape(out.stem)}.*.????????"
-        ):  # of a save that was killed
-            stale.unlink(missing_ok=True)
-        self._board = (
-            _board(tensorboard, len(speeds)) if tensorboard and is_main_process() else None
-        )
-        self._images, self._seconds = 0, 0.0
-        self._last = self._saved = time.monotonic()
-        self._cost = 0.0  # of the last save, in seconds
+        _remove_stale_files(out)
+        self._writer: Any = None
+        if tensorboard and is_main_process():
+            self._writer = _summary_writer(tensorboard, first_epoch=len(speeds) + 1)
+        self._images, self._seconds = 0, 0.0  # of the current epoch, without validation
+        self._step_ended = self._save_ended = time.monotonic()
+        self._save_seconds = 0.0  # duration of the last save
         self._epoch_ended = self._collapsed = False
 
     def on_epoch(self, log: EpochLog) -> None:
+        """Print a validated epoch, warn of a collapse, and write to TensorBoard.
+
+        Args:
+            log: Log of the epoch that has just ended.
+        """
         speed = self._images / self._seconds if self._seconds else None
         self.speeds.append(speed)
         self._images, self._seconds, self._epoch_ended = 0, 0.0, True
-        self.say(describe_epoch(log, self.epochs, speed))
+        if log.val_knn is not None or not self.has_validation:
+            self.say(describe_epoch(log, self.epochs, speed))
         if log.collapsed and not self._collapsed:
             self.say(
-                f"warning: the embedding has collapsed: two images lie {log.mean_distance:.3f} apart on average, so nearly all "
-                "look alike to it. Try a lower --lr, or more classes and images in a batch"
+                "warning: the embedding has collapsed: the mean distance between two images is "
+                f"{log.mean_distance:.3f}, so nearly all images have the same embedding. "
+                "Try a lower --lr, or more classes and images per batch"
             )
         self._collapsed = log.collapsed
-        if self._board:
-            for name, value in {**asdict(log), "images_per_second": speed}.items():
+        if self._writer:
+            for name, value in _history_row(log, speed).items():
                 if name != "epoch" and value is not None:
-                    self._board.add_scalar(name, value, log.epoch)
-            self._board.flush()
+                    self._writer.add_scalar(name, value, log.epoch)
+            self._writer.flush()
 
     def on_step(self, step: Step) -> bool:
+        """Update the progress bar, and save the state if a save is due.
+
+        Args:
+            step: The optimiser step that has just ended.
+
+        Returns:
+            True if training should stop.
+        """
         now = time.monotonic()
-        if not self._epoch_ended:  # an epoch's last step has validation in its time
+        if not self._epoch_ended:  # the time of an epoch's last step includes validation
             self._images += step.images
-            self._seconds += now - self._last
-        self.bar.update(step.images)
-        self.bar.set_postfix_str(
-            f"loss {step.loss:.4f}, active {step.active_share:.2%}", refresh=False
-        )
+            self._seconds += now - self._step_ended
+        self._show_step(step)
         self.stopped = any_rank(self.stop.requested)
-        since = now - self._saved
-        if (
-            self.stopped
-            or step.last
-            or since > max(self._cost / SHARE, 0 if self._epoch_ended else INTERVAL)
-        ):
+        interval = 0 if self._epoch_ended else SAVE_INTERVAL
+        interval = max(interval, self._save_seconds / SAVE_TIME_SHARE)
+        if self.stopped or step.last or now - self._save_ended > interval:
             self.save(step)
         self._epoch_ended = False
-        self._last = time.monotonic()
+        self._step_ended = time.monotonic()
         return self.stopped
 
+    def _show_step(self, step: Step) -> None:
+        epoch = len(self.speeds) if self._epoch_ended else len(self.speeds) + 1
+        self.bar.update(step.images)
+        self.bar.set_postfix_str(
+            f"epoch {epoch}/{self.epochs}, loss {step.loss:.4f}, active {step.active_share:.2%}",
+            refresh=False,
+        )
+
     def save(self, step: Step) -> None:
-        """State and history; a failure is told and costs neither the run nor the last state."""
+        """Save state and history. A failure is reported and training continues.
+
+        Args:
+            step: The optimiser step after which to save.
+        """
         if not is_main_process():
             return
         start = time.monotonic()
         try:
             state = step.state()
-            save_state(
-                state_path(self.out),
-                state,
-                {**self.identity, "speeds": self.speeds, "finished": step.last},
-            )
+            record = {**self.identity, "speeds": self.speeds, "finished": step.last}
+            save_state(state_path(self.out), state, record)
             self.write_history(state.history)
         except PipelineError as error:
-            self.say(f"warning: {error}. Training goes on; what was saved before stays")
-        self._saved = time.monotonic()
-        self._cost = self._saved - start
+            self.say(f"warning: {error}. Training continues; the state saved before is kept")
+        self._save_ended = time.monotonic()
+        self._save_seconds = self._save_ended - start
 
     def write_history(self, history: tuple[EpochLog, ...]) -> None:
-        rows = [
-            {**asdict(log), "images_per_second": speed}
-            for log, speed in zip(history, self.speeds, strict=False)
-        ]
+        """Write the history next to the checkpoint, a CSV file with one row per epoch.
+
+        Args:
+            history: Logs of the finished epochs.
+
+        Raises:
+            PipelineError: If the file cannot be written.
+        """
+        rows = [_history_row(log, speed) for log, speed in zip(history, self.speeds, strict=False)]
         write_atomically(
             self.out.with_name(f"{self.out.stem}.history.csv"),
             pd.DataFrame(rows).to_csv(index=False).encode(),
         )
 
 
+def _history_row(log: EpochLog, speed: float | None) -> dict[str, Any]:
+    return {**asdict(log), "images_per_second": speed}
+
+
+def _remove_stale_files(out: Path) -> None:
+    """Remove the temporary files of a killed run; see :func:`pipeline.files.atomic_file`."""
+    for path in out.parent.glob(f".{glob.escape(out.stem)}.*.????????.partial"):
+        path.unlink(missing_ok=True)
+
+
 def describe_epoch(log: EpochLog, epochs: int, speed: float | None = None) -> str:
-    """An epoch in one line."""
+    """Describe an epoch in one line.
+
+    Args:
+        log: Log of the epoch.
+        epochs: Number of epochs of the run.
+        speed: Images per second.
+
+    Returns:
+        Loss, active share, mean distance and validation scores; ``-`` for a missing score.
+
+    Example:
+        >>> describe_epoch(EpochLog(9, 0.1, 0.25, 1.2, 0.98, None), epochs=10)
+        'epoch  9/10  loss 0.1000  active 25.00%  distance 1.200  val kNN 0.9800  val triplet -'
+    """
     knn = "-" if log.val_knn is None else f"{log.val_knn:.4f}"
     triplet = "-" if log.val_triplet is None else f"{log.val_triplet:.5f}"
-    return (
-        f"epoch {log.epoch:>{len(str(epochs))}}/{epochs}  loss {log.loss:.4f}  active {log.active_share:6.2%}  "
-        f"distance {log.mean_distance:.3f}  val kNN {knn}  val triplet {triplet}"
-        + (f"  {speed:,.0f} images/s" if speed else "")
+    line = (
+        f"epoch {log.epoch:>{len(str(epochs))}}/{epochs}  loss {log.loss:.4f}  "
+        f"active {log.active_share:6.2%}  distance {log.mean_distance:.3f}  "
+        f"val kNN {knn}  val triplet {triplet}"
     )
+    return f"{line}  {speed:,.0f} images/s" if speed else line
 
 
-def _board(folder: Path, epochs: int) -> Any:
+def _summary_writer(folder: Path, *, first_epoch: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise SettingsError(
             "tensorboard",
             folder,
-            "TensorBoard is not installed; pip install 'embedding-pipeline[tensorboard]'",
+            "TensorBoard is not installed; run pip install 'embedding-pipeline[tensorboard]'",
         ) from error
     try:
-        return SummaryWriter(str(folder), purge_step=epochs + 1)
+        # Events of an interrupted run from this epoch on are discarded.
+        return SummaryWriter(str(folder), purge_step=first_epoch)
     except OSError as error:
         raise SettingsError(
-            "tensorboard", folder, f"can't be written to ({error.strerror}); give another folder"
+            "tensorboard", folder, f"cannot be written to ({error.strerror}); use another folder"
         ) from error

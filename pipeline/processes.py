@@ -1,4 +1,9 @@
-"""Several processes started by torchrun."""
+"""Multi-process training with torchrun.
+
+torchrun starts one process per rank. The main process (rank 0) prints and writes files. Every
+rank must call the functions that communicate in the same order. In a single process they return
+at once.
+"""
 
 import atexit
 import importlib.metadata
@@ -16,72 +21,118 @@ T = TypeVar("T")
 
 
 def join_process_group(device: str) -> None:
-    """Open the process group that torchrun's environment describes; NCCL between GPUs, gloo between processors."""
-    local = int(os.environ["LOCAL_RANK"])
+    """Initialise the process group that torchrun describes in the environment.
+
+    The backend is NCCL for CUDA tensors and gloo for CPU tensors.
+
+    Args:
+        device: ``cuda`` or another device type.
+
+    Raises:
+        SettingsError: If a machine has fewer GPUs than ranks.
+    """
+    local_rank = int(os.environ["LOCAL_RANK"])
     if device == "cuda":
-        if local >= torch.cuda.device_count():
+        gpus = torch.cuda.device_count()
+        if local_rank >= gpus:
             raise SettingsError(
                 "nproc_per_node",
                 None,
-                f"more processes than the {torch.cuda.device_count()} GPUs of this machine; start one a GPU",
+                f"more processes than the {gpus} GPUs of this machine; use one process per GPU",
             )
-        torch.cuda.set_device(local)
-    # Its functions' default arguments keep the group that is open when torch's optimisers import it: closing would then not end
-    # gloo's threads, and one of these that still frees a tensor while Python shuts down aborts the process.
+        torch.cuda.set_device(local_rank)
+    # torch's optimisers import this module. If that happened after init_process_group, its default
+    # arguments would keep the group alive: destroy_process_group would not stop gloo's threads, and
+    # a thread that frees a tensor during Python's shutdown aborts the process.
     importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     atexit.register(dist.destroy_process_group)
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that speaks and writes for all."""
+    """Return True in the process of rank 0, which prints and writes files."""
     return rank_and_world_size()[0] == 0
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether the flag is set in any process; they agree."""
+    """Return True on every rank if the flag is set on any rank.
+
+    Args:
+        flag: Flag of this rank.
+
+    Returns:
+        The logical or of all ranks' flags.
+    """
     if rank_and_world_size()[1] == 1:
         return flag
-    found = torch.tensor(int(flag))
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return bool(found)
+    reduced = torch.tensor(int(flag))
+    dist.all_reduce(reduced, dist.ReduceOp.MAX)
+    return bool(reduced)
 
 
 def main_process_first(action: Callable[[], T]) -> T:
-    """Do something in the first process of each machine, then in the others: they find the files that it has made."""
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    """Call a function on local rank 0 of each machine first, then on the other ranks.
+
+    The other ranks find the files that the first call has cached.
+
+    Args:
+        action: Function to call.
+
+    Returns:
+        The function's result.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if rank_and_world_size()[1] == 1:
         return action()
     try:
-        if local == 0:
+        if local_rank == 0:
             return action()
     finally:
-        any_rank(False)  # after a failure too: the others will fail alike, instead of waiting
+        any_rank(False)  # a barrier, after an error too: the other ranks must not wait for ever
     return action()
 
 
 def main_process_only(action: Callable[[], Any]) -> None:
-    """Do something in the first process alone, while the others wait."""
+    """Call a function on rank 0 while the other ranks wait.
+
+    Args:
+        action: Function to call.
+    """
     try:
         if is_main_process():
             action()
     finally:
-        any_rank(False)
+        any_rank(False)  # a barrier
 
 
 def assert_equal_across_ranks(what: str, value: str) -> None:
-    """Raises PipelineError if processes disagree."""
+    """Check that all ranks have the same value.
+
+    Args:
+        what: Name of the data, for the error message.
+        value: Value of this rank.
+
+    Raises:
+        PipelineError: If the values differ.
+    """
     values: list[Any] = [None] * rank_and_world_size()[1]
     if len(values) > 1:
         dist.all_gather_object(values, value)
         if len(set(values)) > 1:
             raise PipelineError(
-                f"{what}: not the same in all processes; give every machine the same images"
+                f"{what}: differs between processes; give every machine the same images"
             )
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether an error says that another process of this run is gone."""
+    """Return True if an error means that another process of the group has died.
+
+    Args:
+        error: Error raised by a collective operation.
+
+    Returns:
+        True for an error of ``torch.distributed``, gloo or NCCL, or of a connection.
+    """
     text = str(error).lower()
     return rank_and_world_size()[1] > 1 and (
         isinstance(error, dist.DistError)

@@ -8,5 +8,14 @@ Progress = Callable[[str, int, Iterable[Any]], Iterable[Any]]
 
 
 def no_progress(caption: str, total: int, items: Iterable[Any]) -> Iterable[Any]:
-    """Return the items without displaying anything."""
+    """Return the items without displaying anything.
+
+    Args:
+        caption: Ignored.
+        total: Ignored.
+        items: Iterable to return.
+
+    Returns:
+        ``items``.
+    """
     return items

@@ -8,30 +8,40 @@ from typing import Any
 
 
 class StopRequest:
-    """Whether a signal has asked to stop."""
+    """Flag that a signal handler sets.
+
+    Attributes:
+        requested: True after SIGINT or SIGTERM.
+    """
 
     requested = False
 
 
 @contextmanager
 def stop_signals(say: Callable[[str], None]) -> Iterator[StopRequest]:
-    """SIGINT and SIGTERM ask to stop, where they would have ended the program; a second SIGINT ends it."""
+    """Turn SIGINT and SIGTERM into a request to stop; a second SIGINT stops at once.
+
+    Args:
+        say: Function that shows a message.
+
+    Yields:
+        The stop request. Earlier signal handlers are restored at the end.
+    """
     stop = StopRequest()
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # only the main thread may change handlers
-        yield stop
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python only lets the main thread set signal handlers
         return
 
-    def ask(number: int, _: Any) -> None:
+    def request_stop(number: int, _: Any) -> None:
         if stop.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         stop.requested = True
-        say("stopping after this step, and saving the state; Ctrl-C again to stop at once")
+        say("stopping after this step and saving the state; press Ctrl-C again to stop at once")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    earlier = {number: signal.signal(number, request_stop) for number in numbers}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in earlier.items():
             signal.signal(number, handler)

@@ -12,7 +12,19 @@ from stages.records import Embeddings
 def save_vectors(
     path: Path, train: Embeddings, validation: Embeddings | None, record: Mapping[str, Any]
 ) -> None:
-    """What stage two trains on, so that running it again reads and embeds no image."""
+    """Save the embeddings of the training and validation images.
+
+    A later run of ``pipeline classify`` then needs no images.
+
+    Args:
+        path: File to write.
+        train: Embeddings of the training images.
+        validation: Embeddings of the validation images, if there are any.
+        record: JSON-serialisable record with at least ``embedding_digest`` and ``fingerprint``.
+
+    Raises:
+        PipelineError: If the file cannot be written.
+    """
     tensors = {"train.vectors": train.vectors, "train.labels": train.labels}
     if validation:
         tensors |= {"val.vectors": validation.vectors, "val.labels": validation.labels}
@@ -22,20 +34,29 @@ def save_vectors(
 def load_vectors(
     path: Path, *, embedding_digest: str, fingerprint: str, classes: tuple[str, ...]
 ) -> tuple[Embeddings, Embeddings | None, dict[str, Any]] | None:
-    """What `save_vectors` saved and its record, or None unless the file is whole and of this embedding and this split."""
+    """Load saved embeddings if they belong to this network and these splits.
+
+    Args:
+        path: File written by :func:`save_vectors`.
+        embedding_digest: Digest of the embedding network.
+        fingerprint: Fingerprint of the data set's splits.
+        classes: Class names.
+
+    Returns:
+        The training embeddings, the validation embeddings and the record. ``None`` if the file is
+        missing, damaged, or of another network or other splits.
+    """
     try:
         header, tensors = load_tensors(path, "vectors")
     except CheckpointError:
         return None
-    if (header.record["embedding_digest"], header.record["fingerprint"]) != (
-        embedding_digest,
-        fingerprint,
-    ):
+    record = header.record
+    if record["embedding_digest"] != embedding_digest or record["fingerprint"] != fingerprint:
         return None
-    parts = [
-        Embeddings(tensors[f"{part}.vectors"], tensors[f"{part}.labels"], classes)
-        if f"{part}.vectors" in tensors
-        else None
-        for part in ("train", "val")
-    ]
-    return None if parts[0] is None else (parts[0], parts[1], header.record)
+    if "train.vectors" not in tensors:
+        return None
+    train = Embeddings(tensors["train.vectors"], tensors["train.labels"], classes)
+    validation = None
+    if "val.vectors" in tensors:
+        validation = Embeddings(tensors["val.vectors"], tensors["val.labels"], classes)
+    return train, validation, record

@@ -1,5 +1,7 @@
-"""Image files for the tests: readable and broken ones, folders of them, and their stores."""
+"""Readable and damaged image files for the tests, folders of images, and their stores."""
 
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,62 +11,42 @@ from PIL import Image
 
 from pipeline.data.decoding_pool import file_decoder, file_state
 from pipeline.data.image_store import Store, file_signature, open_store
+from pipeline.progress import no_progress
 from stages.settings import ReadSettings
 
 RAMP = np.add.outer(np.arange(24) * 5, np.arange(24) * 5).astype(np.uint8)  # 0 to 230
-
-
 COLOUR = np.stack([RAMP, RAMP.T[::-1], np.full_like(RAMP, 40)], axis=-1)
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """Encode an image in a format of Pillow."""
     buffer = BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def png_of_claimed_size(side: int) -> bytes:
-    """A PNG whose header promises side x side pixels."""
-    import struct
-    import zlib
+    """Return a small PNG whose header claims side x side pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    chunk = (
-        struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
-    )
-    data = zlib.compress(b"\0" * 1000)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk
-        + struct.pack(">I", len(data))
-        + b"IDAT"
-        + data
-        + struct.pack(">I", zlib.crc32(b"IDAT" + data))
-    )
+    pixels = zlib.compress(b"\0" * 1000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels)
 
 
 GREY, RGB = Image.fromarray(RAMP), Image.fromarray(COLOUR)
-
-
 ALPHA = np.dstack([COLOUR, np.where(RAMP > 100, 255, 0).astype(np.uint8)])
-
-
 OVER_WHITE = np.where((RAMP > 100)[..., None], COLOUR, 255)
-
-
 BITS = ((RAMP > 100) * 255).astype(np.uint8)
-
-
 PALETTE = RGB.quantize(16)
-
-
 TRANSPARENT = encode(PALETTE, "PNG", transparency=int(np.asarray(PALETTE)[0, 0]))
-
-
 STRIPES = Image.fromarray(np.stack([RAMP, 255 - RAMP, RAMP], -1))
 
-
-GOOD: dict[str, tuple[bytes, np.ndarray, float]] = {  # file, pixels, mean difference allowed
+# Content of the file, expected pixels, largest mean difference.
+GOOD: dict[str, tuple[bytes, np.ndarray, float]] = {
     **{
         f"grey {kind}": (encode(GREY, kind), RAMP, 0)
         for kind in ("PNG", "BMP", "TIFF", "PPM", "GIF")
@@ -120,10 +102,9 @@ GOOD: dict[str, tuple[bytes, np.ndarray, float]] = {  # file, pixels, mean diffe
     "damaged EXIF": (encode(RGB, "PNG", exif=b"Exif\0\0MM\0*\0\0\xff\xff\xff\xff"), COLOUR, 0),
 }
 
-
 JPEG, PNG = encode(RGB, "JPEG"), encode(RGB, "PNG")
 
-
+# Content of the file, part of the reason why it cannot be read.
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "empty"),
     "text": (b"not an image at all", "not an image"),
@@ -145,42 +126,38 @@ BAD: dict[str, tuple[bytes, str]] = {
 }
 
 
-def _directory(path: Path) -> None:
+def make_directory(path: Path) -> None:
     path.mkdir()
 
 
-def _sparse(path: Path) -> None:
+def make_sparse_file(path: Path) -> None:
+    """Create a file of 2 GB that takes no space on the disk."""
     with path.open("wb") as file:
         file.truncate(2**31)
 
 
-def build(folder: Path, cache: Path, read: ReadSettings | None = None) -> Store:
+def build_store(folder: Path, cache: Path, read: ReadSettings | None = None) -> Store:
+    """Open or build the store of all files in a folder."""
     files = [(str(path), file_state(str(path))) for path in sorted(folder.iterdir())]
     read = read or ReadSettings()
-    with file_decoder(files, read.resize) as outcomes:
-        return open_store(
-            cache,
-            file_signature(files),
-            outcomes,
-            len(files),
-            read,
-            lambda caption, total, items: items,
-        )
+    with file_decoder(files, read.resize) as decode:
+        return open_store(cache, file_signature(files), decode, len(files), read, no_progress)
 
 
-def bits(cache: Path) -> dict[str, bytes]:
+def read_all_files(folder: Path) -> dict[str, bytes]:
+    """Return the content of all files below a folder by relative path."""
     return {
-        path.relative_to(cache).as_posix(): path.read_bytes()
-        for path in sorted(cache.rglob("*"))
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
 
 
-def fill(folder: Path, count: int, shape: tuple[int, ...] = (12, 12)) -> Path:
+def write_random_images(folder: Path, count: int, shape: tuple[int, ...] = (12, 12)) -> Path:
+    """Write PNG files of random pixels, 00000.png and following."""
     folder.mkdir(parents=True, exist_ok=True)
-    chance = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     for index in range(count):
-        Image.fromarray(chance.integers(0, 256, shape, np.uint8)).save(
-            folder / f"{index:05}.png", compress_level=0
-        )
+        image = Image.fromarray(generator.integers(0, 256, shape, np.uint8))
+        image.save(folder / f"{index:05}.png", compress_level=0)
     return folder

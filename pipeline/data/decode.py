@@ -1,4 +1,7 @@
-"""Decode image files into square uint8 arrays. Imports no torch: worker processes load this module."""
+"""Decode image files into square uint8 arrays.
+
+Worker processes import this module. It must not import torch, which takes seconds to load.
+"""
 
 import hashlib
 import os
@@ -13,23 +16,17 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-OWN_SIZE_UP_TO = 64
+# Largest side of images that keep their own size; larger images are resized to this one.
+MAX_OWN_SIZE = 64
+MAX_PIXELS = 89_478_485  # Pillow warns of a decompression bomb above this
+MAX_FILE_BYTES = 2**30
+# Formats to try. Pillow reads some of the others by starting external programs (EPS).
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB")
+# Non-blocking: opening a named pipe would otherwise wait for a writer.
+OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+FILE_MODE = "mode in the file"  # key in `image.info`
 
-
-LARGEST = 89_478_485  # pixels; Pillow warns of a decompression bomb above this
-
-
-LARGEST_FILE = 2**30
-
-
-# Only these decoders are tried: some of Pillow's others start programs (EPS) or are hardly ever met.
-DECODERS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB")
-
-
-# Without waiting: a pipe with an image's name would make a plain open wait for ever.
-READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-
-
+# What is known about each image; the fields are described in `Decoded.fact`.
 FACT = np.dtype(
     [
         ("content", "S64"),
@@ -41,15 +38,19 @@ FACT = np.dtype(
     ]
 )
 
-
 Pixels = npt.NDArray[np.uint8]
 
 
 class Decoded(NamedTuple):
-    """One image: square uint8 (C, S, S) as bytes, which travel between processes ten times faster, and its row of the index.
+    """Decoded image.
 
-    fact: SHA-256 of the file, SHA-256 of the upright full-size pixels (half of it), width, height, the file's mode,
-    whether all its pixels are grey.
+    Attributes:
+        pixels: Square image, uint8 (C, S, S), as bytes. Bytes are sent between processes ten times
+            faster than an array.
+        shape: (C, S, S).
+        fact: Row of a ``FACT`` table: SHA-256 of the file; first half of the SHA-256 of the pixels
+            before resizing; width and height in pixels; Pillow's mode of the file; True if the
+            image is grey.
     """
 
     pixels: bytes
@@ -57,57 +58,66 @@ class Decoded(NamedTuple):
     fact: tuple[str, str, int, int, str, bool]
 
 
-Outcome = Decoded | str  # a string is the reason why there is no image
+Outcome = Decoded | str  # an image, or the reason why it cannot be read
 
-
-Decode = Callable[
-    [int | None, int | None], Iterator[Outcome]
-]  # (size, channels), None to choose image by image
+# Decodes all images at a size and a number of channels; None chooses them for each image.
+Decode = Callable[[int | None, int | None], Iterator[Outcome]]
 
 
 def decode_files(
     paths: Sequence[str], *, size: int | None, channels: int | None, resize: str
 ) -> list[Outcome]:
-    """Decode files, each into an image or the reason why not; never raises for what is in a file."""
+    """Decode image files. Unreadable files cause no error.
+
+    Args:
+        paths: Paths of the files.
+        size: Side of the square in pixels. ``None`` chooses it for each image.
+        channels: 1 or 3. ``None`` chooses it for each image.
+        resize: How images are fitted to a square; see :func:`fit_to_square`.
+
+    Returns:
+        For each file the decoded image, or the reason why it cannot be read.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # decoders warn of much that does not keep them from decoding
-        return [_read_file(path, size, channels, resize) for path in paths]
+        warnings.simplefilter("ignore")  # Pillow warns of many defects that do no harm
+        return [_decode_file(path, size, channels, resize) for path in paths]
 
 
-def _read_file(path: str, size: int | None, channels: int | None, resize: str) -> Outcome:
+def _decode_file(path: str, size: int | None, channels: int | None, resize: str) -> Outcome:
     try:
-        handle = os.open(path, READ)
-        try:
-            state = os.fstat(handle)
-            if not stat.S_ISREG(state.st_mode):
-                return "a folder, not a file" if stat.S_ISDIR(state.st_mode) else "not a file"
-            if state.st_size > LARGEST_FILE:
-                return f"{state.st_size / 1e9:.1f} GB, more than an image takes"
-            content = os.read(handle, state.st_size)
-            while len(content) < state.st_size and (more := os.read(handle, state.st_size)):
-                content += more
-        finally:
-            os.close(handle)
-        if not content:
-            return "empty file"
-        return prepare_image(
-            decode_image(content), hashlib.sha256(content).hexdigest(), size, channels, resize
-        )
-    except FileNotFoundError:
-        return "missing (a broken link?)"
-    except OSError as error:
-        if error.strerror:  # of the file, not of its content
-            return error.strerror.lower()
+        content = _read_file(path)
+        digest = hashlib.sha256(content).hexdigest()
+        return prepare_image(decode_image(content), digest, size, channels, resize)
+    except Exception as error:  # a decoder can raise any exception for a damaged file
         return _reason(error)
-    except (
-        Exception
-    ) as error:  # a decoder may raise anything on a broken file; the reason is kept and shown
-        return _reason(error)
+
+
+def _read_file(path: str) -> bytes:
+    handle = os.open(path, OPEN_FLAGS)
+    try:
+        state = os.fstat(handle)
+        if stat.S_ISDIR(state.st_mode):
+            raise ValueError("a folder, not a file")
+        if not stat.S_ISREG(state.st_mode):
+            raise ValueError("not a file")
+        if state.st_size > MAX_FILE_BYTES:
+            raise ValueError(f"{state.st_size / 1e9:.1f} GB, more than an image takes")
+        content = os.read(handle, state.st_size)
+        while len(content) < state.st_size and (more := os.read(handle, state.st_size)):
+            content += more
+    finally:
+        os.close(handle)
+    if not content:
+        raise ValueError("empty file")
+    return content
 
 
 def _reason(error: Exception) -> str:
+    """Describe in one line, without the path, why a file cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return "missing (a broken link?)"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
     text = " ".join(str(error).split())
     if "cannot identify image file" in text:
         return "not an image that can be read"
@@ -117,89 +127,119 @@ def _reason(error: Exception) -> str:
 def prepare_image(
     image: Image.Image, content: str, size: int | None, channels: int | None, resize: str
 ) -> Decoded:
-    """A decoded image -> its square and its row of the index.
+    """Fit a decoded image to a square and collect what is known about it.
 
-    content: what the caller knows the image's encoded content by. size, channels: None to choose from this image alone.
+    Args:
+        image: Image of mode ``L`` or ``RGB``, for example from :func:`decode_image`.
+        content: SHA-256 of the encoded image, hexadecimal.
+        size: Side of the square in pixels. ``None`` keeps the longest side up to ``MAX_OWN_SIZE``.
+        channels: 1 or 3. ``None`` is 1 for grey images, else 3.
+        resize: How the image is fitted to the square; see :func:`fit_to_square`.
+
+    Returns:
+        The square image and its facts.
     """
     width, height = image.size
-    full = np.asarray(image)
+    full = np.asarray(image)  # (H, W) or (H, W, 3)
     grey = image.mode == "L" or _is_grey(full)
     if grey and full.ndim == 3:
-        image = image.getchannel(
-            0
-        )  # so that a grey image is the same pixels in whatever mode it came
+        # A grey image has the same pixels and the same digest in any mode.
+        image = image.getchannel(0)
         full = np.asarray(image)
-    shape = f"{width}x{height}x{full.ndim}".encode()
-    pixels = hashlib.sha256(np.ascontiguousarray(full).data)
-    pixels.update(shape)
-    mode = image.info.get(MODE, image.mode)
-    side = size or (max(width, height) if max(width, height) <= OWN_SIZE_UP_TO else OWN_SIZE_UP_TO)
-    small = full if width == height == side else fit_to_square(image, side, resize)
-    wanted = channels or (1 if grey else 3)
-    fact = (content, pixels.hexdigest()[:32], width, height, mode, grey)
-    return Decoded(to_channels(small, wanted).tobytes(), (wanted, side, side), fact)
+    pixel_digest = hashlib.sha256(np.ascontiguousarray(full).data)
+    pixel_digest.update(f"{width}x{height}x{full.ndim}".encode())
+    mode = image.info.get(FILE_MODE, image.mode)
+    side = size or min(max(width, height), MAX_OWN_SIZE)
+    square = full if width == height == side else fit_to_square(image, side, resize)
+    count = channels or (1 if grey else 3)
+    return Decoded(
+        pixels=to_channels(square, count).tobytes(),
+        shape=(count, side, side),
+        fact=(content, pixel_digest.hexdigest()[:32], width, height, mode, grey),
+    )
 
 
 def _is_grey(pixels: Pixels) -> bool:
-    """Of (H, W, 3). A few pixels decide nearly always."""
-    for some in (pixels[:: 1 + len(pixels) // 16, :: 1 + pixels.shape[1] // 16], pixels):
-        if not (
-            np.array_equal(some[..., 0], some[..., 1])
-            and np.array_equal(some[..., 0], some[..., 2])
-        ):
-            return False
-    return True
+    """Return True if the three channels of (H, W, 3) are equal."""
+    # A sample of the pixels decides for nearly all colour images.
+    sample = pixels[:: 1 + len(pixels) // 16, :: 1 + pixels.shape[1] // 16]
+    return _channels_are_equal(sample) and _channels_are_equal(pixels)
 
 
-MODE = "mode in the file"
+def _channels_are_equal(pixels: Pixels) -> bool:
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    return np.array_equal(red, green) and np.array_equal(red, blue)
 
 
 def decode_image(content: bytes) -> Image.Image:
-    """An encoded image -> 8-bit grey ("L") or "RGB", upright; transparency over white; the first frame.
+    """Decode an image into 8-bit grey or RGB.
 
-    16 bits of grey are scaled to 8. `info["mode in the file"]` of the result says what it was.
-    Raises whatever Pillow raises on damaged content, ValueError for an image of more than 89 million pixels.
+    The first frame is used. EXIF orientation is applied, transparent images are put on a white
+    background, and 16-bit grey values are scaled to 8 bits.
+
+    Args:
+        content: Encoded image.
+
+    Returns:
+        Image of mode ``L`` or ``RGB``. ``info["mode in the file"]`` is the original mode.
+
+    Raises:
+        ValueError: If the image has more than 89 million pixels.
+        Exception: Any error that Pillow raises for damaged content.
+
+    Example:
+        >>> buffer = BytesIO()
+        >>> Image.new("CMYK", (4, 2)).save(buffer, "JPEG")
+        >>> image = decode_image(buffer.getvalue())
+        >>> image.mode, image.size, image.info["mode in the file"]
+        ('RGB', (4, 2), 'CMYK')
     """
-    image: Image.Image = Image.open(BytesIO(content), formats=DECODERS)
-    if image.width * image.height > LARGEST:
+    image: Image.Image = Image.open(BytesIO(content), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
         raise ValueError(
-            f"{image.width} x {image.height} pixels, more than 89 million: taken for a decompression bomb"
+            f"{image.width} x {image.height} pixels, more than 89 million: "
+            "taken for a decompression bomb"
         )
     mode = image.mode
     image.load()
-    if (
-        "exif" in image.info
-        or image.format != "PNG"
-        or "xmp" in image.info
-        or "Raw profile type exif" in image.info
-    ):
-        with suppress(Exception):  # a damaged orientation does not damage the picture
+    # A PNG without one of these keys has no orientation to apply.
+    keys = ("exif", "xmp", "Raw profile type exif")
+    if image.format != "PNG" or any(key in image.info for key in keys):
+        with suppress(Exception):  # a damaged orientation does not make the pixels unusable
             ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):  # 16 bits of grey, which a plain conversion would clip at 255
-        image = Image.fromarray(
-            (np.asarray(image).astype(np.float64) / 257).clip(0, 255).round().astype(np.uint8)
-        )
-    elif image.mode == "F":
-        image = Image.fromarray(
-            np.nan_to_num(np.asarray(image)).clip(0, 255).round().astype(np.uint8)
-        )
-    elif image.mode == "1":
-        image = image.convert("L")
-    elif image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    elif image.mode not in ("L", "RGB"):
-        image = image.convert("RGB")
-    image.info[MODE] = mode
+    image = _to_grey_or_rgb(image)
+    image.info[FILE_MODE] = mode
     return image
 
 
-def fit_to_square(image: Image.Image, size: int, resize: str) -> Pixels:
-    """Fit an image into a square.
+def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's conversion would clip at 255
+        values = np.asarray(image).astype(np.float64) / 257
+        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
-    resize: `pad-repeat`, longest side to size, then the image tiled over the square; `pad`, the same, centred on
-    its own median colour; `crop`, the central square, to size; `stretch`, both sides to size.
-    Returns uint8 (size, size) or (size, size, 3).
+
+def fit_to_square(image: Image.Image, size: int, resize: str) -> Pixels:
+    """Fit an image to a square.
+
+    Args:
+        image: Image of mode ``L`` or ``RGB``.
+        size: Side of the square in pixels.
+        resize: ``pad-repeat`` resizes the longest side to ``size`` and repeats the image over the
+            square. ``pad`` does the same with the image centred on its median colour. ``crop``
+            resizes the central square. ``stretch`` resizes both sides to ``size``.
+
+    Returns:
+        uint8 (size, size) or (size, size, 3).
     """
     width, height = image.size
     if (width, height) == (size, size):
@@ -211,28 +251,43 @@ def fit_to_square(image: Image.Image, size: int, resize: str) -> Pixels:
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
     scale = size / max(width, height)
     target = (max(1, round(width * scale)), max(1, round(height * scale)))
-    pixels: Pixels = np.asarray(
-        image if target == image.size else image.resize(target, Image.Resampling.BILINEAR)
-    )
-    tall, wide = pixels.shape[:2]
+    if target != image.size:
+        image = image.resize(target, Image.Resampling.BILINEAR)
+    pixels: Pixels = np.asarray(image)
     if resize == "pad":
-        canvas = np.empty((size, size, *pixels.shape[2:]), np.uint8)
-        canvas[:] = np.median(pixels.reshape(tall * wide, -1), axis=0).reshape(pixels.shape[2:])
-        top, left = (size - tall) // 2, (size - wide) // 2
-        canvas[top : top + tall, left : left + wide] = pixels
-        return canvas
-    tiled: Pixels = pixels[np.arange(size) % tall][:, np.arange(size) % wide]
-    return tiled
+        return _pad(pixels, size)
+    rows, columns = np.arange(size) % pixels.shape[0], np.arange(size) % pixels.shape[1]
+    repeated: Pixels = pixels[rows][:, columns]
+    return repeated
+
+
+def _pad(pixels: Pixels, size: int) -> Pixels:
+    """Centre an image on a square of its median colour."""
+    height, width = pixels.shape[:2]
+    canvas = np.empty((size, size, *pixels.shape[2:]), np.uint8)
+    canvas[:] = np.median(pixels.reshape(height * width, -1), axis=0).reshape(pixels.shape[2:])
+    top, left = (size - height) // 2, (size - width) // 2
+    canvas[top : top + height, left : left + width] = pixels
+    return canvas
 
 
 def to_channels(pixels: Pixels, channels: int) -> Pixels:
-    """uint8 (S, S) or (S, S, 3) -> (channels, S, S)."""
+    """Convert an image to grey or to three channels, channels first.
+
+    Args:
+        pixels: uint8 (S, S) or (S, S, 3).
+        channels: 1 or 3.
+
+    Returns:
+        uint8 (channels, S, S). A grey image is repeated in all three channels.
+
+    Example:
+        >>> to_channels(np.zeros((8, 8), np.uint8), 3).shape
+        (3, 8, 8)
+    """
     if channels == 1:
-        return (pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(pixels).convert("L")))[
-            None
-        ]
-    return (
-        np.broadcast_to(pixels, (3, *pixels.shape))
-        if pixels.ndim == 2
-        else pixels.transpose(2, 0, 1)
-    )
+        grey = pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(pixels).convert("L"))
+        return grey[None]  # (1, S, S)
+    if pixels.ndim == 2:
+        return np.broadcast_to(pixels, (3, *pixels.shape))
+    return pixels.transpose(2, 0, 1)  # (3, S, S)

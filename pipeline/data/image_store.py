@@ -1,46 +1,50 @@
-"""Each image is decoded once, into a memory-mapped array that later epochs, stages and runs open again.
+"""Store of decoded images: each image is decoded once, into a memory-mapped array.
 
-A store is a folder in the cache: `images`, the raw uint8 (M, C, S, S), and `index.npz`, what was learnt about each image
-while its file was open. It appears by one rename when it is whole, so a killed build leaves only a `.partial` folder, and of
-two builders of the same store the later one takes the earlier one's. Every decoding process imports this module, which
-therefore imports no torch.
+A store is a folder in the cache:
+
+=============  ==============================================================================
+``images``     All decoded images, raw uint8 (M, C, S, S).
+``index.npz``  Shape, facts about each image, position in the source, and unreadable images.
+=============  ==============================================================================
+
+Later epochs, stages and runs open the store again. It is built in a temporary ``.partial`` folder
+and renamed when it is complete. If two processes build the same store, both use the first one.
 """
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.decode import FACT, OWN_SIZE_UP_TO, Decode, Pixels
+from pipeline.data.decode import FACT, MAX_OWN_SIZE, Decode, Outcome, Pixels
 from pipeline.data.decoding_pool import FileState
+from pipeline.files import atomic_file
 from pipeline.progress import Progress
 from stages.errors import DataError
 from stages.settings import ReadSettings
 
-FORMAT = 1  # of the store; a store of another format is not found
-
-
-ABANDONED = (
-    3600.0  # seconds without a write after which a partial store is taken for a killed build's
-)
+FORMAT = 1  # part of the signature: stores of another format are not opened
+ABANDONED_SECONDS = 3600.0  # a .partial folder without a write for so long is of a killed process
 
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """What is left of a source once it is decoded.
+    """Decoded images of a source.
 
-    images: uint8 (M, C, S, S), a memory-mapped file. facts: (M,), fields as in `FACT`. origin: int64 (M,), which of the
-    source's entries each image is. skipped: the other entries, with the reason.
+    Attributes:
+        images: Readable images, uint8 (M, C, S, S), a memory-mapped file.
+        facts: Facts about each image, (M,), dtype ``FACT``.
+        origin: Position of each image among the source's entries, int64 (M,).
+        skipped: Position and reason of each unreadable entry.
     """
 
     images: Pixels
@@ -50,176 +54,219 @@ class Store:
 
 
 class NothingReadable(DataError):
-    """Not one of a source's images, the first of them included."""
+    """No image of a source is readable."""
 
 
 def file_signature(files: Sequence[tuple[str, FileState | None]]) -> str:
-    """Of files by full path, size and time of change; a missing file counts too."""
+    """Compute the signature of a list of files.
+
+    Args:
+        files: Full path and state of each file. ``None`` is the state of a missing file.
+
+    Returns:
+        32 hexadecimal digits that depend on each file's path, size and modification time.
+    """
     lines = [f"{path}\0{state[0]}\0{state[1]}" if state else path for path, state in files]
-    return hashlib.sha256(
-        f"{FORMAT}\n".encode() + "\n".join(lines).encode("utf-8", "surrogateescape")
-    ).hexdigest()[:32]
+    text = f"{FORMAT}\n" + "\n".join(lines)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def open_store(
     cache: Path, signature: str, decode: Decode, count: int, read: ReadSettings, show: Progress
 ) -> Store:
-    """Open the store of a source, or build it first.
+    """Open the store of a source, and build it first if it does not exist.
 
-    signature: names the source's present content; another signature, another store. decode: gives the outcome of each of
-    the `count` entries in order, at a size and channel count. Only called to build.
-    read: size and channels of None are chosen: the images' own size if all share one of at most 64, else 64; one channel if
-    all images are grey, else 3. Both are remembered, so that the store is found by either.
-    Raises DataError if the cache can't be written (a full disk, say), NothingReadable if no image can be read.
+    If ``read.size`` is ``None``, images that share a size of at most 64 pixels keep it, and others
+    get 64 pixels. If ``read.channels`` is ``None``, it is 1 if all images are grey, else 3. The
+    choice is saved, so that a later call finds the store without decoding.
+
+    Args:
+        cache: Folder of all stores.
+        signature: Signature of the source's content; another content needs another signature.
+        decode: Decodes all entries in order; called only to build the store.
+        count: Number of entries.
+        read: How images are read.
+        show: Wraps an iterable for display.
+
+    Returns:
+        The opened store.
+
+    Raises:
+        DataError: If the cache cannot be written to, for example because the disk is full.
+        NothingReadable: If no image is readable.
     """
-    size, channels = read.size, read.channels
     chosen_file = cache / f"{signature}.json"
+    size, channels = read.size, read.channels
     if size is None or channels is None:
         with suppress(OSError, ValueError, KeyError, TypeError):
             chosen = json.loads(chosen_file.read_text())
             size, channels = size or int(chosen["size"]), channels or int(chosen["channels"])
-    if (
-        size
-        and channels
-        and (found := _open(_place(cache, signature, size, channels, read.resize)))
-    ):
-        return found
+    if size and channels:
+        store = _open(_store_folder(cache, signature, size, channels, read.resize))
+        if store is not None:
+            return store
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        _sweep(cache)
-        folder = Path(tempfile.mkdtemp(prefix=f"{signature}.", suffix=".partial", dir=cache))
+        _remove_abandoned(cache)
+        partial = Path(tempfile.mkdtemp(prefix=f"{signature}.", suffix=".partial", dir=cache))
         try:
-            size, channels, chosen = _build(folder, decode, count, read, show)
-            _replace(chosen_file, json.dumps(chosen).encode())
-            place = _place(cache, signature, size, channels, read.resize)
-            store = _open(place)  # another process may have been faster
-            if store is None:
-                shutil.rmtree(place, ignore_errors=True)  # a damaged one
-                with suppress(
-                    OSError
-                ):  # the faster one again: a folder does not replace a full one
-                    folder.rename(place)
-                store = _open(place)
+            size, channels, chosen = _build(partial, decode, count, read, show)
+            with atomic_file(chosen_file) as file:
+                file.write(json.dumps(chosen).encode())
+            folder = _store_folder(cache, signature, size, channels, read.resize)
+            store = _move_and_open(partial, folder)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise DataError(
-            f"{cache}: the decoded images can't be kept there ({error.strerror or error}); make room, or give --cache"
+            f"{cache}: decoded images cannot be written there ({error.strerror or error}); "
+            "free some space or use another folder with --cache"
         ) from error
     if store is None:
-        raise DataError(f"{place}: written, but can't be read back; remove it, or give --cache")
+        raise DataError(
+            f"{folder}: written, but cannot be read; remove it or use another folder with --cache"
+        )
     return store
 
 
-def _place(cache: Path, signature: str, size: int, channels: int, resize: str) -> Path:
+def _store_folder(cache: Path, signature: str, size: int, channels: int, resize: str) -> Path:
     return cache / f"{signature}-{size}-{channels}-{resize}"
 
 
-def _sweep(cache: Path) -> None:
-    """Remove what killed builds left. A living one writes all the time, so age tells them apart."""
-    for left in cache.glob("*.partial"):
+def _remove_abandoned(cache: Path) -> None:
+    """Remove what killed processes have left. A running one writes all the time."""
+    for path in cache.glob("*.partial"):
         with suppress(OSError):
-            if (
-                time.time() - max(path.stat().st_mtime for path in (left, *left.glob("*")))
-                > ABANDONED
-            ):
-                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+            last_write = max(entry.stat().st_mtime for entry in (path, *path.glob("*")))
+            if time.time() - last_write <= ABANDONED_SECONDS:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+def _move_and_open(partial: Path, folder: Path) -> Store | None:
+    """Rename a complete store, unless another process has built the same store meanwhile."""
+    store = _open(folder)
+    if store is None:
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged store
+        with suppress(OSError):  # another process was faster: the folder exists and is not empty
+            partial.rename(folder)
+        store = _open(folder)
+    return store
+
+
+def _open(folder: Path) -> Store | None:
+    """Open a store; return None if it is missing or damaged."""
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _open(place: Path) -> Store | None:
-    """The store in a folder; None if there is none, or a damaged one, which will be built anew."""
-    try:
-        with (place / "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as index:
+        with (folder / "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as index:
             shape, facts, origin = tuple(index["shape"].tolist()), index["facts"], index["origin"]
-            skipped = tuple(
-                zip(index["skipped"].tolist(), json.loads(str(index["reasons"])), strict=True)
-            )
-        if (place / "images").stat().st_size != np.prod(
-            shape, dtype=np.int64
-        ) or facts.dtype != FACT:
+            reasons = json.loads(str(index["reasons"]))
+            skipped = tuple(zip(index["skipped"].tolist(), reasons, strict=True))
+        size = (folder / "images").stat().st_size
+        if size != np.prod(shape, dtype=np.int64) or facts.dtype != FACT:
             return None
-        # Copy on write: torch wants a writable array, and nothing is ever written.
-        return Store(
-            np.memmap(place / "images", np.uint8, "c", shape=shape), facts, origin, skipped
-        )
-    except Exception:  # numpy and zipfile raise a dozen kinds of error on a damaged file
+        # Copy on write: torch requires a writable array. Nothing is written.
+        images = np.memmap(folder / "images", np.uint8, "c", shape=shape)
+        return Store(images=images, facts=facts, origin=origin, skipped=skipped)
+    except Exception:  # numpy and zipfile raise many kinds of errors for a damaged file
         return None
 
 
-class _Misfit(Exception):
-    """The images so far were written at a size, or in a number of channels, that the present one doesn't share."""
+@dataclass
+class _Written:
+    """Images written so far.
+
+    Attributes:
+        shape: (C, S, S) of the images.
+        facts: Facts about each image.
+        origin: Position of each image among the entries.
+        skipped: Reason of each unreadable entry by its position.
+    """
+
+    shape: tuple[int, ...] = ()
+    facts: list[tuple[Any, ...]] = field(default_factory=list)
+    origin: list[int] = field(default_factory=list)
+    skipped: dict[int, str] = field(default_factory=dict)
 
 
 def _build(
     folder: Path, decode: Decode, count: int, read: ReadSettings, show: Progress
 ) -> tuple[int, int, dict[str, int]]:
-    """Write `images` and `index.npz`. Returns size and channels, and what both would be if all were left to the images.
+    """Write `images` and `index.npz`.
 
-    The first images decide on size and channels. If a later one disagrees, all is decoded again with what fits
-    all: rare, found early as a rule, and cheaper than opening each file twice.
+    The first image decides on size and channels. If a later one does not fit, all images are
+    decoded again. This is rare and usually noticed early, so it costs less than opening each file
+    twice.
+
+    Returns:
+        Size and channels of the store, and those that are chosen if the settings give neither.
     """
     size, channels = read.size, read.channels
     while True:
-        facts: list[tuple[Any, ...]] = []
-        origin: list[int] = []
-        skipped: dict[int, str] = {}
-        shape: tuple[int, ...] = ()
-        try:
-            with (folder / "images").open("wb") as file:
-                for number, outcome in enumerate(
-                    show("reading images", count, decode(size, channels))
-                ):
-                    if isinstance(outcome, str):
-                        skipped[number] = outcome
-                        continue
-                    pixels, mine, fact = outcome
-                    if not facts:
-                        shape = mine
-                    both = (shape[-1], mine[-1])
-                    if (
-                        size is None
-                        and fact[2:4] != (facts or [fact])[0][2:4]
-                        and both != (OWN_SIZE_UP_TO, OWN_SIZE_UP_TO)
-                    ):
-                        size = OWN_SIZE_UP_TO
-                        raise _Misfit
-                    if mine[0] > shape[0]:
-                        channels = 3
-                        raise _Misfit
-                    facts.append(fact)
-                    origin.append(number)
-                    file.write(pixels if mine == shape else pixels * 3)  # grey among colour
-        except _Misfit:
-            continue
-        if not facts:
-            raise NothingReadable(
-                f"none of the {count} images can be read; the first: {skipped.get(0, 'none found')}"
-            )
-        table = np.array(facts, FACT)
-        np.savez(
-            folder / "index.npz",
-            shape=np.array((len(facts), *shape)),
-            facts=table,
-            origin=np.array(origin, np.int64),
-            skipped=np.array(list(skipped), np.int64),
-            reasons=np.array(json.dumps(list(skipped.values()))),
-        )
-        widths, heights = np.unique(table["width"]), np.unique(table["height"])
-        side = max(int(widths[-1]), int(heights[-1]))
-        own = len(widths) == len(heights) == 1 and side <= OWN_SIZE_UP_TO
-        chosen = {
-            "size": side if own else OWN_SIZE_UP_TO,
-            "channels": 1 if table["grey"].all() else 3,
-        }
-        return shape[-1], shape[0], chosen
+        outcomes = show("reading images", count, decode(size, channels))
+        written, required = _write_images(folder / "images", outcomes, size, channels)
+        if required == (size, channels):
+            break
+        size, channels = required
+    if not written.facts:
+        reason = written.skipped.get(0, "none found")
+        raise NothingReadable(f"none of the {count} images can be read; the first: {reason}")
+    facts = np.array(written.facts, FACT)
+    np.savez(
+        folder / "index.npz",
+        shape=np.array((len(facts), *written.shape)),
+        facts=facts,
+        origin=np.array(written.origin, np.int64),
+        skipped=np.array(list(written.skipped), np.int64),
+        reasons=np.array(json.dumps(list(written.skipped.values()))),
+    )
+    return written.shape[-1], written.shape[0], _choose_shape(facts)
+
+
+def _write_images(
+    path: Path, outcomes: Iterable[Outcome], size: int | None, channels: int | None
+) -> tuple[_Written, tuple[int | None, int | None]]:
+    """Write decoded images to a file and stop at the first one that does not fit the others.
+
+    Returns:
+        The written images, and the size and channels with which all images so far would fit:
+        the given ones if all images have been written.
+    """
+    written = _Written()
+    with path.open("wb") as file:
+        for number, outcome in enumerate(outcomes):
+            if isinstance(outcome, str):
+                written.skipped[number] = outcome
+                continue
+            if not written.facts:
+                written.shape = outcome.shape
+            written.facts.append(outcome.fact)
+            written.origin.append(number)
+            if size is None and not _same_size(written, outcome.shape[-1]):
+                return written, (MAX_OWN_SIZE, channels)
+            if outcome.shape[0] > written.shape[0]:
+                return written, (size, 3)
+            # A grey image among colour images is repeated in all three channels.
+            copies = written.shape[0] // outcome.shape[0]
+            file.write(outcome.pixels * copies)
+    return written, (size, channels)
+
+
+def _same_size(written: _Written, side: int) -> bool:
+    """Return True if the last image can be stored with the first one without choosing a size."""
+    width_and_height = slice(2, 4)
+    same = written.facts[-1][width_and_height] == written.facts[0][width_and_height]
+    return same or side == written.shape[-1] == MAX_OWN_SIZE
+
+
+def _choose_shape(facts: npt.NDArray[Any]) -> dict[str, int]:
+    """Choose size and channels from all images, as `open_store` describes."""
+    widths, heights = np.unique(facts["width"]), np.unique(facts["height"])
+    side = max(int(widths[-1]), int(heights[-1]))
+    keep_size = len(widths) == len(heights) == 1 and side <= MAX_OWN_SIZE
+    return {
+        "size": side if keep_size else MAX_OWN_SIZE,
+        "channels": 1 if facts["grey"].all() else 3,
+    }

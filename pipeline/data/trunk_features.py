@@ -1,12 +1,12 @@
-"""A frozen trunk sees each image of a store once; what it makes of them is kept beside the store.
+"""Cache of a frozen trunk's features: each image passes through the trunk once.
 
-Every stage, fold and later run over the same images with the same trunk finds it there, so a photo set trains in seconds.
+Later stages, folds and runs with the same images and the same trunk read the features from the
+cache, so that training takes seconds. The file is a ``.npy`` array followed by its SHA-256 digest.
 """
 
 import hashlib
 import json
 import os
-import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,60 +16,79 @@ import torch
 from torch import Tensor
 
 from pipeline.data.dataset import Dataset
+from pipeline.files import atomic_file
 from pipeline.progress import Progress
 from stages.errors import DataError
 from stages.network.embedding_net import EmbeddingNet
 from stages.network.inference import apply_in_evaluation_mode, has_cached_features
 from stages.records import TrunkFeatures
 
-FORMAT = 1
-
-
-BLOCK = 64  # images at once
+FORMAT = 1  # part of the file's name
+BLOCK = 64  # images per forward pass
+DIGEST_BYTES = 32
 
 
 def cache_trunk_features(
     data: Dataset, network: EmbeddingNet, *, cache: Path, device: torch.device, show: Progress
 ) -> Dataset:
-    """The data with the features that the network's trunk makes of it; unchanged if the trunk isn't frozen.
+    """Add the features that a frozen trunk computes from the images of a data set.
 
-    network: on the device. cache: the folder where features are found again, by the trunk and the images' contents.
-    show: wraps an iterable for display. Raises DataError if the folder can't be written.
+    Args:
+        data: Data set.
+        network: Network with the trunk, on the device.
+        cache: Folder for the features. Files are named by trunk and content of the images.
+        device: Device for the forward passes.
+        show: Wraps an iterable for display.
+
+    Returns:
+        The data set with features in all its splits; unchanged if the trunk is not frozen or the
+        data set has its features already.
+
+    Raises:
+        DataError: If the cache cannot be written to.
     """
     digest = network.trunk_digest()
     if digest is None or has_cached_features(network, data.train):
         return data
-    source = data.origin
-    read = [source.read.size, source.read.channels, source.read.resize]
-    key = hashlib.sha256(json.dumps([FORMAT, network.config["name"], digest, read]).encode())
-    key.update(np.ascontiguousarray(source.facts["content"]).tobytes())
-    path = cache / f"{key.hexdigest()[:32]}.features.npy"
-    values = _open(path, len(source.images))
+    path = cache / f"{_cache_key(data, network, digest)}.features.npy"
+    images = data.origin.images
+    values = _open(path, len(images))
     if values is None:
         try:
-            _build(path, source.images, network, device, show)
+            _build(path, images, network, device, show)
         except OSError as error:
             raise DataError(
-                f"{cache}: features can't be kept there ({error.strerror or error}); make room, or give --cache"
+                f"{cache}: trunk features cannot be written there ({error.strerror or error}); "
+                "free some space or use another folder with --cache"
             ) from error
-        values = _open(path, len(source.images))
+        values = _open(path, len(images))
         assert values is not None
     features = TrunkFeatures(values, digest)
-    train, validation, test = (
-        part and replace(part, features=features)
-        for part in (data.train, data.validation, data.test)
+    return replace(
+        data,
+        train=replace(data.train, features=features),
+        validation=data.validation and replace(data.validation, features=features),
+        test=data.test and replace(data.test, features=features),
     )
-    assert train is not None
-    return replace(data, train=train, validation=validation, test=test)
+
+
+def _cache_key(data: Dataset, network: EmbeddingNet, trunk_digest: str) -> str:
+    """Return 32 hexadecimal digits that depend on the trunk and on the decoded images."""
+    source = data.origin
+    read = [source.read.size, source.read.channels, source.read.resize]
+    key = hashlib.sha256(json.dumps([FORMAT, network.config["name"], trunk_digest, read]).encode())
+    key.update(np.ascontiguousarray(source.facts["content"]).tobytes())
+    return key.hexdigest()[:32]
 
 
 def _open(path: Path, count: int) -> Tensor | None:
+    """Return the features (M, V, F) of a file; None if it is missing or damaged."""
     with suppress(OSError, ValueError, EOFError):
-        # Copy on write: torch wants a writable array, and nothing is ever written.
+        # Copy on write: torch requires a writable array. Nothing is written.
         values = np.load(path, mmap_mode="c", allow_pickle=False)
         if values.dtype == np.float32 and values.ndim == 3 and len(values) == count:
             with path.open("rb") as file:
-                file.seek(-32, os.SEEK_END)
+                file.seek(-DIGEST_BYTES, os.SEEK_END)
                 if hashlib.sha256(values.data).digest() == file.read():
                     return torch.from_numpy(values)
     return None
@@ -78,31 +97,25 @@ def _open(path: Path, count: int) -> Tensor | None:
 def _build(
     path: Path, images: Tensor, network: EmbeddingNet, device: torch.device, show: Progress
 ) -> None:
-    """Write (M, V, F), of each image as it is and mirrored, under a temporary name first."""
+    """Write the features (M, V, F) of V = 2 views: each image and its mirror image."""
     starts, digest = range(0, len(images), BLOCK), hashlib.sha256()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for start in show("the frozen trunk sees the images", len(starts), starts):
-                block = images[start : start + BLOCK]
-                views = [
-                    apply_in_evaluation_mode(network, network.features, [view], device=device)
-                    for view in (block, block.flip(-1))
-                ]
-                made = torch.stack(views, 1)  # (b, V, F)
-                if start == 0:
-                    header = {
-                        "descr": "<f4",
-                        "fortran_order": False,
-                        "shape": (len(images), *made.shape[1:]),
-                    }
-                    np.lib.format.write_array_header_1_0(file, header)
-                content = made.numpy().astype("<f4").tobytes()
-                file.write(content)
-                digest.update(content)
-            file.write(digest.digest())  # behind the array, where numpy doesn't look
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as file:
+        for start in show("computing trunk features", len(starts), starts):
+            block = images[start : start + BLOCK]
+            views = [
+                apply_in_evaluation_mode(network, network.features, [view], device=device)
+                for view in (block, block.flip(-1))
+            ]
+            features = torch.stack(views, 1)  # (B, V, F)
+            if start == 0:
+                header = {
+                    "descr": "<f4",
+                    "fortran_order": False,
+                    "shape": (len(images), *features.shape[1:]),
+                }
+                np.lib.format.write_array_header_1_0(file, header)
+            content = features.numpy().astype("<f4").tobytes()
+            file.write(content)
+            digest.update(content)
+        file.write(digest.digest())  # after the array, where numpy does not read

@@ -1,7 +1,6 @@
-"""Checkpoints load strictly or not at all, and a failed save loses nothing."""
+"""Checkpoints load completely or not at all."""
 
 import json
-import os
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pipeline.checkpoint import load_classifier, load_embedding, save_classifier, save_embedding
-from stages.errors import CheckpointError, PipelineError
+from stages.errors import CheckpointError
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet
 from stages.network.head import Head
@@ -18,34 +17,42 @@ from stages.records import Embeddings
 
 @pytest.fixture
 def saved(tmp_path):
+    """Path of a saved embedding, and its network."""
     network = EmbeddingNet(1, 28, 8).to(memory_format=torch.channels_last)
     path = tmp_path / "embedding.safetensors"
     save_embedding(path, network, {"network": network.config, "classes": ["a", "b"]})
     return path, network
 
 
-def rewrite(path, **changes):
-    """The same file with other header entries."""
+def change_header(path, **changes):
+    """Save the same tensors with other header entries."""
     with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = file.metadata()
     save_file(tensors, path, {**header, **changes})
 
 
-def test_a_round_trip_keeps_everything(saved):
+def assert_rejected(path, *texts, load=load_embedding):
+    """Assert that the file is rejected with a message that names it and contains the texts."""
+    with pytest.raises(CheckpointError) as error:
+        load(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    for text in texts:
+        assert text in message
+
+
+def test_embedding_round_trip(saved):
     path, network = saved
     loaded = load_embedding(path)
-    assert (
-        state_digest(loaded.network.state_dict())
-        == state_digest(network.state_dict())
-        == loaded.digest
-    )
+    assert state_digest(loaded.network.state_dict()) == state_digest(network.state_dict())
+    assert loaded.digest == state_digest(network.state_dict())
     assert loaded.classes == ("a", "b") and not loaded.network.training
     with safe_open(path, framework="pt") as file:
         assert set(file.metadata()) == {"format_version", "kind", "digest", "record"}
 
 
-def test_a_classifier_carries_its_embedder_head_and_gallery(tmp_path):
+def test_classifier_holds_network_head_and_gallery(tmp_path):
     network, head = EmbeddingNet(1, 28, 8), Head(8, 2)
     gallery = Embeddings(torch.eye(8)[:3], torch.tensor([0, 1, 1]), ("a", "b"))
     record = {
@@ -61,70 +68,71 @@ def test_a_classifier_carries_its_embedder_head_and_gallery(tmp_path):
     save_classifier(path, network, head, gallery, record)
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
-    assert {
-        "embedding.project.weight",
-        "head.weight",
-        "head.bias",
-        "gallery.vectors",
-        "gallery.labels",
-    } <= names
+    assert {"head.weight", "head.bias", "gallery.vectors", "gallery.labels"} <= names
+    assert "embedding.project.weight" in names
     loaded = load_classifier(path)
-    assert torch.equal(loaded.head.linear.weight, head.linear.weight) and loaded.gallery_ids == (
-        "x",
-        "y",
-        "z",
-    )
+    assert torch.equal(loaded.head.linear.weight, head.linear.weight)
+    assert loaded.gallery_ids == ("x", "y", "z")
     assert (loaded.temperature, loaded.k) == (1.5, 3)
     assert torch.equal(loaded.gallery.vectors, gallery.vectors)
-    save_classifier(
-        path, EmbeddingNet(1, 28, 8), head, gallery, record
-    )  # other weights than the record says
-    with pytest.raises(CheckpointError, match="not the embedding that its record names"):
-        load_classifier(path)
-
-
-def test_what_can_not_be_loaded_is_said(saved, tmp_path):
-    path, _ = saved
-    with pytest.raises(CheckpointError, match=r"no such file; `pipeline embed` makes one"):
-        load_embedding(tmp_path / "missing.safetensors")
-    with pytest.raises(CheckpointError, match="kind embedding; give one of kind classifier"):
-        load_classifier(path)
-    whole = path.read_bytes()
-    for length in (0, 4, 100, len(whole) - 1):
-        path.write_bytes(whole[:length])
-        with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-            load_embedding(path)
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # one bit
-    with pytest.raises(CheckpointError, match="the file is damaged"):
-        load_embedding(path)
-    path.write_bytes(whole)
-    rewrite(path, format_version="2")
-    with pytest.raises(CheckpointError, match="format 2; this program reads up to 1"):
-        load_embedding(path)
-    save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(CheckpointError, match="not one of this program's"):
-        load_embedding(path)
-
-
-def test_tensors_that_do_not_fit_the_record_are_refused(saved):
-    path, network = saved
-    rewrite(
-        path, record=json.dumps({"network": {**network.config, "dim": 9}, "classes": ["a", "b"]})
+    # The record names the digest of another network.
+    save_classifier(path, EmbeddingNet(1, 28, 8), head, gallery, record)
+    assert_rejected(
+        path, "digest", f"pipeline classify --embedding FILE --out {path}", load=load_classifier
     )
-    with pytest.raises(CheckpointError, match="don't fit the network"):
-        load_embedding(path)
 
 
-def test_a_failed_save_leaves_the_old_file_and_no_other(saved, monkeypatch):
+@pytest.mark.parametrize(
+    ("load", "command"),
+    [
+        (load_embedding, "pipeline embed --data SOURCE --out"),
+        (load_classifier, "pipeline classify --embedding FILE --out"),
+    ],
+)
+def test_missing_file_names_the_command_that_creates_it(tmp_path, load, command):
+    path = tmp_path / "missing.safetensors"
+    assert_rejected(path, "no such file", f"`{command} {path}`", load=load)
+
+
+def test_other_kind_is_rejected(saved):
+    assert_rejected(saved[0], "kind embedding", "kind classifier", load=load_classifier)
+
+
+def test_incomplete_file_is_rejected(saved):
+    path, _ = saved
+    content = path.read_bytes()
+    for length in (0, 4, 100, len(content) - 1):
+        path.write_bytes(content[:length])
+        assert_rejected(path, "not a complete safetensors file")
+
+
+def test_changed_bit_is_rejected(saved):
+    path, _ = saved
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert_rejected(path, "damaged", "digest")
+
+
+def test_newer_format_is_rejected(saved):
+    path, _ = saved
+    change_header(path, format_version="2")
+    assert_rejected(path, "format 2", "up to 1")
+
+
+def test_damaged_record_is_rejected(saved):
+    path, _ = saved
+    change_header(path, record="{")
+    assert_rejected(path, "header is damaged")
+
+
+def test_foreign_safetensors_file_is_rejected(tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"a": torch.zeros(1)}, path)
+    assert_rejected(path, "not a checkpoint")
+
+
+def test_tensors_that_do_not_fit_the_record_are_rejected(saved):
     path, network = saved
-    before = path.read_bytes()
-
-    def full_disk(handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(PipelineError, match="can't be written: No space left"):
-        save_embedding(path, network, {"network": network.config, "classes": []})
-    assert path.read_bytes() == before and [entry.name for entry in path.parent.iterdir()] == [
-        path.name
-    ]
+    record = {"network": {**network.config, "dim": 9}, "classes": ["a", "b"]}
+    change_header(path, record=json.dumps(record))
+    assert_rejected(path, "do not fit the network")

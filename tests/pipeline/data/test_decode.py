@@ -1,0 +1,127 @@
+"""Decoding gives the right pixels or a reason, and never raises."""
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import BAD, GOOD, RAMP, encode, make_directory, make_sparse_file
+from PIL import Image
+
+from pipeline.data.decode import decode_files, decode_image, fit_to_square
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_formats_and_modes(name: str, tmp_path: Path) -> None:
+    content, expected, tolerance = GOOD[name]
+    path = tmp_path / "image.JPG"  # the ending does not matter
+    path.write_bytes(content)
+    (outcome,) = decode_files([str(path)], size=None, channels=None, resize="pad-repeat")
+    assert not isinstance(outcome, str), outcome
+    expected = expected[None] if expected.ndim == 2 else expected.transpose(2, 0, 1)
+    assert outcome.shape == expected.shape
+    pixels = np.frombuffer(outcome.pixels, np.uint8).reshape(outcome.shape)
+    assert np.abs(pixels.astype(int) - expected).mean() <= tolerance
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    stored = {
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.T,
+        6: lambda a: np.rot90(a, 1),  # displayed rotated clockwise, so stored anticlockwise
+        7: lambda a: np.rot90(a.T, 2),
+        8: lambda a: np.rot90(a, -1),
+    }
+    upright = RAMP[:, :16].copy()
+    upright[:8, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.ascontiguousarray(stored[orientation](upright))
+    content = encode(Image.fromarray(pixels), "PNG", exif=exif)
+    assert np.array_equal(np.asarray(decode_image(content)), upright)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_unreadable_content_gives_a_reason(name: str, tmp_path: Path) -> None:
+    content, reason = BAD[name]
+    (tmp_path / "image.png").write_bytes(content)
+    (outcome,) = decode_files([str(tmp_path / "image.png")], size=32, channels=3, resize="crop")
+    assert isinstance(outcome, str) and outcome and reason in outcome.lower()
+    assert str(tmp_path) not in outcome and "\n" not in outcome
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: None, "missing"),
+        (lambda path: path.symlink_to(path.parent / "nowhere"), "missing"),
+        (lambda path: path.symlink_to(path), "links"),
+        (make_directory, "folder"),
+        (os.mkfifo, "not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a file"),
+        (make_sparse_file, "2.1 gb"),
+    ],
+    ids=["missing", "broken link", "link to itself", "folder", "pipe", "device", "2 GB"],
+)
+def test_unreadable_path_gives_a_reason_without_waiting(
+    make: Callable[[Path], None], reason: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "image.png")
+    (outcome,) = decode_files([str(tmp_path / "image.png")], size=32, channels=3, resize="crop")
+    assert isinstance(outcome, str) and reason in outcome.lower()
+
+
+@pytest.mark.parametrize("resize", ["pad-repeat", "pad", "crop", "stretch"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 30_000), (30_000, 1), (7, 90), (64, 64), (300, 200)])
+def test_any_shape_fits_the_square(shape: tuple[int, int], resize: str) -> None:
+    pixels = fit_to_square(Image.fromarray(np.full(shape, 77, np.uint8)), 64, resize)
+    assert pixels.shape == (64, 64) and (pixels == 77).all()
+
+
+def test_crop_takes_the_centre() -> None:
+    wide = np.zeros((32, 96), np.uint8)
+    wide[:, 32:64] = 200
+    assert (fit_to_square(Image.fromarray(wide), 16, "crop")[:, 1:-1] == 200).all()
+
+
+def test_worker_processes_import_no_torch() -> None:
+    program = "import sys, pipeline.data.decoding_pool; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+@pytest.mark.slow
+def test_fuzzed_files_give_pixels_or_a_reason(tmp_path: Path) -> None:
+    """Thousands of truncated, damaged and random files of every format."""
+    generator = random.Random(4)
+    originals = [content for content, _, _ in GOOD.values()]
+    unreadable = []
+    for case in range(6000):
+        content = bytearray(generator.choice(originals))
+        if case % 3 == 0:
+            content = content[: generator.randrange(len(content))]
+        elif case % 3 == 1:
+            for _ in range(generator.choice((1, 3, 20))):
+                content[generator.randrange(len(content))] = generator.randrange(256)
+        else:
+            random_bytes = generator.randbytes
+            content = content[: generator.randrange(20)] + random_bytes(generator.randrange(400))
+        path = tmp_path / "fuzzed.png"
+        path.write_bytes(content)
+        (outcome,) = decode_files([str(path)], size=16, channels=3, resize="pad-repeat")
+        if not isinstance(outcome, str):
+            assert outcome.shape == (3, 16, 16) and len(outcome.pixels) == 768
+        unreadable.append(isinstance(outcome, str))
+    assert 0.2 < np.mean(unreadable) < 0.95  # both outcomes occur
