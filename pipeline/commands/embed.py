@@ -273,6 +273,7 @@ def _train(
             stop=stop,
             speeds=speeds,
             tensorboard=tensorboard,
+            has_validation=data.validation is not None,
         )
         trained = train_embedding(
             data.train,

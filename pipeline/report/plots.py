@@ -10,7 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
+
+from stages.evaluation.statistics import wilson_interval
 
 INK, BLUE, ORANGE, GREY = "#222222", "#3b7ddd", "#e0702c", "#8a8f98"
 DASHED = (0, (3, 2))
@@ -130,8 +131,7 @@ def draw_reliability(
         ):
             for count, x, y in zip(counts, confidence, accuracy, strict=True):
                 if count:
-                    test = stats.binomtest(round(count * y), int(count))
-                    low, high = test.proportion_ci(method="wilson")
+                    low, high = wilson_interval(y, int(count))
                     axes.plot([x, x], [low, high], color=colour, linewidth=1, alpha=0.35)
             axes.plot(confidence, accuracy, marker, color=colour, markersize=4.5, label=caption)
         axes.set_xlim(0, 1.03)

@@ -81,14 +81,14 @@ def weights(tmp_path) -> Path:
 
 
 def test_run_reads_a_file_of_weights_once(tmp_path, monkeypatch, weights):
-    read_file = pipeline.weights._file
+    read_file = pipeline.weights._read_file
     reads = []
 
     def counting(path: Path):
         reads.append(path)
         return read_file(path)
 
-    monkeypatch.setattr(pipeline.weights, "_file", counting)
+    monkeypatch.setattr(pipeline.weights, "_read_file", counting)
     settings = EmbedSettings(
         network="torchvision:mobilenet_v3_small", weights=str(weights), epochs=1, dim=8
     )
