@@ -203,14 +203,14 @@ def describe_epoch(log: EpochLog, epochs: int, speed: float | None = None) -> st
 
     Example:
         >>> describe_epoch(EpochLog(9, 0.1, 0.25, 1.2, 0.98, None), epochs=10)
-        'epoch  9/10  loss 0.1000  active 25.00%  distance 1.200  val kNN 0.9800  val triplet -'
+        'epoch  9/10  loss 0.1000  active 25.00%  distance 1.200  val kNN 0.9800  triplet -'
     """
     knn = "-" if log.val_knn is None else f"{log.val_knn:.4f}"
     triplet = "-" if log.val_triplet is None else f"{log.val_triplet:.5f}"
     line = (
         f"epoch {log.epoch:>{len(str(epochs))}}/{epochs}  loss {log.loss:.4f}  "
         f"active {log.active_share:6.2%}  distance {log.mean_distance:.3f}  "
-        f"val kNN {knn}  val triplet {triplet}"
+        f"val kNN {knn}  triplet {triplet}"
     )
     return f"{line}  {speed:,.0f} images/s" if speed else line
 

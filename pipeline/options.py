@@ -56,9 +56,9 @@ AUTOMATIC = {
 CHOICES = {"resize": RESIZES, "mining": MININGS, "distance": DISTANCES}
 
 SOURCE = (
-    "`digits`; a folder with one subfolder per class, or with train/, val/ and test/ that have "
-    "one subfolder per class; a .csv file with the columns path and label, optionally split and "
-    "group; or torchvision:NAME."
+    "Labelled images: `digits`; a folder with one subfolder per class, or with train/, val/ and "
+    "test/ that have one subfolder per class; a .csv file with the columns path and label, "
+    "optionally split and group; or torchvision:NAME."
 )
 MOVED = "Source of the images. Needed only if they have moved since stage one."
 

@@ -34,7 +34,7 @@ def code_blocks(text: str, language: str) -> list[str]:
 def pipeline_lines(text: str) -> list[str]:
     """Return the lines of a page that call `pipeline`, without the prompt."""
     blocks = code_blocks(text, "console")
-    lines = [line for block in blocks for line in block.splitlines()]
+    lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
     return [line.removeprefix("$ ") for line in lines if line.startswith("$ pipeline ")]
 
 
@@ -168,7 +168,8 @@ def test_readme_is_short():
     lines = PAGES["README.md"].splitlines()
     assert len(lines) <= 200
     for line in lines:
-        assert len(line) <= 100 or line.startswith("|") or "](" in line, line
+        is_exempt = line.startswith(("|", "epoch ")) or "](" in line  # tables, output, links
+        assert len(line) <= 100 or is_exempt, line
 
 
 def test_links_in_the_readme_exist():

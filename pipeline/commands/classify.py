@@ -91,8 +91,8 @@ def _announce(trained: TrainedClassifier, settings: ClassifySettings, context: R
     best = trained.history[trained.epoch - 1]
     accuracy = "" if best.val_accuracy is None else f", validation accuracy {best.val_accuracy:.4f}"
     context.say(
-        f"classifier: weight decay {best.weight_decay:g}, {trained.history[-1].epoch} L-BFGS "
-        f"passes{accuracy}; temperature {trained.temperature:.2f}; k = {trained.k}"
+        f"classifier: weight decay {best.weight_decay:g}, {trained.history[-1].epoch} passes"
+        f"{accuracy}; temperature {trained.temperature:.2f}; k = {trained.k}"
     )
     if not best.converged:
         context.say(

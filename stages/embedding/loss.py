@@ -92,13 +92,13 @@ def triplet_loss(
 
     The mining modes are:
 
-    - ``batch-all``: every triplet, averaged over those with a loss above zero [1]_, equation 6;
-      averaged over all triplets with the soft margin.
+    - ``batch-all``: every triplet, averaged over those with a loss above zero (Hermans
+      et al. 2017, equation 6); averaged over all triplets with the soft margin.
     - ``batch-hard``: the farthest positive and the nearest negative of each anchor, averaged over
-      anchors [1]_, equation 5.
+      anchors (Hermans et al. 2017, equation 5).
     - ``semi-hard``: for each anchor and positive, the nearest negative that is strictly farther
-      than the positive, or the farthest negative if there is none, averaged over these pairs [2]_,
-      section 3.2.
+      than the positive, or the farthest negative if there is none, averaged over these pairs
+      (Schroff et al. 2015, section 3.2).
     - ``random``: for each anchor and positive, one negative drawn uniformly from torch's global CPU
       generator, averaged over these pairs.
 
@@ -113,7 +113,7 @@ def triplet_loss(
         labels: Class indices, int64, shape (B,).
         mining: ``batch-all``, ``batch-hard``, ``semi-hard`` or ``random``.
         margin: Margin, in the unit of ``distance``. ``None`` selects the soft margin
-            log(1 + exp(d(a,p) - d(a,n))) [1]_, section 2.
+            log(1 + exp(d(a,p) - d(a,n))), Hermans et al. 2017, section 2.
         distance: ``euclidean``, in [0, 2] between unit vectors, or ``squared``, in [0, 4].
         ids: Image shown by each row, int64, shape (B,). Two rows of one image (an image of a small
             class that is repeated) are neither positive nor negative to each other. ``None`` means
@@ -126,9 +126,10 @@ def triplet_loss(
         ValueError: If the shapes do not match, or ``mining`` or ``distance`` is unknown.
 
     References:
-        .. [1] Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017,
-           arXiv 1703.07737.
-        .. [2] Schroff et al., FaceNet, 2015, arXiv 1503.03832.
+        Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017,
+        arXiv 1703.07737.
+
+        Schroff et al., FaceNet, 2015, arXiv 1503.03832.
 
     Example:
         >>> vectors = torch.tensor([[0.0], [1.0], [3.0]], requires_grad=True)
