@@ -118,6 +118,7 @@ def check_folds(report: Path) -> None:
     assert pd.read_csv(report / "predictions.csv")["id"].nunique() == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "block", [block for _, block in PYTHON_BLOCKS], ids=[name for name, _ in PYTHON_BLOCKS]
 )

@@ -189,6 +189,7 @@ def test_resume_without_a_saved_run_starts_one(embed):
     assert embed("--resume")[0] == 0 and Path("checkpoints/embedding.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_early_stopping_holds_after_a_resume(embed, tmp_path):
     assert embed("--patience", 1, "--epochs", 30)[0] == 0
     rows, before = len(pd.read_csv("checkpoints/embedding.history.csv")), digest(tmp_path)

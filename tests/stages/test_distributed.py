@@ -179,6 +179,7 @@ def record_threads(rank: int, port: int, folder: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads thread names from /proc")
+@pytest.mark.slow
 def test_threads_of_the_process_group_end_before_exit(tmp_path, port):
     mp.spawn(record_threads, args=(port, str(tmp_path)), nprocs=2)
     for rank in range(2):

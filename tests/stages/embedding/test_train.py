@@ -40,6 +40,7 @@ def test_training_improves_validation_scores(digit_split):
     assert logs[-1].active_share < logs[0].active_share
 
 
+@pytest.mark.slow
 def test_conv_deep_learns(digit_split):
     train, validation = digit_split(slice(0, 300)), digit_split(slice(300, 400))
     settings = replace(SHORT, network="conv-deep", epochs=5)
