@@ -141,8 +141,9 @@ def pick(settings: type, options: dict[str, Any]) -> Any:
 
 def path_option(flag: str, default: Path | None, text: str) -> Callable[[Any], Any]:
     """Return an option that takes a path."""
+    shown = str(default) if default else False
     return click.option(
-        flag, type=click.Path(path_type=Path), default=default, show_default=True, help=text
+        flag, type=click.Path(path_type=Path), default=default, show_default=shown, help=text
     )
 
 
@@ -153,7 +154,7 @@ def paths_option(flag: str, default: Path, text: str) -> Callable[[Any], Any]:
         type=click.Path(path_type=Path),
         default=[default],
         multiple=True,
-        show_default=True,
+        show_default=str(default),
         help=text,
     )
 
