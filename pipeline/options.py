@@ -141,9 +141,12 @@ def pick(settings: type, options: dict[str, Any]) -> Any:
 
 def path_option(flag: str, default: Path | None, text: str) -> Callable[[Any], Any]:
     """Return an option that takes a path."""
-    shown = str(default) if default else False
     return click.option(
-        flag, type=click.Path(path_type=Path), default=default, show_default=shown, help=text
+        flag,
+        type=click.Path(path_type=Path),
+        default=default and str(default),  # click converts it; help shows it as text
+        show_default=True,
+        help=text,
     )
 
 
@@ -152,9 +155,9 @@ def paths_option(flag: str, default: Path, text: str) -> Callable[[Any], Any]:
     return click.option(
         flag,
         type=click.Path(path_type=Path),
-        default=[default],
+        default=[str(default)],
         multiple=True,
-        show_default=str(default),
+        show_default=True,
         help=text,
     )
 
