@@ -72,7 +72,7 @@ from pipeline.device import choose_precision, start_device
 from stages.embedding import augment, sampler, schedule, train
 from stages.embedding.train import Step, train_embedding
 from stages.evaluation.knn import knn
-from stages.evaluation.retrieval import measure_split
+from stages.evaluation.triplets_and_rankings import measure_split
 from stages.network.inference import embed_split
 from stages.records import Split
 from stages.settings import EmbedSettings

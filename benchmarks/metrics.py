@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.evaluation.retrieval import measure_split
 from stages.evaluation.statistics import triplet_accuracy
+from stages.evaluation.triplets_and_rankings import measure_split
 
 CLASSES = 10
 

@@ -21,7 +21,7 @@ from pipeline.report.plots import PALETTE, inline_svg
 from pipeline.report.summary import MAIN_METRICS, summary, verdict
 from pipeline.report.tables import score_title, shown_scores, side_by_side
 from stages.evaluation.explore import Exploration
-from stages.evaluation.metrics import METRICS
+from stages.evaluation.metric_definitions import METRICS
 
 CLASS_ROWS = 30  # classes in the table; the others are folded away
 CONFUSED_PAIRS = 12

@@ -13,7 +13,7 @@ from pipeline.report.formats import (
     is_significant,
     p_equals,
 )
-from stages.evaluation.metrics import METRICS
+from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.pooling import pool_runs
 from stages.evaluation.scores import WITHOUT_DUPLICATES
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.escape import escape_formula
 from pipeline.report.evaluated_run import EvaluatedRun, RunComparison, compare_runs_pairwise
-from stages.evaluation.metrics import METRICS
+from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.pooling import pool_runs
 from stages.evaluation.results import Evaluation, Score
 from stages.evaluation.scores import WITHOUT_DUPLICATES

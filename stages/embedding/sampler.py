@@ -124,7 +124,7 @@ class PKSampler:
         """Return the state from which another sampler can continue, also within an epoch."""
         if 0 < self._position < len(self):
             return {"generator": self._epoch_start, "position": self._position}
-        # Between epochs, the current state of the generator draws the next epoch.
+        # Between epochs, the next epoch is drawn from the generator's current state.
         return {"generator": self.generator.get_state(), "position": 0}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -135,7 +135,7 @@ class PKSampler:
     def _epoch(self) -> list[Tensor]:
         """Return all batches of one epoch."""
         groups = [self._groups(members) for members in self.members]
-        # Groups left per class. Negative for a class that has run out: how often it was repeated.
+        # Groups left per class. -n means that n extra groups were drawn.
         groups_left = torch.tensor([len(class_groups) for class_groups in groups])
         batches = []
         for _ in range(len(self)):
@@ -152,7 +152,7 @@ class PKSampler:
     def _choose_classes(self, groups_left: Tensor) -> list[int]:
         """Return the P classes with the most groups left; ties are broken at random.
 
-        This order gives the shortest epoch, and repeats classes that have run out evenly.
+        This order gives the shortest epoch. Classes that have run out are repeated equally often.
         """
         noise = torch.rand(len(groups_left), generator=self.generator, dtype=torch.float64)
         ranked = (groups_left + noise).argsort(descending=True)

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from stages.distributed import rank_and_world_size
 from stages.embedding.sampler import BATCH, BatchPlan, plan_batches
-from stages.records import EpochLog
 from stages.settings import EmbedSettings
 
 # Validated epochs per run. With short epochs, validating each would take half of the training time.
@@ -16,17 +15,14 @@ EPOCHS, STEPS = 20, 400  # minimum of each
 TUNED_EPOCHS, TUNED_STEPS = 10, 50  # minimum of each, if a pretrained trunk is trained
 LARGE_BATCH = 32  # images per batch, if a library's trunk is trained
 
-# Scores (kNN and triplet accuracy), number and network state dict of the best epoch so far.
-Best = tuple[tuple[float, float], int, dict[str, Tensor]]
-
 
 def plan_training(labels: Tensor, settings: EmbedSettings) -> tuple[BatchPlan, int]:
     """Choose the batches and the number of epochs where the settings leave them open.
 
     The default number of epochs is 20, or more until there are 400 steps; ``conv-deep`` trains
     three times as long. A library's trunk that is trained gets batches of 32 images, because more
-    would exceed the memory of most machines. A pretrained trunk that is trained needs half of the
-    epochs. If K is open, it is rounded up to a multiple of the world size.
+    would exceed the memory of most machines. A pretrained trunk that is trained gets at
+    least 10 epochs and 50 steps. If K is open, it is rounded up to a multiple of the world size.
 
     Args:
         labels: Class index of each training image, int64, shape (N,).
@@ -94,37 +90,3 @@ def learning_rate_factor(step: int, steps: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
-
-
-def epoch_score(log: EpochLog) -> tuple[float, float]:
-    """Return the kNN and triplet accuracy of an epoch, with 0 for a score that was not measured."""
-    return log.val_knn or 0.0, log.val_triplet or 0.0
-
-
-def is_better(log: EpochLog, best: Best | None) -> bool:
-    """Return True if a validated epoch replaces the best epoch so far.
-
-    The higher kNN accuracy wins, then the higher triplet accuracy, then the later epoch. Without
-    validation images all scores are 0, so the last epoch wins.
-
-    Args:
-        log: Log of the validated epoch.
-        best: Best of the earlier epochs, None if there is none.
-
-    Example:
-        >>> best = (0.9, 0.8), 4, {}
-        >>> is_better(EpochLog(8, 0.1, 0.2, 1.3, val_knn=0.9, val_triplet=0.8), best)
-        True
-        >>> is_better(EpochLog(8, 0.1, 0.2, 1.3, val_knn=0.9, val_triplet=0.7), best)
-        False
-    """
-    return best is None or epoch_score(log) >= best[0]
-
-
-def out_of_patience(
-    settings: EmbedSettings, history: tuple[EpochLog, ...], best: Best | None
-) -> bool:
-    """Return True if training should stop early, for lack of a better validation score."""
-    if settings.patience is None or best is None or history[-1].val_knn is None:
-        return False
-    return history[-1].epoch - best[1] >= settings.patience

@@ -17,18 +17,11 @@ from stages.distributed import (
     rank_and_world_size,
     rank_slice,
 )
+from stages.embedding.best_epoch import Best, epoch_score, is_better, out_of_patience
 from stages.embedding.inputs import training_input
 from stages.embedding.loss import TripletLoss, triplet_loss
 from stages.embedding.sampler import PKSampler
-from stages.embedding.schedule import (
-    Best,
-    epoch_score,
-    is_better,
-    is_validated,
-    learning_rate_factor,
-    out_of_patience,
-    plan_training,
-)
+from stages.embedding.schedule import is_validated, learning_rate_factor, plan_training
 from stages.embedding.validation import GALLERY, QUERIES, evenly_spaced_subset, validate
 from stages.errors import SettingsError
 from stages.network.embedding_net import EmbeddingNet, to_device
@@ -93,7 +86,7 @@ def train_embedding(
     """Train an embedding network with triplet loss on batches of P classes with K images each.
 
     The result has the weights of the best validated epoch, see
-    :func:`stages.embedding.schedule.is_better`; without validation images, of the last epoch.
+    :func:`stages.embedding.best_epoch.is_better`; without validation images, of the last epoch.
 
     With several ranks, each embeds its share of every batch, computes the loss of the whole batch
     and takes the same step. BatchNorm is synchronised between ranks on CUDA only.

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from stages.evaluation.knn import default_k, knn
-from stages.evaluation.retrieval import measure_split
 from stages.evaluation.statistics import triplet_accuracy
+from stages.evaluation.triplets_and_rankings import measure_split
 from stages.network.inference import embed_split
 from stages.records import Split
 from stages.subset import evenly_spaced

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stages.distance import exact_distances
-from stages.evaluation.retrieval import BLOCK
+from stages.evaluation.triplets_and_rankings import BLOCK
 
 
 def default_k(gallery_labels: Tensor) -> int:

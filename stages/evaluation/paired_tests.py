@@ -6,8 +6,8 @@ import numpy as np
 from scipy import stats
 
 from stages.evaluation.results import Evaluation, PairedTest
-from stages.evaluation.retrieval import SplitMeasures
 from stages.evaluation.statistics import jackknife_error, normal_quantile
+from stages.evaluation.triplets_and_rankings import SplitMeasures
 
 
 def mcnemar_test(

@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 import numpy as np
 
 from stages.evaluation.results import Evaluation, Predictions, Score
-from stages.evaluation.retrieval import SplitMeasures
 from stages.evaluation.scores import compute_scores, define_metrics, without_duplicates
+from stages.evaluation.triplets_and_rankings import SplitMeasures
 
 
 def pool_folds(

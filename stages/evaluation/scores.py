@@ -9,11 +9,11 @@ import numpy as np
 from stages.evaluation.baselines import PIXELS, Baseline
 from stages.evaluation.calibration_error import BINS, calibration_score
 from stages.evaluation.knn import knn
-from stages.evaluation.metrics import METRICS
+from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.paired_tests import mcnemar_test
 from stages.evaluation.results import Evaluation, PairedTest, Predictions, Score
-from stages.evaluation.retrieval import SplitMeasures, measure_gallery, measure_split
 from stages.evaluation.statistics import mean_score, share_score, triplet_score
+from stages.evaluation.triplets_and_rankings import SplitMeasures, measure_gallery, measure_split
 from stages.network.head import probabilities
 from stages.records import ClassifierCheckpoint, Embeddings
 

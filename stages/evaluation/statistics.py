@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from stages.evaluation.results import Score
-from stages.evaluation.retrieval import SplitMeasures
+from stages.evaluation.triplets_and_rankings import SplitMeasures
 
 RESAMPLES = 1000  # bootstrap resamples
 
@@ -83,7 +83,7 @@ def triplet_accuracy(measures: SplitMeasures) -> tuple[float, float, float]:
 
     Example:
         >>> import torch
-        >>> from stages.evaluation.retrieval import measure_split
+        >>> from stages.evaluation.triplets_and_rankings import measure_split
         >>> vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
         >>> triplet_accuracy(measure_split(vectors, torch.tensor([0, 0, 1])))
         (0.5, 0.0, 1.0)

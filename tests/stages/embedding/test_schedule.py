@@ -5,12 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from stages.embedding.schedule import (
-    is_better,
-    is_validated,
-    learning_rate_factor,
-    plan_training,
-)
+from stages.embedding.best_epoch import is_better
+from stages.embedding.schedule import is_validated, learning_rate_factor, plan_training
 from stages.records import EpochLog
 from stages.settings import EmbedSettings
 

@@ -9,7 +9,7 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
 from stages.evaluation.paired_tests import _compare_triplets, compare_runs, mcnemar_test
-from stages.evaluation.retrieval import measure_split
+from stages.evaluation.triplets_and_rankings import measure_split
 
 
 def disagreement(generator, count, only_a, only_b):

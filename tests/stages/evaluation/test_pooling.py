@@ -9,8 +9,8 @@ from factories import evaluate_random, random_embeddings
 
 from stages.evaluation.paired_tests import mcnemar_test
 from stages.evaluation.pooling import pool_folds, pool_runs
-from stages.evaluation.retrieval import measure_gallery
 from stages.evaluation.statistics import triplet_accuracy
+from stages.evaluation.triplets_and_rankings import measure_gallery
 
 CLASSES = tuple("0123")
 

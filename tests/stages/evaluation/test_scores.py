@@ -7,7 +7,7 @@ import pytest
 import torch
 from factories import evaluate_random, random_embeddings, unit_vectors
 
-from stages.evaluation.metrics import METRICS
+from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.scores import WITHOUT_DUPLICATES
 from stages.records import Embeddings
 

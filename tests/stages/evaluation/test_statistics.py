@@ -10,13 +10,13 @@ from factories import count_triplets, interval_coverage, unit_vectors
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from stages.evaluation.retrieval import measure_split
 from stages.evaluation.statistics import (
     mean_score,
     share_score,
     triplet_accuracy,
     wilson_interval,
 )
+from stages.evaluation.triplets_and_rankings import measure_split
 
 
 @pytest.mark.parametrize(

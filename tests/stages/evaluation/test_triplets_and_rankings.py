@@ -8,8 +8,8 @@ from factories import count_triplets, pairwise_distances, unit_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.evaluation.retrieval import SplitMeasures, measure_gallery, measure_split
 from stages.evaluation.statistics import triplet_accuracy
+from stages.evaluation.triplets_and_rankings import SplitMeasures, measure_gallery, measure_split
 
 RANKING_MEASURES = ("precision_at_1", "r_precision", "map_at_r", "average_precision")
 
@@ -113,7 +113,7 @@ def test_block_size_does_not_matter(monkeypatch):
     labels = torch.randint(0, 3, (50,), generator=torch.Generator().manual_seed(0))
     vectors = unit_vectors(50, 4, seed=2)
     expected = measure_split(vectors, labels)
-    monkeypatch.setattr("stages.evaluation.retrieval.BLOCK", 50 * 3)
+    monkeypatch.setattr("stages.evaluation.triplets_and_rankings.BLOCK", 50 * 3)
     assert_equal_measures(measure_split(vectors, labels), expected)
 
 
