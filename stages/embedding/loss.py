@@ -1,9 +1,9 @@
 """Triplet loss with online mining over a batch.
 
 :func:`triplet_loss` computes loss and gradient together, in blocks of anchors. Each block takes
-some rows of the distance matrix, sums the cost of its triplets, and differentiates that sum by
-every distance. Two matrix products then give the gradient by the vectors. No B x B matrix outlives
-its block. The margin is applied in :class:`TripletCost` and nowhere else.
+some rows of the distance matrix, sums the cost of its triplets, and differentiates that sum with
+respect to every distance. Two matrix products then give the gradient of the vectors. No B x B
+matrix outlives its block. In the loss, the margin is added by :class:`TripletCost` alone.
 
 Batch-all without enumerating triplets
     A triplet (a, p, n) costs max(0, d(a,p) - d(a,n) + margin), so it is active if d(a,n) is below
@@ -159,7 +159,7 @@ def triplet_loss(
 
 
 class TripletCost(NamedTuple):
-    """Cost of a triplet, and its derivatives. The margin is applied here and nowhere else.
+    """Cost of a triplet, and its derivatives. The loss adds its margin here alone.
 
     With gap = d(a,p) - d(a,n), the cost is max(0, gap + margin), or softplus(gap) with the soft
     margin.

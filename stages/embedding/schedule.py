@@ -66,7 +66,8 @@ def plan_training(labels: Tensor, settings: EmbedSettings) -> tuple[BatchPlan, i
 def is_validated(epoch: int, epochs: int) -> bool:
     """Return True if an epoch is validated.
 
-    The last epoch is, and so are ten evenly spaced ones. With fewer than 20 epochs all are.
+    The last epoch is, and so are at least ten evenly spaced ones, fewer than twenty in all. With
+    fewer than 20 epochs all are.
 
     Args:
         epoch: Number of the epoch, from 1.
