@@ -73,6 +73,7 @@ def _use_deterministic_algorithms(device: str) -> None:
     torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
     # Deterministic mode fills new memory with NaN to expose reads of uninitialised memory.
     # There are no such reads here, and filling takes a seventh of the training time.
+    # The attribute is set when torch is imported, so type checkers do not see it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device != "cpu":
         warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
