@@ -68,6 +68,48 @@ def write_atomically(path: Path, content: bytes) -> None:
         ) from error
 
 
+def check_output_file(path: Path) -> None:
+    """Check that a file can be written, before the work whose result it will hold.
+
+    Nothing is created. A device or a pipe, such as ``/dev/stdout``, is allowed.
+
+    Args:
+        path: File to write later.
+
+    Raises:
+        PipelineError: If the path is a folder or cannot be written to.
+    """
+    if path.is_dir():
+        raise PipelineError(f"{path}: is a folder; give the path of a file")
+    if path.exists() and not path.is_file():
+        if not os.access(path, os.W_OK):
+            raise PipelineError(f"{path}: cannot be written to; use another path")
+        return
+    check_output_folder(path.parent)
+
+
+def check_output_folder(folder: Path) -> None:
+    """Check that a folder exists or can be created, and that files can be written to it.
+
+    Nothing is created.
+
+    Args:
+        folder: Folder to write to later.
+
+    Raises:
+        PipelineError: If the folder cannot be created or written to.
+    """
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise PipelineError(
+            f"{folder}: cannot be written to ({error.strerror}); use another path"
+        ) from error
+
+
 def check_writable(folder: Path) -> None:
     """Create a folder if it is missing and check that files can be written to it.
 
