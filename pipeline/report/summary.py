@@ -16,9 +16,7 @@ from pipeline.report.formats import (
 from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.pooling import pool_runs
 from stages.evaluation.scores import WITHOUT_DUPLICATES
-
-# Root mean square distance between test images below which nearly all embeddings coincide.
-COLLAPSED = 0.05
+from stages.records import COLLAPSED
 
 MAIN_METRICS = ("classification_accuracy", "knn_accuracy", "triplet_accuracy")
 
@@ -172,9 +170,12 @@ def _collapse(run: EvaluatedRun) -> Finding | None:
 def _baselines(run: EvaluatedRun) -> list[Finding]:
     """Return a warning per baseline that the embedding does not significantly improve on."""
     majority = run.test.classes[int(np.bincount(run.gallery.labels.numpy()).argmax())]
+    before_training = "the network before training"
+    if run.embedding["weights"]:
+        before_training = "the pretrained trunk with an untrained projection"
     baselines = {
         "majority_accuracy": f"always predicting {majority}",
-        "untrained_knn_accuracy": "kNN on the untrained network",
+        "untrained_knn_accuracy": f"kNN on {before_training}",
         "pixel_knn_accuracy": "kNN on raw pixels",
     }
     findings = []

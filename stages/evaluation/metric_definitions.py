@@ -30,7 +30,7 @@ METRICS = {
     "triplet_accuracy": Metric(
         "Triplet accuracy",
         "Share of all triplets {triplets} with d(anchor, positive) < d(anchor, negative); equal "
-        "distances count as lost; interval: jackknife over images",
+        "distances count as lost; interval: Wilson with the jackknife error over images",
         unit="triplets",
     ),
     "classification_accuracy": Metric(
@@ -66,7 +66,7 @@ METRICS = {
         "pixels are averaged down to this size)",
     ),
     "untrained_knn_accuracy": Metric(
-        "Baseline: kNN, untrained network",
+        "Baseline: kNN before training",
         _VOTE % "untrained_voters" + "; embeddings of the network before training",
     ),
     "calibration_error": Metric(

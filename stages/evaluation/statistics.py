@@ -8,20 +8,18 @@ from scipy import stats
 from stages.evaluation.results import Score
 from stages.evaluation.triplets_and_rankings import SplitMeasures
 
-RESAMPLES = 1000  # bootstrap resamples
-
 
 def normal_quantile() -> float:
     """Return the 97.5% quantile of the standard normal distribution."""
     return float(stats.norm.ppf(0.975))
 
 
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
+def wilson_interval(share: float, count: float) -> tuple[float, float]:
     """Compute the 95% Wilson score interval of a binomial share.
 
     Args:
         share: Observed share in [0, 1].
-        count: Number of observations, at least 1.
+        count: Number of observations, above 0. An effective number may be a fraction.
 
     Returns:
         Lower and upper bound in [0, 1].
@@ -38,8 +36,9 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     centre = share + z * z / (2 * count)
     half_width = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     scale = 1 + z * z / count
-    # Rounding makes the bounds at shares of 0 and 1 exact.
-    return round((centre - half_width) / scale, 12), round((centre + half_width) / scale, 12)
+    low, high = (centre - half_width) / scale, (centre + half_width) / scale
+    # Rounding errors would leave the bounds at shares of 0 and 1 slightly outside [0, 1].
+    return (0.0 if share == 0 else low), (1.0 if share == 1 else high)
 
 
 def jackknife_error(
@@ -69,11 +68,43 @@ def jackknife_error(
     return math.sqrt((count - 1) / count * squares)
 
 
+def bounded_mean_interval(
+    mean: float, error: float | None, observations: int
+) -> tuple[float, float]:
+    """Compute a 95% interval of a mean of values in [0, 1] from its standard error.
+
+    A share of n independent images has the standard error sqrt(mean (1 - mean) / n). The interval
+    is the Wilson interval for the effective number of observations, the n for which that formula
+    gives ``error``. Unlike mean +- 1.96 errors it stays within [0, 1]. If all values are equal
+    the error is 0, although other images could have other values. The effective number is then
+    the number of observations, so that the interval has a width.
+
+    Args:
+        mean: Mean in [0, 1].
+        error: Standard error of the mean. None if it cannot be estimated.
+        observations: Number of independent observations, such as images, at least 1.
+
+    Returns:
+        Lower and upper bound in [0, 1]; (0, 1) without an error.
+
+    Example:
+        >>> low, high = bounded_mean_interval(1.0, 0.0, 9)
+        >>> round(low, 3), high
+        (0.701, 1.0)
+    """
+    if error is None:
+        return 0.0, 1.0
+    effective: float = observations
+    if error > 0 and 0 < mean < 1:
+        effective = mean * (1 - mean) / error**2
+    return wilson_interval(mean, effective)
+
+
 def triplet_accuracy(measures: SplitMeasures) -> tuple[float, float, float]:
     """Compute the share of triplets with d(anchor, positive) < d(anchor, negative).
 
-    The share is over all triplets, not a mean over anchors. The interval uses the jackknife over
-    images.
+    The share is over all triplets, not a mean over anchors. The interval is that of
+    :func:`bounded_mean_interval` with the jackknife error over images.
 
     Args:
         measures: Measures of a split.
@@ -85,7 +116,8 @@ def triplet_accuracy(measures: SplitMeasures) -> tuple[float, float, float]:
         >>> import torch
         >>> from stages.evaluation.triplets_and_rankings import measure_split
         >>> vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
-        >>> triplet_accuracy(measure_split(vectors, torch.tensor([0, 0, 1])))
+        >>> value, low, high = triplet_accuracy(measure_split(vectors, torch.tensor([0, 0, 1])))
+        >>> value, round(low, 3), round(high, 3)
         (0.5, 0.0, 1.0)
     """
     total, won = int(measures.total.sum()), int(measures.won.sum())
@@ -93,9 +125,8 @@ def triplet_accuracy(measures: SplitMeasures) -> tuple[float, float, float]:
         return math.nan, math.nan, math.nan
     value = won / total
     error = jackknife_error(won, measures.won_any, total, measures.total_any)
-    if error is None:
-        return value, 0.0, 1.0
-    return value, max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error)
+    images = int((measures.total_any > 0).sum())
+    return value, *bounded_mean_interval(value, error, images)
 
 
 def triplet_score(metric: str, split: str, measures: SplitMeasures, definition: str) -> Score:
@@ -139,9 +170,7 @@ def share_score(metric: str, split: str, correct: np.ndarray, definition: str) -
 
 
 def mean_score(metric: str, split: str, values: np.ndarray, definition: str) -> Score:
-    """Return a mean over queries as a score with a bootstrap interval.
-
-    The interval is the 95% percentile bootstrap over queries, with a fixed random seed.
+    """Return a mean over queries as a score with the interval of `bounded_mean_interval`.
 
     Args:
         metric: Name of the metric.
@@ -158,11 +187,9 @@ def mean_score(metric: str, split: str, values: np.ndarray, definition: str) -> 
     mean = min(1.0, math.fsum(values) / len(values))
     if len(values) == 1:
         return Score(metric, split, mean, None, None, 1, definition)
-    generator = np.random.default_rng(0)
-    resamples = (generator.integers(len(values), size=len(values)) for _ in range(RESAMPLES))
-    means = [values[sample].mean() for sample in resamples]
-    low, high = (float(bound) for bound in np.quantile(means, (0.025, 0.975)))
-    definition = f"{definition}; interval: bootstrap over queries"
+    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    low, high = bounded_mean_interval(mean, error, len(values))
+    definition = f"{definition}; interval: Wilson with the effective number of queries"
     return Score(metric, split, mean, low, high, len(values), definition)
 
 

@@ -8,7 +8,12 @@ from factories import add_noise, evaluate_random, interval_coverage, random_embe
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from stages.evaluation.paired_tests import _compare_triplets, compare_runs, mcnemar_test
+from stages.evaluation.paired_tests import (
+    _compare_triplets,
+    compare_runs,
+    mcnemar_test,
+    tango_interval,
+)
 from stages.evaluation.triplets_and_rankings import measure_split
 
 
@@ -26,10 +31,62 @@ def test_mcnemar_equals_statsmodels(only_a, only_b, both, neither):
     a = np.repeat([True, False, True, False], (only_a, only_b, both, neither))
     b = np.repeat([False, True, True, False], (only_a, only_b, both, neither))
     test = mcnemar_test("a", "b", "test", a, b)
-    expected = mcnemar([[both, only_a], [only_b, neither]], exact=True)
-    assert test.p_value == pytest.approx(float(expected.pvalue))
+    expected = 1.0
+    if only_a + only_b:
+        table = [[both, only_a], [only_b, neither]]
+        expected = float(mcnemar(table, exact=False, correction=False).pvalue)
+    assert test.p_value == pytest.approx(expected)
     assert test.difference == pytest.approx(a.mean() - b.mean())
     assert test.low <= test.difference <= test.high
+
+
+def test_tango_interval_equals_published_example():
+    """Airway hyper-responsiveness of 21 children: Fagerland, Lydersen and Laake 2014."""
+    assert tango_interval(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
+
+
+def test_interval_excludes_zero_exactly_if_significant():
+    """All numbers of images that distinguish the classifiers, for up to 60 images."""
+    significant = 0
+    for count in (*range(1, 21), 30, 45, 60):
+        for only_a in range(count + 1):
+            for only_b in range(count + 1 - only_a):
+                a = np.repeat([True, False, True], (only_a, only_b, count - only_a - only_b))
+                b = np.repeat([False, True, True], (only_a, only_b, count - only_a - only_b))
+                check_agreement(mcnemar_test("a", "b", "test", a, b))
+                significant += mcnemar_test("a", "b", "test", a, b).p_value < 0.05
+    assert significant > 1000
+
+
+def check_agreement(test):
+    """Check that p-value and interval agree, and that the interval contains the difference."""
+    assert -1 <= test.low <= test.difference <= test.high <= 1 and test.low < test.high
+    assert (test.low > 0 or test.high < 0) == (test.p_value < 0.05), test
+
+
+@pytest.mark.parametrize("repeats", [2, 5])
+def test_means_over_repeats_agree_too(repeats):
+    generator, p_values = np.random.default_rng(0), []
+    for share in np.linspace(0.6, 0.95, 60):
+        a = generator.binomial(repeats, 0.9, 40) / repeats
+        b = generator.binomial(repeats, share, 40) / repeats
+        test = mcnemar_test("a", "b", "test", a, b)
+        check_agreement(test)
+        p_values.append(test.p_value)
+    assert min(p_values) < 0.05 < max(p_values)
+
+
+def test_repeats_do_not_make_a_difference_significant():
+    """Three repeats that agree are no more evidence than one."""
+    a, b = np.repeat([True, False], (7, 13)), np.repeat([False, True], (17, 3))
+    single, repeated = (
+        mcnemar_test("a", "b", "test", a.astype(t), b.astype(t)) for t in (bool, float)
+    )
+    assert (single.low, single.high, single.p_value) == (
+        repeated.low,
+        repeated.high,
+        repeated.p_value,
+    )
 
 
 def test_swapping_a_and_b_changes_the_sign():
@@ -59,7 +116,7 @@ def test_paired_interval_covers_95_percent():
 
 @pytest.mark.slow
 def test_mcnemar_keeps_its_level():
-    """Equally good classifiers are significant in at most 5% of draws, as the test is exact."""
+    """Equally good classifiers are significant in about 5% of draws."""
     generator, significant = np.random.default_rng(0), 0
     for _ in range(2000):
         a, b = disagreement(generator, 400, 0.08, 0.08)
@@ -86,6 +143,8 @@ def test_a_run_equals_itself():
     run = evaluate_random(random_embeddings(150, 4), random_embeddings(200, 4, seed=2))
     for test in compare_runs(run, run):
         assert test.difference == 0 and test.p_value == 1
+        # The same triplets and the same queries: there is no spread to compute an interval from.
+        assert (test.low is None) == (test.metric_a in ("triplet_accuracy", "map_at_r"))
 
 
 def test_triplet_difference_equals_leaving_out_each_image():

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from factories import evaluate_random, random_embeddings
+from scipy import stats
 
 from stages.evaluation.paired_tests import mcnemar_test
 from stages.evaluation.pooling import pool_folds, pool_runs
-from stages.evaluation.statistics import triplet_accuracy
+from stages.evaluation.statistics import triplet_accuracy, wilson_interval
 from stages.evaluation.triplets_and_rankings import measure_gallery
 
 CLASSES = tuple("0123")
@@ -67,11 +68,12 @@ def test_repeated_predictions_do_not_narrow_an_interval():
         )
 
 
-def test_shares_over_repeats_are_compared_by_the_sign_test():
+def test_shares_over_repeats_count_as_fractions_of_an_image():
     a, b = np.array([1, 1, 0.5, 0, 1, 1]), np.array([0, 0.5, 0, 0.5, 1, 0])
     paired = mcnemar_test("a", "b", "test", a, b)
     assert paired.difference == pytest.approx(np.mean(a - b))
-    assert paired.p_value == pytest.approx(12 / 32)  # four against one
+    expected = 2 * stats.norm.sf((3 - 0.5) / np.sqrt(3 + 0.5))  # 3 images against 0.5
+    assert paired.p_value == pytest.approx(expected)
 
 
 def test_interval_of_triplet_accuracy_is_a_jackknife_over_queries():
@@ -87,7 +89,7 @@ def test_interval_of_triplet_accuracy_is_a_jackknife_over_queries():
         without.append(kept.won.sum() / kept.total.sum())
     error = np.sqrt(29 / 30 * np.square(without - np.mean(without)).sum())
     assert 0 < low < value < high < 1
-    assert (low, high) == pytest.approx((value - 1.96 * error, value + 1.96 * error))
+    assert (low, high) == pytest.approx(wilson_interval(value, value * (1 - value) / error**2))
 
 
 def test_pool_runs_equals_numpy():

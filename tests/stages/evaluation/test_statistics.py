@@ -45,7 +45,7 @@ def test_wilson_interval_covers_95_percent():
 
 
 @pytest.mark.slow
-def test_bootstrap_interval_covers_95_percent():
+def test_mean_interval_covers_95_percent():
     """The values resemble average precision: in [0, 1], mostly close to 1."""
     generator, coverages = np.random.default_rng(0), []
     for count in (100, 400):
@@ -59,13 +59,50 @@ def test_bootstrap_interval_covers_95_percent():
     assert 0.93 <= np.mean(coverages) <= 0.97, coverages
 
 
-def test_bootstrap_interval_equals_scipy():
+def test_mean_interval_of_shares_is_the_wilson_interval():
+    """Values of 0 and 1 have the standard error of a share, except for the factor n / (n - 1)."""
+    values = np.repeat([1.0, 0.0], (950, 50))
+    score = mean_score("m", "test", values, "d")
+    np.testing.assert_allclose((score.low, score.high), wilson_interval(0.95, 999), atol=1e-12)
+
+
+def test_mean_interval_resembles_the_bootstrap():
     values = np.random.default_rng(1).beta(8, 2, 300)
     score = mean_score("m", "test", values, "d")
     expected = stats.bootstrap(
         (values,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(2)
     ).confidence_interval
     np.testing.assert_allclose((score.low, score.high), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_equal_values_have_an_interval_with_a_width(value):
+    score = mean_score("m", "test", np.full(9, value), "d")
+    assert (score.low, score.high) == wilson_interval(value, 9)
+    assert score.high - score.low > 0.25
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_perfect_triplets_have_an_interval_with_a_width(classes):
+    vectors = torch.eye(classes).repeat_interleave(9 // classes, dim=0)
+    labels = torch.arange(classes).repeat_interleave(9 // classes)
+    value, low, high = triplet_accuracy(measure_split(vectors, labels))
+    assert (value, high) == (1, 1) and low == wilson_interval(1.0, len(labels))[0] < 0.75
+
+
+def test_interval_covers_a_rare_error():
+    """Most samples show no error; intervals of width 0 would cover the truth in 40% of draws.
+
+    The Wilson interval covers it in 91% of draws for this share and count.
+    """
+    generator = np.random.default_rng(0)
+
+    def draw():
+        correct = (generator.random(50) < 0.99).astype(float)
+        score = mean_score("m", "test", correct, "d")
+        return score.low, score.high
+
+    assert interval_coverage(draw, 0.99, draws=500) >= 0.88
 
 
 def test_triplet_accuracy_is_not_a_mean_over_anchors():
@@ -85,7 +122,14 @@ def test_triplet_jackknife_equals_leaving_out_each_image():
         counts = count_triplets(vectors[kept], labels[kept].tolist())
         estimates.append(counts["won"].sum() / counts["total"].sum())
     error = math.sqrt(14 / 15 * np.square(np.array(estimates) - np.mean(estimates)).sum())
-    assert (low, high) == pytest.approx((value - 1.96 * error, value + 1.96 * error))
+    expected = proportion_confint(*wilson_arguments(value, error), method="wilson")
+    assert (low, high) == pytest.approx(expected)
+
+
+def wilson_arguments(value: float, error: float) -> tuple[float, float]:
+    """Return the effective number of correct images and of images."""
+    images = value * (1 - value) / error**2
+    return value * images, images
 
 
 @pytest.mark.parametrize("labels", [torch.zeros(4).long(), torch.arange(4), torch.arange(0)])
