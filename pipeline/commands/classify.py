@@ -12,6 +12,7 @@ from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
 from pipeline.device import package_versions
 from pipeline.identity import classifier_identity, refuse_to_replace
+from pipeline.numbers import format_share
 from pipeline.processes import main_process_only
 from pipeline.vector_cache import load_vectors, save_vectors
 from stages.classifier.frozen_embedding import embed_frozen
@@ -89,7 +90,9 @@ def classify(
 def _announce(trained: TrainedClassifier, settings: ClassifySettings, context: RunContext) -> None:
     """Say which classifier validation has chosen, and whether it has converged."""
     best = trained.history[trained.epoch - 1]
-    accuracy = "" if best.val_accuracy is None else f", validation accuracy {best.val_accuracy:.4f}"
+    accuracy = ""
+    if best.val_accuracy is not None:
+        accuracy = f", validation accuracy {format_share(best.val_accuracy, 4)}"
     context.say(
         f"classifier: weight decay {best.weight_decay:g}, {trained.history[-1].epoch} passes"
         f"{accuracy}; temperature {trained.temperature:.2f}; k = {trained.k}"

@@ -190,7 +190,7 @@ def _warn_of_collapse(runs: Sequence[EvaluatedRun], context: RunContext) -> None
     collapsed = 0
     for run in runs:
         log = run.embedding["history"][run.embedding["epoch"] - 1]
-        collapsed += EpochLog(**log).collapsed
+        collapsed += EpochLog(**log).collapsed(run.embedding["settings"]["distance"])
     if collapsed:
         context.say(
             f"warning: the embedding has collapsed in {collapsed} of {len(runs)} folds; "

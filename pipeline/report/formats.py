@@ -2,6 +2,7 @@
 
 import math
 
+from pipeline.numbers import MAX_DECIMALS, format_percentage
 from stages.evaluation.results import PairedTest, Score
 
 UNDEFINED = "\u2013"
@@ -18,11 +19,7 @@ def format_percent(value: float | None) -> str:
     """
     if value is None or math.isnan(value):
         return UNDEFINED
-    for decimals in (1, 2, 3, 4):
-        text = f"{100 * value:.{decimals}f}"
-        if float(text) not in (0, 100) or value in (0, 1):
-            break
-    return f"{text}%"
+    return format_percentage(value, decimals=1)
 
 
 def format_interval(score: Score) -> str:
@@ -35,11 +32,17 @@ def format_interval(score: Score) -> str:
 def format_points(difference: float, *, decimals: int) -> str:
     """Return a difference of two scores in percentage points, with its sign.
 
+    More decimals are used where one would round to 0, so that an interval that excludes 0 does
+    not seem to contain 0.
+
     Example:
-        >>> format_points(0.0125, decimals=2)
-        '+1.25'
+        >>> format_points(0.0125, decimals=2), format_points(0.0002, decimals=1)
+        ('+1.25', '+0.02')
     """
-    return f"{100 * difference:+.{decimals}f}".replace("-", "\u2212")
+    points = 100 * difference
+    while difference and float(f"{points:.{decimals}f}") == 0 and decimals < MAX_DECIMALS:
+        decimals += 1
+    return f"{points:+.{decimals}f}".replace("-", "\u2212")
 
 
 def format_p_value(value: float | None) -> str:

@@ -44,9 +44,12 @@ class RecordingBar:
         self.postfixes.append(text)
 
 
-def make_monitor(out: Path, messages: list[str], **options: object) -> TrainingMonitor:
+def make_monitor(
+    out: Path, messages: list[str], distance: str = "euclidean", **options: object
+) -> TrainingMonitor:
     arguments = {"epochs": 10, "bar": RecordingBar(), "stop": StopRequest(), "speeds": []}
-    return TrainingMonitor(out, {}, say=messages.append, **{**arguments, **options})
+    identity = {"settings": {"distance": distance}}
+    return TrainingMonitor(out, identity, say=messages.append, **{**arguments, **options})
 
 
 def make_step(done: int, *, last: bool = False) -> Step:
@@ -111,6 +114,15 @@ def test_collapse_is_reported_once(tmp_path):
         monitor.on_epoch(EpochLog(epoch, 0.2, 1.0, distance, 0.1, 0.5))
     assert [line[:5] for line in messages] == ["epoch", "epoch", "warni", "epoch", "epoch"]
     assert "the embedding has collapsed" in messages[2] and "--lr" in messages[2]
+
+
+def test_squared_distances_have_their_own_limit(tmp_path):
+    """A mean squared distance of 0.04 is a Euclidean distance of about 0.2: no collapse."""
+    messages: list[str] = []
+    monitor = make_monitor(tmp_path / "e.safetensors", messages, distance="squared")
+    for epoch, distance in enumerate((0.04, 0.002), 1):
+        monitor.on_epoch(EpochLog(epoch, 0.2, 1.0, distance, 0.1, 0.5))
+    assert [line[:5] for line in messages] == ["epoch", "epoch", "warni"]
 
 
 @pytest.mark.parametrize(
