@@ -45,7 +45,7 @@ def commands(context: click.Context, config: Path | None) -> None:
 @commands.command()
 @opt.data_option("digits", opt.SOURCE)
 @opt.path_option("--out", EMBEDDING, "Checkpoint to write.")
-@opt.force_option
+@opt.force_option("Replace a checkpoint of another source or other settings.")
 @opt.resume_option
 @opt.path_option("--tensorboard", None, "Folder for TensorBoard files (extra `tensorboard`).")
 @opt.settings_options(EmbedSettings)
@@ -83,7 +83,7 @@ def embed(
 @opt.path_option("--embedding", EMBEDDING, "Checkpoint of stage one.")
 @opt.path_option("--out", CLASSIFIER, "Checkpoint to write.")
 @opt.data_option(None, opt.MOVED)
-@opt.force_option
+@opt.force_option("Replace a checkpoint of another source or other settings.")
 @opt.settings_options(ClassifySettings)
 @opt.cache_options
 @opt.device_options
@@ -119,6 +119,7 @@ def classify(embedding: Path, out: Path, source: str | None, force: bool, **opti
 )
 @opt.paths_option("--classifier", CLASSIFIER, "Checkpoint of stage two, one per embedding.")
 @opt.path_option("--out", REPORTS, "Folder for the report.")
+@opt.force_option("Replace a report on cross-validation.")
 @opt.figures_option
 @opt.data_option(None, opt.MOVED)
 @opt.cache_options
@@ -129,6 +130,7 @@ def report(
     out: Path,
     figures: Path | None,
     source: str | None,
+    force: bool,
     **options: Any,
 ) -> None:
     """Evaluate kNN, triplet and classification accuracy on the same held-out images.
@@ -145,6 +147,7 @@ def report(
         context=run_context(options),
         source=source,
         figures=figures,
+        force=force,
     )
     print_report(runs, out, figures, f"next: pipeline {predict_hint(classifier[0])}")
 
@@ -186,7 +189,9 @@ def predict(
 @opt.path_option("--embedding", EMBEDDING, "Checkpoint of stage one to write.")
 @opt.path_option("--classifier", CLASSIFIER, "Checkpoint of stage two to write.")
 @opt.path_option("--out", REPORTS, "Folder for the report.")
-@opt.force_option
+@opt.force_option(
+    "Replace a checkpoint of another source or other settings, or a report on cross-validation."
+)
 @opt.resume_option
 @opt.figures_option
 @opt.repeated_run_options
@@ -229,6 +234,9 @@ def run_stages(source: str, settings: Sequence[Any], options: dict[str, Any]) ->
     if seeds:
         classifier = seed_path(classifier, seeds[0])
     hint = f"next: pipeline {predict_hint(classifier)}"
+    if not runs:
+        click.echo(f"{classifier} written; {hint}")
+        return
     print_report(runs, options["out"], options["figures"], hint, pooled=bool(seeds))
 
 
@@ -237,7 +245,7 @@ def run_cross_validation(source: str, settings: Sequence[Any], options: dict[str
     from pipeline.commands.folds import run_folds
 
     repeats = 1 if options["repeats"] is None else options["repeats"]
-    arguments = {name: options[name] for name in ("folds", "out", "figures")}
+    arguments = {name: options[name] for name in ("folds", "out", "figures", "force")}
     runs = run_folds(source, *settings, repeats=repeats, context=run_context(options), **arguments)
     hint = "next: the same command without --folds trains one model and keeps it"
     print_report(runs, options["out"], options["figures"], hint)

@@ -1,6 +1,8 @@
 """Atomic file writing and checks of output paths."""
 
+import errno
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,8 @@ from typing import BinaryIO
 import platformdirs
 
 from stages.errors import PipelineError
+
+MAX_NAME_BYTES = 255  # on all common file systems
 
 
 def default_cache() -> Path:
@@ -22,7 +26,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces ``path`` only when it is complete.
 
     The content is written next to ``path`` under a temporary name, synchronised to disk, then
-    renamed. After an error or a crash the earlier file is still complete.
+    renamed. After an error or a crash the earlier file is still complete. Of a symbolic link the
+    target is replaced. A device or a pipe, such as ``/dev/stdout``, is written to directly.
 
     Args:
         path: File to write. Its folder must exist.
@@ -33,19 +38,27 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: If the folder cannot be written to or the disk is full.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    path = Path(os.path.realpath(path))
+    if is_special(path):
+        with path.open("wb") as file:
+            yield file
+        return
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # "x" creates the file with the permissions that the umask allows.
+        with partial.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
-        os.replace(name, path)
+        os.replace(partial, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
+
+
+def is_special(path: Path) -> bool:
+    """Return True for a device, a pipe or a socket."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -68,24 +81,28 @@ def write_atomically(path: Path, content: bytes) -> None:
         ) from error
 
 
-def check_output_file(path: Path) -> None:
+def check_output_file(path: Path, *, allow_special: bool = False) -> None:
     """Check that a file can be written, before the work whose result it will hold.
 
-    Nothing is created. A device or a pipe, such as ``/dev/stdout``, is allowed.
+    Nothing is created.
 
     Args:
         path: File to write later.
+        allow_special: Accept a device or a pipe, such as ``/dev/stdout``.
 
     Raises:
         PipelineError: If the path is a folder or cannot be written to.
     """
-    if path.is_dir():
-        raise PipelineError(f"{path}: is a folder; give the path of a file")
-    if path.exists() and not path.is_file():
-        if not os.access(path, os.W_OK):
-            raise PipelineError(f"{path}: cannot be written to; use another path")
-        return
-    check_output_folder(path.parent)
+    try:
+        if path.is_dir():
+            raise PipelineError(f"{path}: is a folder; give the path of a file")
+        special = is_special(path)
+    except (OSError, ValueError) as error:
+        raise _not_writable(path, error) from error
+    if special and not (allow_special and os.access(path, os.W_OK)):
+        raise PipelineError(f"{path}: is not a regular file; use another path")
+    if not special:
+        _check_new_file(path, Path(os.path.realpath(path)))
 
 
 def check_output_folder(folder: Path) -> None:
@@ -99,32 +116,28 @@ def check_output_folder(folder: Path) -> None:
     Raises:
         PipelineError: If the folder cannot be created or written to.
     """
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+    _check_new_file(folder, Path(os.path.realpath(folder)) / "file")
+
+
+def _check_new_file(shown: Path, target: Path) -> None:
+    """Check that a file can be created; the first existing folder above it decides."""
     try:
-        tempfile.TemporaryFile(dir=existing).close()
-    except OSError as error:
-        raise PipelineError(
-            f"{folder}: cannot be written to ({error.strerror}); use another path"
-        ) from error
-
-
-def check_writable(folder: Path) -> None:
-    """Create a folder if it is missing and check that files can be written to it.
-
-    A long training run calls this first, so that it does not fail only when it saves its result.
-
-    Args:
-        folder: Folder to check.
-
-    Raises:
-        PipelineError: If the folder cannot be created or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for part in target.parts[1:]:
+            if "\0" in part:
+                raise ValueError("embedded null byte")
+            # The temporary file of `atomic_file` has a longer name.
+            if len(os.fsencode(f".{part}.12345678.partial")) > MAX_NAME_BYTES:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        folder = target if target.is_symlink() else target.parent
+        while not folder.exists():
+            if folder.is_symlink():  # what remains after `realpath` is a link to itself
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+            folder = folder.parent
         tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise PipelineError(
-            f"{folder}: cannot be written to ({error.strerror}); use another path"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise _not_writable(shown, error) from error
+
+
+def _not_writable(path: Path, error: OSError | ValueError) -> PipelineError:
+    reason = getattr(error, "strerror", None) or error
+    return PipelineError(f"{path}: cannot be written to ({reason}); use another path")

@@ -38,6 +38,18 @@ def state_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}.state")
 
 
+def history_path(out: Path) -> Path:
+    """Return the path of the training history that belongs to a checkpoint.
+
+    Args:
+        out: Checkpoint file.
+
+    Returns:
+        A path next to the checkpoint, with the ending ``.history.csv``.
+    """
+    return out.with_name(f"{out.stem}.history.csv")
+
+
 class TrainingMonitor:
     """Callbacks for :func:`stages.embedding.train.train_embedding`.
 
@@ -178,7 +190,7 @@ class TrainingMonitor:
         """
         rows = [_history_row(log, speed) for log, speed in zip(history, self.speeds, strict=False)]
         write_atomically(
-            self.out.with_name(f"{self.out.stem}.history.csv"),
+            history_path(self.out),
             pd.DataFrame(rows).to_csv(index=False).encode(),
         )
 

@@ -169,6 +169,11 @@ def data_option(default: str | None, text: str) -> Callable[[Any], Any]:
     )
 
 
+def force_option(text: str) -> Callable[[Any], Any]:
+    """Return the option ``--force``."""
+    return click.option("--force", is_flag=True, help=text)
+
+
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
 
 
@@ -208,9 +213,6 @@ cache_options = combine(
     ),
 )
 figures_option = path_option("--figures", None, "Folder for the figures as PNG and SVG files.")
-force_option = click.option(
-    "--force", is_flag=True, help="Replace a checkpoint of another source or other settings."
-)
 resume_option = click.option(
     "--resume",
     is_flag=True,

@@ -8,8 +8,10 @@ at once.
 import atexit
 import importlib.metadata
 import os
+import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,9 @@ from stages.distributed import rank_and_world_size
 from stages.errors import PipelineError, SettingsError
 
 T = TypeVar("T")
+# While the main process decodes a large data set, the others wait longer than PyTorch's default of
+# 30 minutes. They notice at once if it dies, because its connections are closed.
+TIMEOUT = timedelta(days=1)
 
 
 def join_process_group(device: str) -> None:
@@ -45,7 +50,8 @@ def join_process_group(device: str) -> None:
     # arguments would keep the group alive: destroy_process_group would not stop gloo's threads, and
     # a thread that frees a tensor during Python's shutdown aborts the process.
     importlib.import_module("torch.distributed.nn.functional")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT)
     atexit.register(dist.destroy_process_group)
 
 
@@ -80,16 +86,15 @@ def main_process_first(action: Callable[[], T]) -> T:
 
     Returns:
         The function's result.
+
+    Raises:
+        PipelineError: On every rank, if the function raises one on any rank.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if rank_and_world_size()[1] == 1:
         return action()
-    try:
-        if local_rank == 0:
-            return action()
-    finally:
-        any_rank(False)  # a barrier, after an error too: the other ranks must not wait for ever
-    return action()
+    is_first = os.environ["LOCAL_RANK"] == "0"
+    results = [_together(action if is_first else None), _together(None if is_first else action)]
+    return cast(T, results[0] if is_first else results[1])
 
 
 def main_process_only(action: Callable[[], Any]) -> None:
@@ -97,20 +102,39 @@ def main_process_only(action: Callable[[], Any]) -> None:
 
     Args:
         action: Function to call.
+
+    Raises:
+        PipelineError: On every rank, if the function raises one.
     """
+    _together(action if is_main_process() else None)
+
+
+def _together(action: Callable[[], T] | None) -> T | None:
+    """Call a function if there is one, wait for all ranks, and raise an error of any of them."""
+    result, error = None, None
     try:
-        if is_main_process():
-            action()
-    finally:
-        any_rank(False)  # a barrier
+        result = action() if action else None
+    except PipelineError as raised:
+        error = raised
+    messages: list[str | None] = [None]
+    if rank_and_world_size()[1] > 1:
+        messages *= rank_and_world_size()[1]
+        dist.all_gather_object(messages, str(error) if error else None)
+    if error:
+        raise error
+    for message in messages:
+        if message:
+            raise PipelineError(message)
+    return result
 
 
-def assert_equal_across_ranks(what: str, value: str) -> None:
+def assert_equal_across_ranks(what: str, value: object, advice: str) -> None:
     """Check that all ranks have the same value.
 
     Args:
         what: Name of the data, for the error message.
         value: Value of this rank.
+        advice: How to make the values equal.
 
     Raises:
         PipelineError: If the values differ.
@@ -119,9 +143,7 @@ def assert_equal_across_ranks(what: str, value: str) -> None:
     if len(values) > 1:
         dist.all_gather_object(values, value)
         if len(set(values)) > 1:
-            raise PipelineError(
-                f"{what}: differs between processes; give every machine the same images"
-            )
+            raise PipelineError(f"{what}: differs between processes; {advice}")
 
 
 def is_lost_process(error: BaseException) -> bool:
@@ -131,12 +153,9 @@ def is_lost_process(error: BaseException) -> bool:
         error: Error raised by a collective operation.
 
     Returns:
-        True for an error of ``torch.distributed``, gloo or NCCL, or of a connection.
+        True for an error that ``torch.distributed``, gloo or NCCL has raised.
     """
-    text = str(error).lower()
-    return rank_and_world_size()[1] > 1 and (
-        isinstance(error, dist.DistError)
-        or "gloo" in text
-        or "nccl" in text
-        or "connection" in text
-    )
+    if rank_and_world_size()[1] == 1:
+        return False
+    # gloo's errors are plain RuntimeErrors that begin with the place in gloo's source.
+    return isinstance(error, dist.DistError) or re.match(r"\[.*\bgloo/", str(error)) is not None

@@ -62,7 +62,7 @@ class ReadSettings:
         _require(self.resize in RESIZES, "resize", self.resize, ", ".join(RESIZES))
         for field in ("val", "test"):
             share = getattr(self, field)
-            _require(0 < share < 0.9, field, share, "a share between 0 and 0.9")
+            _require(0 <= share < 0.9, field, share, "a share from 0 to below 0.9")
         unreadable = self.max_unreadable
         _require(0 <= unreadable <= 1, "max_unreadable", unreadable, "a share from 0 to 1")
         enough = self.val + self.test < 0.95

@@ -17,6 +17,7 @@ LAYERS = [
     ["pipeline.progress", "pipeline.escape", "pipeline.numbers"],
     ["pipeline.files", "pipeline.signals"],
     ["pipeline.processes"],
+    ["pipeline.outputs"],
     ["pipeline.device"],
     ["pipeline.context"],
     ["pipeline.checkpoint", "pipeline.weights"],

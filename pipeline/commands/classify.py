@@ -13,6 +13,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.device import package_versions
 from pipeline.identity import classifier_identity, refuse_to_replace
 from pipeline.numbers import format_share
+from pipeline.outputs import reserve_outputs
 from pipeline.processes import main_process_only
 from pipeline.vector_cache import load_vectors, save_vectors
 from stages.classifier.frozen_embedding import embed_frozen
@@ -57,6 +58,21 @@ def classify(
         PosixPath('classifier.safetensors')
     """
     device = context.start()
+    with reserve_outputs([out], inputs=[embedding]):
+        return _classify(embedding, settings, device, out, context, source=source, force=force)
+
+
+def _classify(
+    embedding: Path,
+    settings: ClassifySettings,
+    device: torch.device,
+    out: Path,
+    context: RunContext,
+    *,
+    source: str | Dataset | None,
+    force: bool,
+) -> Path:
+    """Train the classifier and save it to a reserved file."""
     embedded = load_embedding(embedding)
     identity = classifier_identity(embedded.record, settings)
     refuse_to_replace(out, "classifier", identity, force)

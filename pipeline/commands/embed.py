@@ -12,10 +12,10 @@ from pipeline.commands.inputs import EmbedInputs, add_trunk_features, prepare_in
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
 from pipeline.device import choose_precision, package_versions
-from pipeline.files import check_writable
 from pipeline.identity import describe_differences, embedding_identity, refuse_to_replace
-from pipeline.monitor import TrainingMonitor, state_path
-from pipeline.processes import main_process_only
+from pipeline.monitor import TrainingMonitor, history_path, state_path
+from pipeline.outputs import reserve_outputs
+from pipeline.processes import assert_equal_across_ranks, main_process_only
 from pipeline.signals import stop_signals
 from pipeline.training_state import load_state
 from stages.distributed import rank_and_world_size
@@ -115,24 +115,33 @@ def embed(
         ... )  # doctest: +SKIP
         PosixPath('embedding.safetensors')
     """
-    training = _prepare(source, read, settings, out=out, context=context, force=force)
-    saved: SavedState = (None, [])
-    if state_path(out).exists():
+    context.start()
+    folders = [tensorboard] if tensorboard else []
+    with reserve_outputs(embedding_outputs(out), folders=folders):
+        training = _prepare(source, read, settings, out=out, context=context, force=force)
         saved = load_saved_state(
             state_path(out), training.state_identity, resume=resume, force=force
         )
-    elif resume and out.exists() and not force:
-        # The checkpoint is of this run; that of another run has been refused.
-        context.say(f"{out}: finished; nothing to resume")
-        return out
-    _announce(training, context)
-    trained, monitor = _train(training, saved, out=out, context=context, tensorboard=tensorboard)
-    if monitor.stopped:
-        raise KeyboardInterrupt(
-            f"interrupted; the same command with --resume continues from {state_path(out)}"
+        state = saved[0]
+        # A checkpoint that is there is of this run: that of another run has been refused.
+        if resume and not force and out.exists() and (state is None or state.step == state.steps):
+            context.say(f"{out}: finished; nothing to resume")
+            return out
+        _announce(training, context)
+        trained, monitor = _train(
+            training, saved, out=out, context=context, tensorboard=tensorboard
         )
-    main_process_only(lambda: _save(out, training, trained, monitor, context))
+        if monitor.stopped:
+            raise KeyboardInterrupt(
+                f"interrupted; the same command with --resume continues from {state_path(out)}"
+            )
+        main_process_only(lambda: _save(out, training, trained, monitor, context))
     return out
+
+
+def embedding_outputs(out: Path) -> list[Path]:
+    """Return the files that stage one writes: checkpoint, training state and history."""
+    return [out, state_path(out), history_path(out)]
 
 
 def _prepare(
@@ -144,7 +153,7 @@ def _prepare(
     context: RunContext,
     force: bool,
 ) -> _Training:
-    """Load the inputs, and check them and the output path before anything is trained."""
+    """Load the inputs, and check them before anything is trained."""
     device = context.start()
     inputs = prepare_inputs(source, read, settings, context)
     train, pretrained = inputs.data.train, inputs.pretrained
@@ -153,7 +162,6 @@ def _prepare(
     for warning in inputs.warnings:
         context.say(f"warning: {warning}; `pipeline data` lists them")
     plan, epochs = plan_training(train.labels, settings)
-    check_writable(out.parent)
     network = None
     if pretrained or settings.trunk == "frozen" or settings.from_library:
         network = to_device(new_network(train, settings, pretrained), device)
@@ -175,8 +183,10 @@ def load_saved_state(
 ) -> SavedState:
     """Load the training state to resume from.
 
+    All ranks must resume from the same step, or they would wait for each other for ever.
+
     Args:
-        path: File of the state.
+        path: File of the state, which may be missing.
         identity: Identity of the run that would resume.
         resume: Resume the run.
         force: Without ``resume``, start from the beginning even if the run is unfinished.
@@ -188,23 +198,33 @@ def load_saved_state(
     Raises:
         CheckpointError: If the file is damaged or holds another run; without ``resume``, if it
             holds an unfinished run.
+        PipelineError: If the ranks have different states.
     """
-    if force and not resume:
-        return None, []
+    saved: SavedState = (None, [])
+    if path.exists() and (resume or not force):
+        saved = _check_saved_state(path, identity, resume)
+    step = saved[0].step if saved[0] else None
+    assert_equal_across_ranks(
+        f"{path}: step {step or 0}", step, "copy the file to every machine, or remove it"
+    )
+    return saved
+
+
+def _check_saved_state(path: Path, identity: Mapping[str, Any], resume: bool) -> SavedState:
     state, record = load_state(path)
-    if not resume:
-        if not record["finished"]:
+    if resume:
+        if difference := describe_differences(identity, record):
             raise CheckpointError(
-                f"{path}: holds an unfinished run, at step {state.step} of {state.steps}; "
-                "resume with --resume, or start from the beginning with --force"
+                f"{path}: cannot be resumed, it holds {difference}; use the settings of that run, "
+                "or start from the beginning with --force"
             )
-        return None, []
-    if difference := describe_differences(identity, record):
+        return state, record["speeds"]
+    if not record["finished"]:
         raise CheckpointError(
-            f"{path}: cannot be resumed, it holds {difference}; use the settings of that run, or "
-            "start from the beginning with --force"
+            f"{path}: holds an unfinished run, at step {state.step} of {state.steps}; "
+            "resume with --resume, or start from the beginning with --force"
         )
-    return state, record["speeds"]
+    return None, []
 
 
 def _announce(training: _Training, context: RunContext) -> None:

@@ -11,7 +11,7 @@ import torch
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
 from pipeline.commands.inputs import load_data, with_audit
-from pipeline.commands.report import evaluate_run
+from pipeline.commands.report import evaluate_run, reserve_report
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset, Source
 from pipeline.data.folds import plan_folds
@@ -56,6 +56,7 @@ def run_folds(
     out: Path,
     context: RunContext,
     figures: Path | None = None,
+    force: bool = False,
 ) -> tuple[EvaluatedRun]:
     """Cross-validate both stages and write one report. No model is kept.
 
@@ -72,6 +73,7 @@ def run_folds(
         out: Folder for the report.
         context: Device, output and cache options.
         figures: Folder for the figures as PNG and SVG files.
+        force: Replace an earlier report on cross-validation.
 
     Returns:
         One evaluated run, ``pooled``, with the folds in it.
@@ -92,6 +94,23 @@ def run_folds(
         raise SettingsError(
             "folds", None, "a single process trains all folds in sequence; start without torchrun"
         )
+    settings = (embed_settings, classify_settings)
+    with reserve_report(out, figures, force):
+        pooled = _cross_validate(source, read, settings, folds, repeats, context)
+        write_report(out, [pooled], figures=figures)
+    return (pooled,)
+
+
+def _cross_validate(
+    source: str | Dataset,
+    read: ReadSettings,
+    settings: tuple[EmbedSettings, ClassifySettings],
+    folds: int,
+    repeats: int,
+    context: RunContext,
+) -> EvaluatedRun:
+    """Train and evaluate all folds, and pool them into one run."""
+    embed_settings, classify_settings = settings
     data = load_data(source, with_pretrained_size(read, embed_settings), context)
     pretrained = load_weights(embed_settings)
     pool, notes = _pool_splits(data, context)
@@ -113,9 +132,7 @@ def run_folds(
             correct = round((score.value or 0) * score.count)
             context.say(f"{name}: {correct} of {score.count} test images classified correctly")
     _warn_of_collapse(runs, context)
-    pooled = pool_comparisons(runs, pool, repeats, [*notes, *remarks])
-    write_report(out, [pooled], figures=figures)
-    return (pooled,)
+    return pool_comparisons(runs, pool, repeats, [*notes, *remarks])
 
 
 def _pool_splits(data: Dataset, context: RunContext) -> tuple[Source, list[str]]:

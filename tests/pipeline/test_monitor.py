@@ -190,7 +190,9 @@ def test_interrupted_run_resumes_to_the_same_result(embed, tmp_path):
 def test_resume_of_a_finished_run_changes_nothing(embed, tmp_path):
     assert embed()[0] == 0
     before = digest(tmp_path)
+    written = Path("checkpoints/embedding.safetensors").stat().st_mtime_ns
     assert embed("--resume")[0] == 0 and digest(tmp_path) == before
+    assert Path("checkpoints/embedding.safetensors").stat().st_mtime_ns == written
     # Without a saved state, the checkpoint shows that the run is finished.
     Path("checkpoints/embedding.state").unlink()
     status, errors = embed("--resume")
@@ -244,10 +246,11 @@ def test_full_disk_ends_neither_the_run_nor_the_saved_state(tmp_path, monkeypatc
 def test_unwritable_output_is_reported_before_training(embed):
     Path("file").touch()
     status, errors = embed("--out", "file/e.safetensors")
-    assert status == 1 and "file: " in errors and "File exists" in errors
+    assert status == 1 and "file/e.safetensors: " in errors and "Not a directory" in errors
     assert "epoch" not in errors
     status, errors = embed("--tensorboard", "file")
-    assert status == 1 and "--tensorboard file: " in errors and "File exists" in errors
+    assert status == 1 and "file: " in errors and "Not a directory" in errors
+    assert sorted(Path().iterdir()) == [Path("file")]
 
 
 def test_tensorboard_is_an_extra(tmp_path, monkeypatch, embed):
