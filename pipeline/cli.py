@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 import click
 
 from pipeline import options as opt
+from pipeline import terminal
 from pipeline.config import add_run_defaults, configured_values, read_config
+from pipeline.error_messages import describe_error
 from pipeline.options import CLASSIFIER, EMBEDDING, REPORTS, pick, predict_hint, spell
-from stages.errors import PipelineError, SettingsError
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 
@@ -76,7 +77,7 @@ def embed(
         tensorboard=tensorboard,
     )
     hint = spell(("--embedding", out, EMBEDDING), ("--cache", options["cache"], None))
-    click.echo(f"{path} written; next: pipeline classify{hint}")
+    terminal.print_text(f"{path} written; next: pipeline classify{hint}")
 
 
 @commands.command()
@@ -110,7 +111,7 @@ def classify(embedding: Path, out: Path, source: str | None, force: bool, **opti
         )
     else:
         hint = f"{predict_hint(out)} (no test images to report on)"
-    click.echo(f"{path} written; next: pipeline {hint}")
+    terminal.print_text(f"{path} written; next: pipeline {hint}")
 
 
 @commands.command()
@@ -171,17 +172,24 @@ def predict(
 ) -> None:
     """Classify new images: files, and folders with images in them or in their subfolders.
 
+    The IMAGE - stands for paths on standard input, one per line.
+
     \b
     pipeline predict photos/new/ --out labels.csv
     """  # noqa: D301  # click needs the control character
+    from pipeline.commands.predict import paths_from_stdin
     from pipeline.commands.predict import predict as predict_command
 
     target = None if str(out) == "-" else out
     count = predict_command(
-        images, classifier, out=target, as_json=as_json, context=run_context(options)
+        paths_from_stdin(images),
+        classifier,
+        out=target,
+        as_json=as_json,
+        context=run_context(options),
     )
     if target:
-        click.echo(f"{target} written: {count:,} images")
+        terminal.print_text(f"{target} written: {count:,} images")
 
 
 @commands.command()
@@ -235,7 +243,7 @@ def run_stages(source: str, settings: Sequence[Any], options: dict[str, Any]) ->
         classifier = seed_path(classifier, seeds[0])
     hint = f"next: pipeline {predict_hint(classifier)}"
     if not runs:
-        click.echo(f"{classifier} written; {hint}")
+        terminal.print_text(f"{classifier} written; {hint}")
         return
     print_report(runs, options["out"], options["figures"], hint, pooled=bool(seeds))
 
@@ -252,7 +260,7 @@ def run_cross_validation(source: str, settings: Sequence[Any], options: dict[str
 
 
 @commands.command()
-@click.argument("source", default="digits")
+@opt.data_option("digits", opt.SOURCE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @opt.settings_options(ReadSettings)
 @opt.cache_options
@@ -274,14 +282,14 @@ def data(source: str, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(audit_as_json(audit)))
         return
-    click.echo(as_text(audit))
+    terminal.print_text(as_text(audit))
     if not audit.problems:
         hints: list[tuple[str, object, object]] = [("--data", source, "digits")]
         for name in ("root", "cache"):
             hints.append((f"--{name}", options[name], None))
         for name, value in vars(read).items():
             hints.append((f"--{name.replace('_', '-')}", value, getattr(ReadSettings, name)))
-        click.echo(f"next: pipeline run{spell(*hints)}")
+        terminal.print_text(f"next: pipeline run{spell(*hints)}")
 
 
 def print_report(
@@ -290,21 +298,13 @@ def print_report(
     """Print the table of scores, the conclusions, the written files and the next command."""
     from pipeline.report.summary import verdicts
     from pipeline.report.tables import text_table
+    from pipeline.report.write import report_files
 
     conclusions = "\n".join(verdicts(runs, pooled=pooled))
-    click.echo(f"{text_table(runs, pooled=pooled)}\n\n{conclusions}\n")
-    for name in ("accuracy.csv", "comparisons.csv", "predictions.csv", "report.html"):
-        click.echo(out / name)
+    lines = [f"{text_table(runs, pooled=pooled)}\n\n{conclusions}\n", *report_files(out)]
     if figures:
-        click.echo(f"{figures}: the figures")
-    click.echo(hint)
-
-
-def error_message(error: PipelineError) -> str:
-    """Return the error's message, with a settings field spelled as its option."""
-    if not isinstance(error, SettingsError):
-        return str(error)
-    return f"--{error.field.replace('_', '-')}{str(error).removeprefix(error.field)}"
+        lines.append(f"{figures}: the figures")
+    terminal.print_text("\n".join(map(str, [*lines, hint])))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -316,6 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: Command line without the program's name. Default: that of the process.
     """
+    terminal.prepare_streams()
     # Of several processes that torchrun starts only the first one prints.
     is_main = os.environ.get("RANK", "0") == "0"
     if not is_main:
@@ -324,29 +325,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = commands.main(arguments, standalone_mode=False)
-    except click.ClickException as error:
-        if is_main:
-            error.show()
-        status = error.exit_code
-    except PipelineError as error:
-        if is_main:
-            click.echo(f"error: {error_message(error)}", err=True)
-        status = 1
-    except BrokenPipeError:
-        # The reader of the output has closed it, as `head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    except (click.Abort, KeyboardInterrupt) as error:
-        if is_main:
-            # click wraps the interrupt.
-            click.echo(str(error.__cause__ or error) or "interrupted", err=True)
-        status = 130
-    except RuntimeError as error:
-        from pipeline.processes import is_lost_process
-
-        if not is_lost_process(error):
+        terminal.flush_output()
+    except (BrokenPipeError, SystemExit) as error:
+        # The reader of the output has closed it, as `head` does. click exits with status 1 then.
+        if not isinstance(error.__context__ or error, BrokenPipeError):
             raise
-        message = "another process of this run has died; start the run again, `embed` with --resume"
-        click.echo(f"error: {message}", err=True)
-        status = 1
+        terminal.discard_output()
+        status = 0
+    except Exception as error:
+        status, message = describe_error(error)
+        if is_main:
+            terminal.print_error(message)
+        terminal.discard_output()
+    except KeyboardInterrupt as error:
+        status = 130
+        if is_main:
+            terminal.print_error(str(error) or "interrupted")
     sys.exit(status or 0)

@@ -102,7 +102,7 @@ def check_output_file(path: Path, *, allow_special: bool = False) -> None:
     if special and not (allow_special and os.access(path, os.W_OK)):
         raise PipelineError(f"{path}: is not a regular file; use another path")
     if not special:
-        _check_new_file(path, Path(os.path.realpath(path)))
+        _check_new_file(path)
 
 
 def check_output_folder(folder: Path) -> None:
@@ -116,12 +116,13 @@ def check_output_folder(folder: Path) -> None:
     Raises:
         PipelineError: If the folder cannot be created or written to.
     """
-    _check_new_file(folder, Path(os.path.realpath(folder)) / "file")
+    _check_new_file(folder, "file")
 
 
-def _check_new_file(shown: Path, target: Path) -> None:
-    """Check that a file can be created; the first existing folder above it decides."""
+def _check_new_file(shown: Path, name: str = "") -> None:
+    """Check that ``shown / name`` can be created; the first existing folder above it decides."""
     try:
+        target = Path(os.path.realpath(shown)) / name
         for part in target.parts[1:]:
             if "\0" in part:
                 raise ValueError("embedded null byte")

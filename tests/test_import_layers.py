@@ -26,7 +26,7 @@ LAYERS = [
     ["pipeline.identity", "pipeline.monitor"],
     ["pipeline.report"],
     ["pipeline.commands"],
-    ["pipeline.options", "pipeline.config"],
+    ["pipeline.options", "pipeline.config", "pipeline.terminal", "pipeline.error_messages"],
     ["pipeline.cli"],
     ["pipeline.__main__"],
 ]

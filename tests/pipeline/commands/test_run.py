@@ -151,7 +151,7 @@ def test_outputs_are_checked_before_images_are_read(run_command, tmp_path, monke
     monkeypatch.setattr("pipeline.commands.inputs.load_dataset", None)
     before = sorted(tmp_path.rglob("*"))
     status, _, errors = run_command("run", *kind, *REFUSED[name])
-    assert status == 1 and REFUSED[name][-1] in errors and "; " in errors
+    assert status == 1 and Path(REFUSED[name][-1]).parts[0] in errors and "; " in errors
     assert sorted(tmp_path.rglob("*")) == before
 
 
