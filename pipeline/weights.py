@@ -1,14 +1,13 @@
 """Load pretrained weights: from a file, an installed package, or the library's download."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -138,21 +137,14 @@ def _weights_file(path: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"--weights {path}: no such file; {FILE_ADVICE}")
+    if not os.path.isfile(path):
+        problem = "a folder, not a file" if os.path.isdir(path) else "no such file"
+        raise CheckpointError(f"--weights {path}: {problem}; {FILE_ADVICE}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        UnpicklingError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-    ) as error:
+    except Exception as error:  # damaged pickles raise errors of any type
         reason = f"{type(error).__name__}: {_one_line(error)}"
         raise CheckpointError(
             f"--weights {path}: cannot be read ({reason}); {FILE_ADVICE}"

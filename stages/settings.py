@@ -175,7 +175,7 @@ class EmbedSettings:
                 f"network {self.network} has no pretrained weights; choose a network that has, "
                 "such as torchvision:resnet18",
             )
-        known = re.fullmatch(r"tune|frozen|last-[1-9]\d*", self.trunk) is not None
+        known = re.fullmatch(r"tune|frozen|last-[1-9][0-9]{0,3}", self.trunk) is not None
         _require(known, "trunk", self.trunk, "tune, frozen, or last-N such as last-2")
 
 
