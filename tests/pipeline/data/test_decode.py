@@ -23,7 +23,7 @@ from image_files import (
 from PIL import Image
 
 from pipeline.data import decode
-from pipeline.data.decode import decode_files, decode_image, fit_to_square
+from pipeline.data.decode import decode_files, decode_image
 
 ROOT = Path(__file__).parents[3]
 
@@ -92,13 +92,6 @@ def test_unreadable_path_gives_a_reason_without_waiting(
     assert isinstance(outcome, str) and reason in outcome.lower()
 
 
-@pytest.mark.parametrize("resize", ["pad-repeat", "pad", "crop", "stretch"])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 30_000), (30_000, 1), (7, 90), (64, 64), (300, 200)])
-def test_any_shape_fits_the_square(shape: tuple[int, int], resize: str) -> None:
-    pixels = fit_to_square(Image.fromarray(np.full(shape, 77, np.uint8)), 64, resize)
-    assert pixels.shape == (64, 64) and (pixels == 77).all()
-
-
 @pytest.mark.parametrize("name", GOOD)
 def test_bands_give_the_same_pixels_and_digest(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -162,12 +155,6 @@ def test_large_16_bit_image_is_decoded_in_300_mb(tmp_path: Path) -> None:
     command = [sys.executable, "-c", LIMITED, tmp_path / "large.png"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "(6000, 6000, 'I;16')\n"
-
-
-def test_crop_takes_the_centre() -> None:
-    wide = np.zeros((32, 96), np.uint8)
-    wide[:, 32:64] = 200
-    assert (fit_to_square(Image.fromarray(wide), 16, "crop")[:, 1:-1] == 200).all()
 
 
 def test_worker_processes_import_no_torch() -> None:
