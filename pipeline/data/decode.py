@@ -143,7 +143,8 @@ def prepare_image(
         content: SHA-256 of the encoded image, hexadecimal.
         size: Side of the square in pixels. ``None`` keeps the longest side up to ``MAX_OWN_SIZE``.
         channels: 1 or 3. ``None`` is 1 for grey images, else 3.
-        resize: How the image is fitted to the square; see :func:`pipeline.data.resizing.fit_to_square`.
+        resize: How the image is fitted to the square; see
+            :func:`pipeline.data.resizing.fit_to_square`.
 
     Returns:
         The square image and its facts.
