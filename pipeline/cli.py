@@ -326,10 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         status = commands.main(arguments, standalone_mode=False)
         terminal.flush_output()
-    except (BrokenPipeError, SystemExit) as error:
-        # The reader of the output has closed it, as `head` does. click exits with status 1 then.
-        if not isinstance(error.__context__ or error, BrokenPipeError):
-            raise
+    except (BrokenPipeError, SystemExit):
+        # The reader of the output has closed it, as `head` does. click turns that into SystemExit.
         terminal.discard_output()
         status = 0
     except Exception as error:

@@ -50,6 +50,27 @@ def history_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}.history.csv")
 
 
+def vectors_path(out: Path) -> Path:
+    """Return the path of the cached vectors that belong to a checkpoint.
+
+    Args:
+        out: Checkpoint file.
+
+    Returns:
+        A path next to the checkpoint, with the ending ``.vectors``.
+    """
+    return out.with_name(f"{out.stem}.vectors")
+
+
+def embedding_files(out: Path) -> list[Path]:
+    """Return the files next to a checkpoint that stage one and stage two write.
+
+    Args:
+        out: Checkpoint file.
+    """
+    return [state_path(out), history_path(out), vectors_path(out)]
+
+
 class TrainingMonitor:
     """Callbacks for :func:`stages.embedding.train.train_embedding`.
 
@@ -201,8 +222,9 @@ def _history_row(log: EpochLog, speed: float | None) -> dict[str, Any]:
 
 def _remove_stale_files(out: Path) -> None:
     """Remove the temporary files of a killed run; see :func:`pipeline.files.atomic_file`."""
-    for path in out.parent.glob(f".{glob.escape(out.stem)}.*.????????.partial"):
-        path.unlink(missing_ok=True)
+    for file in (out, *embedding_files(out)):
+        for path in out.parent.glob(f".{glob.escape(file.name)}.????????.partial"):
+            path.unlink(missing_ok=True)
 
 
 def describe_epoch(log: EpochLog, epochs: int, speed: float | None = None) -> str:

@@ -48,14 +48,15 @@ def _reserve(
     for folder in folders:
         check_output_folder(folder)
     taken = {path.resolve() for path in inputs}
+    locks = {folder.resolve() / ".report.lock": folder for folder in folders}
     for file in files:
-        if file.resolve() in taken:
+        target = file.resolve()  # a link and its target are the same output
+        if target in taken:
             raise PipelineError(
                 f"{file}: is also an input or another output of this command; use another path"
             )
-        taken.add(file.resolve())
-    locks = {file.resolve().with_name(f".{file.name}.lock"): file for file in files}
-    locks |= {folder.resolve() / ".report.lock": folder for folder in folders}
+        taken.add(target)
+        locks[target.with_name(f".{target.name}.lock")] = file
     for lock, output in sorted(locks.items()):
         stack.enter_context(_created_folder(lock.parent, output))
         stack.enter_context(_locked(lock, output))

@@ -13,7 +13,8 @@ from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
 from pipeline.device import choose_precision, package_versions
 from pipeline.identity import describe_differences, embedding_identity, refuse_to_replace
-from pipeline.monitor import TrainingMonitor, history_path, state_path
+from pipeline.monitor import TrainingMonitor, embedding_files, state_path
+from pipeline.numbers import count_of
 from pipeline.outputs import reserve_outputs
 from pipeline.processes import assert_equal_across_ranks, main_process_only
 from pipeline.signals import stop_signals
@@ -117,7 +118,7 @@ def embed(
     """
     context.start()
     folders = [tensorboard] if tensorboard else []
-    with reserve_outputs(embedding_outputs(out), folders=folders):
+    with reserve_outputs([out, *embedding_files(out)], folders=folders):
         training = _prepare(source, read, settings, out=out, context=context, force=force)
         saved = load_saved_state(
             state_path(out), training.state_identity, resume=resume, force=force
@@ -137,11 +138,6 @@ def embed(
             )
         main_process_only(lambda: _save(out, training, trained, monitor, context))
     return out
-
-
-def embedding_outputs(out: Path) -> list[Path]:
-    """Return the files that stage one writes: checkpoint, training state and history."""
-    return [out, state_path(out), history_path(out)]
 
 
 def _prepare(
@@ -238,8 +234,8 @@ def _announce(training: _Training, context: RunContext) -> None:
         f"{counts['val']:,} validation, {counts['test']:,} test images of {size} x {size}, {colour}"
     )
     context.say(
-        f"{training.epochs} epochs of {plan.per_epoch} batches, {plan.classes_per_batch} classes x "
-        f"{plan.images_per_class} images, on {training.device.type} in {precision}"
+        f"{count_of(training.epochs, 'epoch')} of {plan.per_epoch} batches, "
+        f"{plan.classes_per_batch} classes x {plan.images_per_class} images, on {training.device.type} in {precision}"
         + (f", {processes} processes" if processes > 1 else "")
     )
     if data.validation is None:

@@ -16,6 +16,7 @@ from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset, Source
 from pipeline.data.folds import plan_folds
 from pipeline.data.splits import split_source
+from pipeline.numbers import count_of
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.write import write_report
 from pipeline.weights import load_weights, with_pretrained_size
@@ -166,7 +167,7 @@ def _announce(
     )
     context.say(
         f"{name}: {counts['train']:,} training, {counts['val']:,} validation, "
-        f"{counts['test']:,} test images; {epochs} epochs of {plan.per_epoch} batches, "
+        f"{counts['test']:,} test images; {count_of(epochs, 'epoch')} of {plan.per_epoch} batches, "
         f"{plan.classes_per_batch} classes x {plan.images_per_class} images"
     )
 

@@ -16,7 +16,12 @@ from pipeline.data.dataset import Dataset
 from pipeline.outputs import reserve_outputs
 from pipeline.processes import main_process_only
 from pipeline.report.evaluated_run import EvaluatedRun
-from pipeline.report.write import refuse_to_replace_folds, report_files, write_report
+from pipeline.report.write import (
+    figure_files,
+    refuse_to_replace_folds,
+    report_files,
+    write_report,
+)
 from pipeline.weights import load_weights
 from stages.errors import CheckpointError, DataError, PipelineError, SettingsError
 from stages.evaluation.baselines import Baseline, raw_pixels
@@ -100,9 +105,12 @@ def reserve_report(
     Raises:
         PipelineError: If the report cannot be written, or would replace one on cross-validation.
     """
-    main_process_only(lambda: refuse_to_replace_folds(out, force))
+    files = report_files(out)
+    if figures:
+        files += figure_files(figures)
     folders = [out, figures] if figures else [out]
-    with reserve_outputs(report_files(out), folders=folders, inputs=inputs):
+    with reserve_outputs(files, folders=folders, inputs=inputs):
+        main_process_only(lambda: refuse_to_replace_folds(out, force))
         yield
 
 

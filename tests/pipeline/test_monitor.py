@@ -154,6 +154,7 @@ def test_temporary_files_of_a_killed_run_are_removed(tmp_path):
         tmp_path / "e.state",
         tmp_path / "other.state",
         tmp_path / ".other.state.abcdefgh.partial",
+        tmp_path / ".e.b.state.abcdefgh.partial",  # of the run e.b.safetensors
     ]
     for path in kept:
         path.touch()

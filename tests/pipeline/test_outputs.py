@@ -64,6 +64,14 @@ def test_folders_of_a_failed_command_are_removed_and_results_are_kept(tmp_path):
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "a", path.parent, path]
 
 
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_link_to_a_reserved_output_is_refused(holder, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "out" / "file")
+    with pytest.raises(PipelineError, match=f"^{link}: another run"), reserve_outputs([link]):
+        pass
+
+
 @pytest.mark.parametrize("second", ["file", "folder/../file", "link"])
 def test_an_output_is_neither_used_twice_nor_an_input(tmp_path, second):
     path = tmp_path / "file"
