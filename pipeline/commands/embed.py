@@ -235,7 +235,8 @@ def _announce(training: _Training, context: RunContext) -> None:
     )
     context.say(
         f"{count_of(training.epochs, 'epoch')} of {plan.per_epoch} batches, "
-        f"{plan.classes_per_batch} classes x {plan.images_per_class} images, on {training.device.type} in {precision}"
+        f"{plan.classes_per_batch} classes x {plan.images_per_class} images, "
+        f"on {training.device.type} in {precision}"
         + (f", {processes} processes" if processes > 1 else "")
     )
     if data.validation is None:
