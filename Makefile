@@ -9,7 +9,7 @@ run: .venv/installed
 
 # Install, then run the fast tests; test-all also runs the slow ones.
 test: .venv/installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow
