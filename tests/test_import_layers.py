@@ -15,6 +15,7 @@ LAYERS = [
     ["stages.evaluation"],
     ["stages.embedding", "stages.classifier"],
     ["pipeline.progress", "pipeline.escape", "pipeline.files", "pipeline.signals"],
+    ["pipeline.record"],
     ["pipeline.processes"],
     ["pipeline.device"],
     ["pipeline.context"],
