@@ -57,10 +57,15 @@ def make_state(network: EmbeddingNet | None = None) -> TrainingState:
     )
 
 
+def make_network() -> EmbeddingNet:
+    """Return the network of `write_file`."""
+    torch.manual_seed(0)
+    return EmbeddingNet(1, 8, 8)
+
+
 def write_file(kind: str, path: Path) -> None:
     """Write a valid file of a kind: embedding, classifier, vectors or state."""
-    torch.manual_seed(0)
-    network = EmbeddingNet(1, 8, 8)
+    network = make_network()
     record = make_record(kind, network)
     if kind == "embedding":
         save_embedding(path, network, record)
