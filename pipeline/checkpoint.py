@@ -1,6 +1,6 @@
 """Save and load checkpoints.
 
-A checkpoint is one safetensors file. Its header holds these strings (see :func:`_header`):
+A checkpoint is one safetensors file. Its header (:mod:`pipeline.checkpoint_header`) holds strings:
 
 ==================  ================================================================
 ``format_version``  Version of the file format, an integer.
@@ -14,104 +14,24 @@ safetensors files contain no code, so a file from an untrusted source is safe to
 damage; :mod:`pipeline.record` finds values that cannot work, also in an edited file.
 """
 
-import hashlib
-import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pipeline.checkpoint_header import COMMANDS, Header, advice, make_header, parse_header
 from pipeline.files import write_atomically
-from pipeline.record import KINDS, RecordError, parse_record
 from stages.errors import CheckpointError, DataError, SettingsError
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet, build_network, describe_mismatch
 from stages.network.head import Head
 from stages.records import ClassifierCheckpoint, EmbeddingCheckpoint, Embeddings
-
-FORMAT_VERSION = 2
-# The commands that create a file. The data and the embedding are placeholders: a default could
-# train on other data than the user's.
-COMMANDS = {
-    "embedding": "pipeline embed --data SOURCE",
-    "classifier": "pipeline classify --embedding FILE",
-    "state": "pipeline embed --data SOURCE",
-}
-
-
-class Header(NamedTuple):
-    """Header of a checkpoint file.
-
-    Attributes:
-        kind: Kind of checkpoint: ``embedding``, ``classifier``, ``vectors`` or ``state``.
-        digest: SHA-256 of the tensors.
-        record: Settings, data source, training history and versions.
-    """
-
-    kind: str
-    digest: str
-    record: dict[str, Any]
-
-
-def _header(kind: str, digest: str, record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the header to write to the file."""
-    text = json.dumps(record, allow_nan=False)  # NaN is no JSON; the file would be unreadable
-    return {
-        "format_version": str(FORMAT_VERSION),
-        "kind": kind,
-        "digest": digest,
-        "record": text,
-        "record_digest": _text_digest(text),
-    }
-
-
-def _parse_header(path: Path, metadata: Mapping[str, str]) -> Header:
-    """Return the header that was read from a file."""
-    version, kind = metadata.get("format_version", ""), metadata.get("kind", "")
-    if not re.fullmatch("[1-9][0-9]{0,8}", version) or not kind:
-        raise CheckpointError(
-            f"{path}: a safetensors file, but not a checkpoint of this program; use one that "
-            "`pipeline embed` or `pipeline classify` has written"
-        )
-    if int(version) < FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: has format {version}, which an older version has written; "
-            f"{_advice(path, kind)}"
-        )
-    if int(version) > FORMAT_VERSION or kind not in KINDS:
-        raise CheckpointError(
-            f"{path}: has format {version} and kind {kind[:20]}, but this version reads format "
-            f"{FORMAT_VERSION} and the kinds {', '.join(KINDS)}; install a newer version"
-        )
-    missing = {"record", "record_digest", "digest"} - set(metadata)
-    if missing or _text_digest(metadata["record"]) != metadata["record_digest"]:
-        found = f"has no {min(missing)}" if missing else "the record does not match its digest"
-        raise CheckpointError(f"{path}: the header is damaged: {found}; {_advice(path, kind)}")
-    try:
-        record = parse_record(metadata["record"], kind)
-    except RecordError as error:
-        advice = "install a newer version" if error.newer else _advice(path, kind)
-        raise CheckpointError(f"{path}: {error}; {advice}") from error
-    return Header(kind=kind, digest=metadata["digest"], record=record)
-
-
-def _text_digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _advice(path: Path, kind: str) -> str:
-    """Return how to replace a file that cannot be used."""
-    if kind not in COMMANDS:
-        return "create the file again"
-    out = path.with_suffix(".safetensors") if kind == "state" else path
-    return f"create it again with `{COMMANDS[kind]} --out {out} --force`"
 
 
 def save_embedding(path: Path, network: nn.Module, record: Mapping[str, Any]) -> str:
@@ -178,7 +98,7 @@ def save_tensors(
     # safetensors rejects channels-last tensors and tensors that share memory.
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     digest = state_digest(copies)
-    write_atomically(path, save(copies, _header(kind, digest, record)))
+    write_atomically(path, save(copies, make_header(kind, digest, record)))
     return digest
 
 
@@ -195,7 +115,7 @@ def read_header(path: Path) -> Header:
         CheckpointError: If the file is missing, damaged, not a checkpoint, or of another format.
     """
     with _open(path) as file:
-        return _parse_header(path, file.metadata() or {})
+        return parse_header(path, file.metadata() or {})
 
 
 def load_embedding(path: Path) -> EmbeddingCheckpoint:
@@ -242,7 +162,7 @@ def load_classifier(path: Path) -> ClassifierCheckpoint:
     if state_digest(embedding) != record["embedding_digest"]:
         raise CheckpointError(
             f"{path}: the embedding network does not match the digest in the record; "
-            f"{_advice(path, header.kind)}"
+            f"{advice(path, header.kind)}"
         )
     network = _build_network(path, header, embedding)
     dim, rows = record["network"]["dim"], len(record["gallery_ids"])
@@ -258,7 +178,7 @@ def load_classifier(path: Path) -> ClassifierCheckpoint:
     try:
         gallery = Embeddings(tensors["gallery.vectors"], tensors["gallery.labels"], classes)
     except DataError as error:
-        raise CheckpointError(f"{path}: gallery: {error}; {_advice(path, header.kind)}") from error
+        raise CheckpointError(f"{path}: gallery: {error}; {advice(path, header.kind)}") from error
     return ClassifierCheckpoint(
         network=network,
         head=head.eval(),
@@ -288,7 +208,7 @@ def load_tensors(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
             a tensor has values that are not finite.
     """
     with _open(path, kind) as file:
-        header = _parse_header(path, file.metadata() or {})
+        header = parse_header(path, file.metadata() or {})
         if header.kind != kind:
             raise CheckpointError(
                 f"{path}: holds a checkpoint of kind {header.kind}; use one of kind {kind}"
@@ -297,12 +217,12 @@ def load_tensors(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
     if state_digest(tensors) != header.digest:
         raise CheckpointError(
             f"{path}: damaged: the tensors do not match the digest in the header; "
-            f"{_advice(path, kind)}"
+            f"{advice(path, kind)}"
         )
     for name, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise CheckpointError(
-                f"{path}: {name} contains values that are not finite; {_advice(path, kind)}"
+                f"{path}: {name} contains values that are not finite; {advice(path, kind)}"
             )
     return header, tensors
 
@@ -311,18 +231,18 @@ def load_tensors(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
 def _open(path: Path, kind: str = "") -> Iterator[Any]:
     """Open a safetensors file; its tensors are read only when they are asked for."""
     if not os.path.isfile(path):  # unlike Path.is_file, this raises no PermissionError
-        found, advice = "not a file", "use another path"
+        found, remedy = "not a file", "use another path"
         if not os.path.exists(path):
             found = "no such file"
             if kind in COMMANDS:
-                advice = f"run `{COMMANDS[kind]} --out {path}` to create it, or {advice}"
-        raise CheckpointError(f"{path}: {found}; {advice}")
+                remedy = f"run `{COMMANDS[kind]} --out {path}` to create it, or {remedy}"
+        raise CheckpointError(f"{path}: {found}; {remedy}")
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: damaged: not a complete safetensors file ({error}); {_advice(path, kind)}"
+            f"{path}: damaged: not a complete safetensors file ({error}); {advice(path, kind)}"
         ) from error
 
 
@@ -348,5 +268,5 @@ def _check_tensors(
     """Raise an error if names, shapes or dtypes differ from the expected ones."""
     if mismatch := describe_mismatch(expected, tensors):
         raise CheckpointError(
-            f"{path}: the tensors do not fit the record ({mismatch}); {_advice(path, header.kind)}"
+            f"{path}: the tensors do not fit the record ({mismatch}); {advice(path, header.kind)}"
         )

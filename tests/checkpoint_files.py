@@ -1,16 +1,20 @@
 """Checkpoints of every kind, and edits of their headers."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from factories import make_record
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pipeline.checkpoint import save_classifier, save_embedding
+from pipeline.checkpoint import load_embedding, save_classifier, save_embedding
 from pipeline.training_state import save_state
 from pipeline.vector_cache import save_vectors
+from stages.errors import CheckpointError
 from stages.network.embedding_net import EmbeddingNet
 from stages.network.head import Head
 from stages.records import Embeddings, EpochLog, TrainingState
@@ -31,6 +35,16 @@ def change_header(path: Path, **changes: str | None) -> None:
     if header["record_digest"] is None:
         header["record_digest"] = hashlib.sha256(header["record"].encode()).hexdigest()
     save_file(tensors, path, {name: value for name, value in header.items() if value != ""})
+
+
+def assert_rejected(path: Path, *texts: str, load: Callable[[Path], Any] = load_embedding) -> None:
+    """Assert that the file is rejected with a message that names it and contains the texts."""
+    with pytest.raises(CheckpointError) as error:
+        load(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ")
+    for text in texts:
+        assert text in message
 
 
 def make_gallery() -> Embeddings:

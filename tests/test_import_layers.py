@@ -16,6 +16,7 @@ LAYERS = [
     ["stages.embedding", "stages.classifier"],
     ["pipeline.progress", "pipeline.escape", "pipeline.files", "pipeline.signals"],
     ["pipeline.record"],
+    ["pipeline.checkpoint_header"],
     ["pipeline.processes"],
     ["pipeline.device"],
     ["pipeline.context"],
