@@ -16,6 +16,8 @@ LAYERS = [
     ["stages.embedding", "stages.classifier"],
     ["pipeline.progress", "pipeline.escape", "pipeline.numbers"],
     ["pipeline.files", "pipeline.signals"],
+    ["pipeline.record"],
+    ["pipeline.checkpoint_header"],
     ["pipeline.processes"],
     ["pipeline.outputs"],
     ["pipeline.device"],

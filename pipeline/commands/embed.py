@@ -292,17 +292,23 @@ def _train(
             tensorboard=tensorboard,
             has_validation=data.validation is not None,
         )
-        trained = train_embedding(
-            data.train,
-            data.validation,
-            training.settings,
-            device=training.device,
-            precision=training.precision,
-            network=network,
-            state=state,
-            on_step=monitor.on_step,
-            on_epoch=monitor.on_epoch,
-        )
+        try:
+            trained = train_embedding(
+                data.train,
+                data.validation,
+                training.settings,
+                device=training.device,
+                precision=training.precision,
+                network=network,
+                state=state,
+                on_step=monitor.on_step,
+                on_epoch=monitor.on_epoch,
+            )
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{state_path(out)}: does not fit this run ({error}); start from the beginning "
+                "with --force"
+            ) from error
     return trained, monitor
 
 

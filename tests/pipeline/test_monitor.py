@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from checkpoint_files import make_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import pipeline.monitor
@@ -22,7 +23,7 @@ from pipeline.monitor import TrainingMonitor
 from pipeline.signals import StopRequest
 from pipeline.training_state import load_state
 from stages.embedding.train import Step
-from stages.records import EpochLog, TrainingState
+from stages.records import EpochLog
 
 ROOT = Path(__file__).parents[2]
 EMBED = [
@@ -53,9 +54,7 @@ def make_monitor(
 
 
 def make_step(done: int, *, last: bool = False) -> Step:
-    values = dict.fromkeys(TrainingState.__dataclass_fields__, 0)
-    state = TrainingState(**{**values, "history": ()})
-    return Step(done=done, last=last, loss=0.5, active_share=0.25, images=80, state=lambda: state)
+    return Step(done=done, last=last, loss=0.5, active_share=0.25, images=80, state=make_state)
 
 
 @pytest.fixture
