@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.plots import PALETTE
-from pipeline.report.thumbnails import small_thumbnails
+from pipeline.report.thumbnails import small_thumbnails, unpadded_image
 from stages.evaluation.explore import Exploration
 
 
@@ -27,7 +27,7 @@ def map_of_run(run: EvaluatedRun, exploration: Exploration) -> Any:
     return hover_map(
         exploration.points,
         colours=test.labels[rows].tolist(),
-        thumbnails=small_thumbnails([test.take(slice(row, row + 1))[0] for row in rows]),
+        thumbnails=small_thumbnails([unpadded_image(test, row, run.data.origin) for row in rows]),
         lines=lines,
     )
 
