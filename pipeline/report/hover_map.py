@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.escape import printable
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.plots import PALETTE
 from pipeline.report.thumbnails import small_thumbnails, unpadded_image
@@ -62,7 +63,7 @@ def hover_map(
     }
     tooltip = '<img src="@image" alt="">'
     for index, column in enumerate(zip(*lines, strict=True)):
-        columns[f"line{index}"] = list(column)
+        columns[f"line{index}"] = [printable(line) for line in column]
         tooltip += f"<div>@line{index}</div>"
     plot = figure(
         sizing_mode="stretch_width",
