@@ -237,7 +237,9 @@ def pool_comparisons(
     def pool(part: Sequence[EvaluatedRun]) -> Evaluation:
         test_indices = [fold.images.rows.numpy() for fold in part]
         labels = torch.cat([fold.images.labels for fold in part]).numpy()
-        return pool_folds([fold.evaluation for fold in part], test_indices, labels, classes)
+        evaluations = [fold.evaluation for fold in part]
+        pretrained = part[0].pretrained
+        return pool_folds(evaluations, test_indices, labels, classes, pretrained=pretrained)
 
     if repeats > 1:
         starts = range(0, len(folds), per_repeat)

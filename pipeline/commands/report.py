@@ -168,6 +168,7 @@ def evaluate_run(
         leaked=data.leaked,
         validated=data.validation is not None,
         within=within,
+        pretrained=bool(embedded.record.get("weights")),
     )
     return EvaluatedRun(
         run=name,

@@ -78,6 +78,7 @@ def write_report(
     }
     assert tuple(contents) == NAMES
     for name, content in contents.items():
+        # Ids in the CSV files keep the bytes of file names that are not UTF-8. The page has none.
         write_atomically(folder / name, content.encode("utf-8", "surrogateescape"))
     if figures:
         for name, figure in drawn[0].items():
