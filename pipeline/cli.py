@@ -13,6 +13,12 @@ import click
 
 from pipeline import options as opt
 from pipeline.config import add_run_defaults, configured_values, read_config
+from pipeline.failures import (
+    LOST_PROCESS,
+    failure_of_another_rank,
+    is_lost_process,
+    report_failure,
+)
 from pipeline.options import CLASSIFIER, EMBEDDING, REPORTS, pick, predict_hint, spell
 from stages.errors import PipelineError, SettingsError
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
@@ -21,7 +27,9 @@ from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 def run_context(options: dict[str, Any]) -> Any:
     """Build the RunContext from a command's options."""
     from pipeline.context import RunContext
+    from pipeline.device import keep_freed_memory
 
+    keep_freed_memory(options.get("device", "auto"))
     return pick(RunContext, options)
 
 
@@ -321,6 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             error.show()
         status = error.exit_code
     except PipelineError as error:
+        report_failure(error_message(error))
         if is_main:
             click.echo(f"error: {error_message(error)}", err=True)
         status = 1
@@ -329,16 +338,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except (click.Abort, KeyboardInterrupt) as error:
+        # click wraps the interrupt. torchrun interrupts a process if another one has failed.
+        failure = failure_of_another_rank()
+        message = f"error: {failure}" if failure else str(error.__cause__ or error)
         if is_main:
-            # click wraps the interrupt.
-            click.echo(str(error.__cause__ or error) or "interrupted", err=True)
-        status = 130
+            click.echo(message or "interrupted", err=True)
+        status = 1 if failure else 130
     except RuntimeError as error:
-        from pipeline.processes import is_lost_process
-
         if not is_lost_process(error):
             raise
-        message = "another process of this run has died; start the run again, `embed` with --resume"
-        click.echo(f"error: {message}", err=True)
+        failure = failure_of_another_rank()
+        if is_main or not failure:
+            click.echo(f"error: {failure or LOST_PROCESS}", err=True)
         status = 1
     sys.exit(status or 0)

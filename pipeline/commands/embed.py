@@ -11,11 +11,11 @@ from pipeline.checkpoint import save_embedding
 from pipeline.commands.inputs import EmbedInputs, add_trunk_features, prepare_inputs
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
-from pipeline.device import choose_precision, package_versions
+from pipeline.device import choose_precision, package_versions, restore_torch_settings
 from pipeline.files import check_writable
 from pipeline.identity import describe_differences, embedding_identity, refuse_to_replace
 from pipeline.monitor import TrainingMonitor, state_path
-from pipeline.processes import main_process_only
+from pipeline.processes import assert_equal_across_ranks, main_process_only
 from pipeline.signals import stop_signals
 from pipeline.training_state import load_state
 from stages.distributed import rank_and_world_size
@@ -73,6 +73,7 @@ class _Training:
         return self.plan.classes_per_batch * self.plan.images_per_class
 
 
+@restore_torch_settings()
 def embed(
     source: str | Dataset | EmbedInputs,
     read: ReadSettings,
@@ -121,8 +122,14 @@ def embed(
         saved = load_saved_state(
             state_path(out), training.state_identity, resume=resume, force=force
         )
-    elif resume and out.exists() and not force:
-        # The checkpoint is of this run; that of another run has been refused.
+    # Without a state, the checkpoint is of this run; that of another run has been refused.
+    is_finished = resume and out.exists() and not force and not state_path(out).exists()
+    assert_equal_across_ranks(
+        str(state_path(out)),
+        "finished" if is_finished else f"step {saved[0].step if saved[0] else 0}",
+        "copy the files of the first machine to the others, or use a shared folder",
+    )
+    if is_finished:
         context.say(f"{out}: finished; nothing to resume")
         return out
     _announce(training, context)

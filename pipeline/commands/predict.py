@@ -18,6 +18,7 @@ from pipeline.context import RunContext
 from pipeline.data.dataset import Skipped
 from pipeline.data.decode import decode_files
 from pipeline.data.folder import IMAGE_SUFFIXES, find_image_files
+from pipeline.device import restore_torch_settings
 from pipeline.escape import escape_formula
 from pipeline.files import atomic_file
 from stages.errors import DataError
@@ -50,6 +51,7 @@ class Predicted(NamedTuple):
     nearest_distance: float
 
 
+@restore_torch_settings()
 def predict(
     images: Sequence[Path],
     classifier: Path,
