@@ -14,7 +14,7 @@ LAYERS = [
     ["stages.network"],
     ["stages.evaluation"],
     ["stages.embedding", "stages.classifier"],
-    ["pipeline.progress", "pipeline.escape", "pipeline.numbers"],
+    ["pipeline.progress", "pipeline.escape", "pipeline.numbers", "pipeline.failures"],
     ["pipeline.files", "pipeline.signals"],
     ["pipeline.record"],
     ["pipeline.checkpoint_header"],

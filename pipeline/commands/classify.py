@@ -10,7 +10,7 @@ from pipeline.checkpoint import load_embedding, save_classifier
 from pipeline.commands.inputs import add_trunk_features, choose_k_for, reload_dataset
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
-from pipeline.device import package_versions
+from pipeline.device import package_versions, restore_torch_settings
 from pipeline.identity import classifier_identity, refuse_to_replace
 from pipeline.monitor import embedding_files, vectors_path
 from pipeline.numbers import format_share
@@ -25,6 +25,7 @@ from stages.records import EmbeddingCheckpoint, Embeddings
 from stages.settings import ClassifySettings
 
 
+@restore_torch_settings()
 def classify(
     embedding: Path,
     settings: ClassifySettings,

@@ -11,7 +11,7 @@ from pipeline.checkpoint import save_embedding
 from pipeline.commands.inputs import EmbedInputs, add_trunk_features, prepare_inputs
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
-from pipeline.device import choose_precision, package_versions
+from pipeline.device import choose_precision, package_versions, restore_torch_settings
 from pipeline.identity import describe_differences, embedding_identity, refuse_to_replace
 from pipeline.monitor import TrainingMonitor, embedding_files, state_path
 from pipeline.numbers import count_of
@@ -74,6 +74,7 @@ class _Training:
         return self.plan.classes_per_batch * self.plan.images_per_class
 
 
+@restore_torch_settings()
 def embed(
     source: str | Dataset | EmbedInputs,
     read: ReadSettings,
@@ -125,7 +126,15 @@ def embed(
         )
         state = saved[0]
         # A checkpoint that is there is of this run: that of another run has been refused.
-        if resume and not force and out.exists() and (state is None or state.step == state.steps):
+        is_done = state is None or state.step == state.steps
+        is_finished = resume and not force and out.exists() and is_done
+        # Ranks that start at different steps would wait for each other for ever.
+        assert_equal_across_ranks(
+            str(state_path(out)),
+            "finished" if is_finished else f"step {state.step if state else 0}",
+            "copy the files of the first machine to the others, or use a shared folder",
+        )
+        if is_finished:
             context.say(f"{out}: finished; nothing to resume")
             return out
         _announce(training, context)
@@ -179,8 +188,6 @@ def load_saved_state(
 ) -> SavedState:
     """Load the training state to resume from.
 
-    All ranks must resume from the same step, or they would wait for each other for ever.
-
     Args:
         path: File of the state, which may be missing.
         identity: Identity of the run that would resume.
@@ -194,19 +201,9 @@ def load_saved_state(
     Raises:
         CheckpointError: If the file is damaged or holds another run; without ``resume``, if it
             holds an unfinished run.
-        PipelineError: If the ranks have different states.
     """
-    saved: SavedState = (None, [])
-    if path.exists() and (resume or not force):
-        saved = _check_saved_state(path, identity, resume)
-    step = saved[0].step if saved[0] else None
-    assert_equal_across_ranks(
-        f"{path}: step {step or 0}", step, "copy the file to every machine, or remove it"
-    )
-    return saved
-
-
-def _check_saved_state(path: Path, identity: Mapping[str, Any], resume: bool) -> SavedState:
+    if not path.exists() or (force and not resume):
+        return None, []
     state, record = load_state(path)
     if resume:
         if difference := describe_differences(identity, record):

@@ -16,6 +16,7 @@ from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset, Source
 from pipeline.data.folds import plan_folds
 from pipeline.data.splits import split_source
+from pipeline.device import restore_torch_settings
 from pipeline.numbers import count_of
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.write import write_report
@@ -46,6 +47,7 @@ class _FoldContext(RunContext):
             super().say(message)
 
 
+@restore_torch_settings()
 def run_folds(
     source: str | Dataset,
     read: ReadSettings,

@@ -13,6 +13,7 @@ from pipeline.checkpoint import load_classifier, load_embedding, read_header
 from pipeline.commands.inputs import add_trunk_features, choose_k_for, reload_dataset
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
+from pipeline.device import restore_torch_settings
 from pipeline.outputs import reserve_outputs
 from pipeline.processes import main_process_only
 from pipeline.report.evaluated_run import EvaluatedRun
@@ -34,6 +35,7 @@ from stages.records import EmbeddingCheckpoint, Split
 from stages.settings import EmbedSettings
 
 
+@restore_torch_settings()
 def report(
     embeddings: Path | Sequence[Path],
     classifiers: Path | Sequence[Path],
@@ -114,6 +116,7 @@ def reserve_report(
         yield
 
 
+@restore_torch_settings()
 def evaluate_run(
     name: str,
     embedding: Path,

@@ -10,6 +10,7 @@ from pipeline.commands.inputs import EmbedInputs, prepare_inputs
 from pipeline.commands.report import evaluate_run, reserve_report
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
+from pipeline.device import restore_torch_settings
 from pipeline.identity import classifier_identity, embedding_identity, refuse_to_replace
 from pipeline.monitor import embedding_files
 from pipeline.outputs import reserve_outputs
@@ -58,6 +59,7 @@ def seed_path(path: Path, seed: int) -> Path:
     return path.with_name(f"{path.stem}-seed-{seed}{path.suffix}")
 
 
+@restore_torch_settings()
 def run(
     source: str | Dataset,
     read: ReadSettings,

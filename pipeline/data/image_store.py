@@ -13,8 +13,9 @@ and renamed when it is complete. If two processes build the same store, both use
 
 import hashlib
 import json
+import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -92,7 +93,8 @@ def open_store(
         The opened store.
 
     Raises:
-        DataError: If the cache cannot be written to, for example because the disk is full.
+        DataError: If the cache cannot be written to, for example because the disk is full, or
+            if another user owns the store and keeps it private.
         NothingReadable: If no image is readable.
     """
     chosen_file = cache / f"{signature}.json"
@@ -108,10 +110,13 @@ def open_store(
         # The choice is compared with the images, because its file has no checksum.
         if store is not None and chosen in (None, _choose_shape(store.facts)):
             return store
+        _check_replaceable(folder)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(cache)
-        partial = Path(tempfile.mkdtemp(prefix=f"{signature}.", suffix=".partial", dir=cache))
+        # Not tempfile.mkdtemp, which makes folders that only their owner can read.
+        partial = cache / f"{signature}.{secrets.token_hex(4)}.partial"
+        partial.mkdir()
         try:
             size, channels, chosen = _build(partial, decode, count, read, show)
             with atomic_file(chosen_file) as file:
@@ -134,6 +139,15 @@ def open_store(
 
 def _store_folder(cache: Path, signature: str, size: int, channels: int, resize: str) -> Path:
     return cache / f"{signature}-{size}-{channels}-{resize}"
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Check, before a store is built, that it can replace one that cannot be opened."""
+    if folder.exists() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise DataError(
+            f"{folder}: another user's decoded images, which you can neither read nor replace; "
+            "ask for access, or use another folder with --cache"
+        )
 
 
 def _remove_abandoned(cache: Path) -> None:
