@@ -22,7 +22,8 @@ class Case:
     Attributes:
         command: Arguments of `pipeline`, quoted as in a shell; of a shell case, a bash script.
         status: Allowed exit statuses.
-        mentions: Texts that the message contains. ``a|b``: one of them.
+        mentions: Texts that the error message contains, or for status 0 the output. ``a|b``: one
+            of them.
         prints: Texts that standard output contains.
         prepare: Called in the folder of the case before the command.
         writes: Files that the command writes. It changes nothing else.
@@ -106,7 +107,7 @@ def problems(case: Case, outcome: Outcome) -> list[str]:
     if CONTROL_CHARACTER.search(outcome.out + outcome.err):
         found.append("control character in the output")
     rejects = case.status != (0,) and not case.prints
-    message = outcome.err
+    message = outcome.out + outcome.err if case.status == (0,) else outcome.err
     if rejects and outcome.status in (1, 2):
         message = error_message(outcome)
         found += message_problems(message, outcome)

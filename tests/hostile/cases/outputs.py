@@ -1,6 +1,7 @@
 """Outputs: every path is checked before the work, and no file is lost."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from hostile.case import Case, error, rejected, works
 from hostile.prepare import (
@@ -23,7 +24,7 @@ FILE_OUTPUTS = {
     "embed --out": f"embed {EPOCHS} --out",
     "classify --out": "classify --out",
     "predict --out": "predict photos --out",
-    "run --embedding": f"run {EPOCHS} --out new --embedding",
+    "run --embedding": f"run {EPOCHS} --classifier c.safetensors --out new --embedding",
     "run --classifier": f"run {EPOCHS} --embedding e.safetensors --out new --classifier",
 }
 FOLDER_OUTPUTS = {
@@ -39,13 +40,15 @@ FOLDER_OUTPUTS = {
 LONG = "x" * 300
 
 
-def unwritable(outputs: dict[str, str], title: str, path: str, prepare: object) -> Iterator[Case]:
-    """Expect that each output rejects a path."""
+def unwritable(
+    outputs: dict[str, str], title: str, path: str, place: str = "", prepare: Any = None
+) -> Iterator[Case]:
+    """Expect that each output rejects a path, and names it or ``place``."""
     for option, command in outputs.items():
         yield rejected(
             f"{command} '{path}'",
-            path or option.split()[-1],
-            prepare=prepare,
+            place or path,
+            prepare=prepare or nothing,
             name=f"{option}: {title}",
         )
 
@@ -62,20 +65,20 @@ def report_with(name: str) -> object:
 EVERY = FILE_OUTPUTS | FOLDER_OUTPUTS
 
 CASES = [
-    *unwritable(EVERY, "below a file", "notes.txt/below", nothing),
-    *unwritable(EVERY, "below a file, deeper", "notes.txt/be/low", nothing),
-    *unwritable(EVERY, "below /proc", "/proc/nowhere/x", nothing),
-    *unwritable(EVERY, "name too long", LONG, nothing),
-    *unwritable(EVERY, "link to itself", "loop", link("loop", "loop")),
-    *unwritable(EVERY, "below a link to itself", "loop/x", link("loop", "loop")),
-    *unwritable(EVERY, "empty", "", nothing),
-    *unwritable(FILE_OUTPUTS, "a folder", "photos", nothing),
-    *unwritable(FILE_OUTPUTS, "a linked folder", "linked", link("linked", "photos")),
-    *unwritable(FILE_OUTPUTS, "the full device", "full", device("full", "full", 7)),
-    *unwritable(FOLDER_OUTPUTS, "a file", "notes.txt", nothing),
-    *unwritable(FOLDER_OUTPUTS, "a linked file", "linked", link("linked", "notes.txt")),
-    *unwritable(FOLDER_OUTPUTS, "a device", "null", device("null", "null", 3)),
-    *unwritable(FOLDER_OUTPUTS, "a named pipe", "pipe", fifo("pipe")),
+    *unwritable(EVERY, "below a file", "notes.txt/below", "notes.txt"),
+    *unwritable(EVERY, "far below a file", "notes.txt/be/low", "notes.txt"),
+    *unwritable(EVERY, "below /proc", "/proc/nowhere/x", "/proc/nowhere"),
+    *unwritable(EVERY, "name too long", LONG),
+    *unwritable(EVERY, "link to itself", "loop", prepare=link("loop", "loop")),
+    *unwritable(EVERY, "below a link to itself", "loop/x", "loop", link("loop", "loop")),
+    *unwritable(EVERY, "empty", "", "--|''|path"),
+    *unwritable(FILE_OUTPUTS, "a folder", "photos"),
+    *unwritable(FILE_OUTPUTS, "a linked folder", "linked", prepare=link("linked", "photos")),
+    *unwritable(FILE_OUTPUTS, "the full device", "full", prepare=device("full", "full", 7)),
+    *unwritable(FOLDER_OUTPUTS, "a file", "notes.txt"),
+    *unwritable(FOLDER_OUTPUTS, "a linked file", "linked", prepare=link("linked", "notes.txt")),
+    *unwritable(FOLDER_OUTPUTS, "a device", "null", prepare=device("null", "null", 3)),
+    *unwritable(FOLDER_OUTPUTS, "a named pipe", "pipe", prepare=fifo("pipe")),
     # An input is no output.
     error(f"classify --force --out {EMBEDDING}", EMBEDDING),
     error(f"predict photos --out {CLASSIFIER}", CLASSIFIER),

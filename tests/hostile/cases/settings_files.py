@@ -8,7 +8,7 @@ OUT = 'data = "photos"\nout = "new.safetensors"\n'
 
 def toml(text: str | bytes, command: str = "embed", *mentions: str, name: str = "") -> Case:
     """Expect that a command rejects a settings file."""
-    title = name or ascii(text)[1:-1].replace("\\n", " ")
+    title = name or str(text).replace("\n", " ")
     prepare = file("x.toml", text)
     return rejected(f"--config x.toml {command}", *mentions, prepare=prepare, name=title)
 
@@ -22,7 +22,7 @@ def value(text: str, *mentions: str) -> Case:
 def accepted(text: str | bytes, command: str, *mentions: str, name: str = "") -> Case:
     """Expect that `data` or another fast command accepts a settings file."""
     prepare = file("x.toml", text)
-    title = name or ascii(text)[1:-1].replace("\\n", " ")
+    title = name or str(text).replace("\n", " ")
     return works(f"--config x.toml {command}", *mentions, prepare=prepare, name=title)
 
 
@@ -66,7 +66,6 @@ CASES = [
     value("epochs = 2026-11-24"),
     value("epochs = 12:30:00"),
     value("epochs = 1.9", "1.9"),
-    value("epochs = 1e3"),
     value("epochs = true"),
     value('epochs = "many"', "many"),
     value('epochs = ""'),
@@ -93,7 +92,7 @@ CASES = [
     toml('[embed]\nout = [1]\ndata = "photos"\n', "embed", "out"),
     toml('[embed]\nout = "a\\u0000b"\ndata = "photos"\n', "embed", "out|a\\x00b"),
     toml('[embed]\nout = ""\ndata = "photos"\n', "embed", "out"),
-    toml("[embed]\ndata = 5\n", "embed", "data"),
+    toml("[embed]\ndata = 5\n", "embed", "data|5"),
     toml("[embed]\ndata = [1, 2]\n", "embed", "data"),
     toml('[embed]\ndata = "a\\u0000b"\n', "embed", "data|a\\x00b"),
     toml("[report]\nembedding = [1]\n", "report", "embedding"),
