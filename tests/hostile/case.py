@@ -30,7 +30,7 @@ class Case:
         may_write: True if other files may change too.
         environment: Environment variables; ``None`` removes one.
         name: Name of the case, by default the command.
-        shell: True for a bash script in a process of its own.
+        shell: True for a bash script in a separate process.
     """
 
     command: str
@@ -57,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command did.
+    """Result of a command.
 
     Attributes:
         status: Exit status, or None if it did not end by itself.

@@ -1,4 +1,4 @@
-"""What cases prepare in their folder: files, links, and edited checkpoints and states.
+"""Preparations of cases: files, links, and edited checkpoints and states.
 
 Each function returns a function without arguments, for ``Case.prepare``.
 """

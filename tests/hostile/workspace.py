@@ -1,4 +1,4 @@
-"""Run a case in a folder of its own and return the outcome.
+"""Run a case in a new folder and return the outcome.
 
 The folder holds:
 
@@ -115,7 +115,7 @@ def read_stream(stream: io.TextIOWrapper) -> str:
 
 
 def run_shell(case: Case, folder: Path) -> Outcome:
-    """Run a bash script in a process of its own. In it `pipeline` is the program."""
+    """Run a bash script in a separate process. In it `pipeline` is the program."""
     before = snapshot(folder)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable}
     environment |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONFAULTHANDLER": "1"}

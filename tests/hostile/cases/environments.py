@@ -1,6 +1,6 @@
 """Environments: closed or full streams, encodings, limits of memory and files, other folders.
 
-Each case is a bash script, because it needs a process of its own. In it `pipeline` is the program.
+Each case is a bash script, because it needs a new process. In it `pipeline` is the program.
 """
 
 import struct
