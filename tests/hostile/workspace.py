@@ -150,7 +150,7 @@ def limits() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGALRM, signal.SIGTERM)]
     signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, 5)  # again if a destructor swallows the error
     resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
     try:
         yield

@@ -3,7 +3,7 @@
 import struct
 
 import torch
-from hostile.case import Case, error, rejected, works
+from hostile.case import Case, error, works
 from hostile.prepare import (
     CLASSIFIER,
     EMBEDDING,
@@ -235,11 +235,5 @@ CASES = [
         may_write=True,
         writes=(VECTORS,),
         name="vectors are a classifier",
-    ),
-    rejected(
-        "classify --force",
-        VECTORS,
-        prepare=steps(remove(VECTORS), folder(VECTORS)),
-        name="vectors are a folder",
     ),
 ]
