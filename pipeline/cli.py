@@ -246,7 +246,7 @@ def run_stages(source: str, settings: Sequence[Any], options: dict[str, Any]) ->
         classifier = seed_path(classifier, seeds[0])
     hint = f"next: pipeline {predict_hint(classifier)}"
     if not runs:
-        terminal.print_text(f"{classifier} written; {hint}")
+        terminal.print_text(f"{classifier} written; no test images: no report; {hint}")
         return
     print_report(runs, options["out"], options["figures"], hint, pooled=bool(seeds))
 

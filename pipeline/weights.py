@@ -140,7 +140,8 @@ def _weights_file(path: Path) -> dict[str, Tensor]:
 def _read_file(path: Path) -> Any:
     """Read a file without running code from it, and without taking more memory than its size."""
     if not os.path.isfile(path):
-        raise CheckpointError(f"--weights {path}: no such file; {FILE_ADVICE}")
+        problem = "a folder, not a file" if os.path.isdir(path) else "no such file"
+        raise CheckpointError(f"--weights {path}: {problem}; {FILE_ADVICE}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -23,7 +23,13 @@ from stages.embedding.loss import TripletLoss, triplet_loss
 from stages.embedding.resume import check_state, restore_optimiser
 from stages.embedding.sampler import PKSampler
 from stages.embedding.schedule import is_validated, learning_rate_factor, plan_training
-from stages.embedding.validation import GALLERY, QUERIES, evenly_spaced_subset, validate
+from stages.embedding.validation import (
+    GALLERY,
+    QUERIES,
+    evenly_spaced_subset,
+    gallery_subset,
+    validate,
+)
 from stages.errors import SettingsError
 from stages.network.embedding_net import EmbeddingNet, to_device
 from stages.network.initialization import new_network
@@ -131,7 +137,7 @@ def train_embedding(
     run = _start(train, settings, network, device, precision)
     if state is not None:
         run.restore(state)
-    gallery = evenly_spaced_subset(train, GALLERY)
+    gallery = gallery_subset(train, GALLERY)
     queries = validation and evenly_spaced_subset(validation, QUERIES)
     for batch in run.batches():
         result = _forward(run, batch)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.errors import CheckpointError
+from stages.errors import CheckpointError, SettingsError
 from stages.network.conv import MIN_SIDE
 from stages.network.digest import state_digest
 from stages.network.pretrained import LibraryTrunk, make_trunk, projection_head, trunk_blocks
@@ -58,7 +58,7 @@ class EmbeddingNet(nn.Module):
         std: Standard deviation of these pixels, one value, or one per channel. Default: 1.
 
     Raises:
-        SettingsError: If the trunk cannot be built.
+        SettingsError: If the trunk cannot be built or has fewer blocks than ``trunk`` names.
 
     Example:
         >>> network = EmbeddingNet(channels=1, size=28, dim=16).eval()
@@ -98,7 +98,7 @@ class EmbeddingNet(nn.Module):
         self._register_statistic("std", torch.ones(1) if std is None else std, trunk_channels)
         self.project = projection_head(features, dim) if is_library else nn.Linear(features, dim)
         blocks = trunk_blocks(self.trunk)
-        self._frozen_block_count = _frozen_block_count(trunk, len(blocks))
+        self._frozen_block_count = _frozen_block_count(name, trunk, len(blocks))
         if self._frozen_block_count:
             # Parameters outside the blocks, such as a class token, are frozen too.
             self.trunk.requires_grad_(False)
@@ -246,13 +246,17 @@ class EmbeddingNet(nn.Module):
         return unit_rows(self.project(features))
 
 
-def _frozen_block_count(trunk: str, blocks: int) -> int:
+def _frozen_block_count(name: str, trunk: str, blocks: int) -> int:
     """Return how many of the trunk's blocks are not trained."""
     if trunk == "tune":
         return 0
     if trunk == "frozen":
         return blocks
-    return max(0, blocks - int(trunk.removeprefix("last-")))
+    trained = int(trunk.removeprefix("last-"))
+    if trained > blocks:
+        problem = f"{name} has {blocks} blocks; use last-{blocks} or fewer"
+        raise SettingsError("trunk", trunk, problem)
+    return blocks - trained
 
 
 def describe_mismatch(

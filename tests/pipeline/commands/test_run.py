@@ -176,3 +176,12 @@ def test_report_on_folds_is_replaced_with_force(run_command, digit_folder, tmp_p
     write_folds_report(tmp_path / "folds")
     status, _, errors = run_command("report", "--out", "folds")
     assert status == 1 and "folds: " in errors and "--force" in errors
+
+
+def test_run_without_test_images_trains_both_stages_and_writes_no_report(run_command, digit_folder):
+    options = ("--data", digit_folder, "--epochs", 1, "--dim", 8, "--test", 0, "--val", 0)
+    status, out, err = run_command("run", *options)
+    assert status == 0, err
+    assert "no test images" in out and "no report" in out
+    assert read_header(CLASSIFIER).record["counts"] == {"train": 300, "val": 0, "test": 0}
+    assert not Path("reports/accuracy.csv").exists()
