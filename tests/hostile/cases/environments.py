@@ -98,7 +98,8 @@ CASES = [
     ),
     shell(
         works,
-        "ulimit -v 5500000; pipeline predict huge.png || pipeline data photos",
+        "ulimit -v 5000000; pipeline predict huge.png photos/ash/0.png || [ $? = 1 ]",
+        prints=("\nhuge.png,", "\nphotos/ash/0.png,"),
         prepare=lambda: zeros_png(9_400, channels=3, depth=16),
         name="16-bit colour image of 9,400 x 9,400 in little memory",
     ),
@@ -125,7 +126,7 @@ CASES = [
         works,
         "mkdir gone; cd gone; rmdir ../gone; pipeline data digits",
         may_write=True,
-        prints=(["1797 images", "1,797 images"][0],),
+        prints=("images",),
     ),
     shell(works, f"{PYTHONS}; pipeline data photos", may_write=True, prints=("24 images",)),
     # Variables.
