@@ -4,7 +4,6 @@ Each function returns a function without arguments, for ``Case.prepare``.
 """
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -197,20 +196,18 @@ def tensors(path: str, kind: str, change: Callable[[dict[str, torch.Tensor]], An
     return edit
 
 
-def state(change: Callable[[dict[str, Any]], Any], path: str = STATE) -> Step:
-    """Change the content of a training state, with the digest that it then has."""
+def state(change: Callable[[dict[str, Any], dict[str, torch.Tensor]], Any]) -> Step:
+    """Change the record and the tensors of a training state, with the digests they then have."""
 
     def edit() -> None:
-        content = Path(path).read_bytes()[32:]
-        saved = torch.load(io.BytesIO(content), weights_only=True)
-        write_state(change(saved) or saved, path)
+        content, values = load_tensors(Path(STATE), "state")
+        changed = dict(content.record)
+        change(changed, values)
+        save_tensors(Path(STATE), "state", values, changed)
 
     return edit
 
 
-def write_state(content: Any, path: str = STATE) -> None:
-    """Write a training state with any content and the right digest."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    content = buffer.getvalue()
-    Path(path).write_bytes(hashlib.sha256(content).digest() + content)
+def pickled(content: Any) -> Step:
+    """Write a training state with any content that torch can pickle."""
+    return lambda: torch.save(content, STATE)

@@ -1,7 +1,6 @@
 """Training states: missing, damaged, of other settings, or with impossible values."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +13,14 @@ from hostile.prepare import (
     file,
     flipped,
     folder,
+    header,
     move,
+    pickled,
+    record,
     remove,
     state,
     steps,
     truncated,
-    write_state,
 )
 from hostile.workspace import UNFINISHED
 
@@ -39,24 +40,23 @@ def damaged(title: str, prepare: object, *mentions: str) -> Case:
     return error(RESUME, STATE, *mentions, prepare=prepare, name=f"state: {title}")
 
 
-def edited(name: str, value: Any) -> Case:
-    """Expect that a state with another value of a field is rejected."""
+def progress(name: str, value: Any) -> Case:
+    """Expect that a state with another value of a counter is rejected; ``...`` removes it."""
+    return damaged(f"{name} = {value}", record(STATE, {f"progress.{name}": value}))
 
-    def edit(saved: dict[str, Any]) -> None:
-        if value is ...:
-            del saved["state"][name]
+
+def tensor(name: str, value: torch.Tensor | None) -> Case:
+    """Expect that a state with another tensor is rejected; None removes the tensors so named."""
+
+    def edit(_: dict[str, Any], values: dict[str, torch.Tensor]) -> None:
+        if value is None:
+            for key in [key for key in values if key.startswith(name)]:
+                del values[key]
         else:
-            saved["state"][name] = value
+            values[name] = value
 
-    shown = "(removed)" if value is ... else str(value)[:30]
-    return damaged(f"{name} = {shown}", state(edit))
-
-
-def legacy_pickle() -> None:
-    """Write a state in the pickle format that torch used before zip files."""
-    torch.save({"state": 1}, STATE, _use_new_zipfile_serialization=False)
-    content = Path(STATE).read_bytes()
-    Path(STATE).write_bytes(bytes(32) + content)
+    shown = "removed" if value is None else tuple(value.shape)
+    return damaged(f"{name} {shown}", state(edit))
 
 
 CASES = [
@@ -71,38 +71,40 @@ CASES = [
     damaged("a folder", steps(remove(STATE), folder(STATE))),
     damaged("a named pipe", steps(remove(STATE), fifo(STATE))),
     damaged("a device", steps(remove(STATE), device(STATE, "zero", 5))),
-    damaged("code", lambda: write_state({"format_version": 2, "record": "{}", "state": Code()})),
-    damaged("code alone", lambda: write_state(Code())),
-    damaged("old pickle", legacy_pickle),
-    damaged("a list", lambda: write_state([1, 2])),
-    damaged("a tensor", lambda: write_state(torch.ones(2))),
-    damaged("an empty dictionary", lambda: write_state({})),
-    damaged("format 99", state(lambda saved: saved.update(format_version=99)), "99"),
-    damaged("format 1", state(lambda saved: saved.update(format_version=1))),
-    damaged("no format", state(lambda saved: saved.pop("format_version"))),
-    damaged("no record", state(lambda saved: saved.pop("record") and None)),
-    damaged("record of text", state(lambda saved: saved.update(record="{"))),
-    damaged("record of a list", state(lambda saved: saved.update(record="[]"))),
-    damaged("record of null", state(lambda saved: saved.update(record="null"))),
-    damaged("empty record", state(lambda saved: saved.update(record="{}"))),
-    edited("step", 99),
-    edited("step", -1),
-    edited("step", "1"),
-    edited("step", 1.5),
-    edited("steps", 10**9),
-    edited("steps", 0),
-    edited("network", {}),
-    edited("network", {"a": torch.ones(1)}),
-    edited("optimiser", {}),
-    edited("sampler", {}),
-    edited("generator", torch.zeros(3)),
-    edited("history", [{"epoch": 1}]),
-    edited("history", 5),
-    edited("sums", (1.0,)),
-    edited("best", 5),
-    edited("best", ...),
-    edited("network", ...),
-    edited("new_field", 5),
+    damaged("code", pickled({"format_version": 2, "record": "{}", "state": Code()})),
+    damaged("code alone", pickled(Code())),
+    damaged("a pickled list", pickled([1, 2])),
+    damaged("format 99", header(STATE, format_version="99"), "99"),
+    damaged("format 1", header(STATE, format_version="1")),
+    damaged("no format", header(STATE, format_version=None)),
+    damaged("no record", header(STATE, record=None)),
+    damaged("record of text", header(STATE, record="{")),
+    damaged("record of a list", header(STATE, record="[]")),
+    damaged("record of null", header(STATE, record="null")),
+    damaged("empty record", header(STATE, record="{}")),
+    damaged("edited record", record(STATE, {"progress.step": 2}, digest=False)),
+    damaged("no progress", record(STATE, {"progress": ...})),
+    progress("step", 99),
+    progress("step", -1),
+    progress("step", "1"),
+    progress("step", 1.5),
+    progress("step", ...),
+    progress("steps", 10**9),
+    progress("steps", 0),
+    progress("position", -1),
+    progress("history", [{"epoch": 1}]),
+    progress("history", 5),
+    progress("sums", [1.0]),
+    progress("best", 5),
+    progress("best", ...),
+    progress("new_field", 5),
+    tensor("network.", None),
+    tensor("network.a", torch.ones(1)),
+    tensor("optimiser.", None),
+    tensor("sampler", None),
+    tensor("sampler", torch.zeros(3)),
+    tensor("generator", torch.zeros(3)),
+    tensor("new", torch.zeros(3)),
     # Another run.
     error(f"{RESUME} --dim 9", STATE, "dim", "--force"),
     error(f"{RESUME} --seed 5", STATE, "seed", "--force"),
@@ -113,7 +115,7 @@ CASES = [
         "embed --data photos --dim 8 --epochs 1 --out new.safetensors --resume",
         "new.state",
         "--force",
-        prepare=lambda: write_state({}, "new.state"),
+        prepare=file("new.state", "{}"),
         name="state without content",
     ),
     # Tolerated.
