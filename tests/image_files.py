@@ -25,16 +25,22 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def png_of_claimed_size(side: int) -> bytes:
-    """Return a small PNG whose header claims side x side pixels."""
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk of a PNG file."""
+    checksum = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    pixels = zlib.compress(b"\0" * 1000)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels)
+def png_of_claimed_size(side: int, depth: int = 8, pixels: bytes = b"") -> bytes:
+    """Return a grey PNG whose header claims side x side pixels, by default without most of them."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, 0, 0, 0, 0))
+    data = png_chunk(b"IDAT", pixels or zlib.compress(b"\0" * 1000))
+    return b"\x89PNG\r\n\x1a\n" + header + data + png_chunk(b"IEND", b"")
+
+
+def with_chunk(png: bytes, kind: bytes, data: bytes) -> bytes:
+    """Return a PNG with another chunk behind its header."""
+    return png[:33] + png_chunk(kind, data) + png[33:]
 
 
 GREY, RGB = Image.fromarray(RAMP), Image.fromarray(COLOUR)
@@ -99,10 +105,37 @@ GOOD: dict[str, tuple[bytes, np.ndarray, float]] = {
         RAMP,
         0,
     ),
+    "animated PNG": (
+        encode(GREY, "PNG", save_all=True, append_images=[Image.new("L", GREY.size)]),
+        RAMP,
+        0,
+    ),
+    "a thousand frames": (
+        encode(Image.new("L", (3, 3), 9), "TIFF", save_all=True, append_images=[GREY] * 1000),
+        np.full((3, 3), 9),
+        0,
+    ),
+    "only transparent pixels": (
+        encode(Image.new("LA", (5, 7)), "PNG"),
+        np.full((7, 7), 255),
+        0,
+    ),
+    "one pixel": (encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"), np.array([[[1, 2, 3]]]), 0),
+    "float TIFF with infinity": (
+        encode(Image.fromarray(np.array([[np.nan, np.inf], [-np.inf, 7]], np.float32)), "TIFF"),
+        np.array([[0, 255], [0, 7]]),
+        0,
+    ),
+    "damaged colour profile": (
+        encode(RGB, "JPEG", quality=95, subsampling=0, icc_profile=b"damaged" * 9),
+        COLOUR,
+        4,
+    ),
     "damaged EXIF": (encode(RGB, "PNG", exif=b"Exif\0\0MM\0*\0\0\xff\xff\xff\xff"), COLOUR, 0),
 }
 
 JPEG, PNG = encode(RGB, "JPEG"), encode(RGB, "PNG")
+ZIPPED = zlib.compress(bytes(50_000_000))
 
 # Content of the file, part of the reason why it cannot be read.
 BAD: dict[str, tuple[bytes, str]] = {
@@ -122,7 +155,13 @@ BAD: dict[str, tuple[bytes, str]] = {
     "truncated PPM": (encode(RGB, "PPM")[:300], "truncated"),
     "bit flipped in a PNG": (PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:], ""),
     "decompression bomb": (png_of_claimed_size(60_000), "decompression bomb"),
-    "smaller bomb": (png_of_claimed_size(9_700), "bomb"),
+    "smaller bomb": (png_of_claimed_size(9_700), "9700 x 9700 pixels"),
+    "text that decompresses to 50 MB": (with_chunk(PNG, b"zTXt", b"a\0\0" + ZIPPED), "too large"),
+    "international text of 50 MB": (
+        with_chunk(PNG, b"iTXt", b"a\0\1\0\0\0" + ZIPPED),
+        "too large",
+    ),
+    "colour profile of 50 MB": (with_chunk(PNG, b"iCCP", b"a\0\0" + ZIPPED), "too large"),
 }
 
 

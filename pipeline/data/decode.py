@@ -10,20 +10,28 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from io import BytesIO
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps
+
+from pipeline.data.resizing import Pixels, fit_to_square, to_channels
 
 # Largest side of images that keep their own size; larger images are resized to this one.
 MAX_OWN_SIZE = 64
 MAX_PIXELS = 89_478_485  # Pillow warns of a decompression bomb above this
+# Memory that may be used to decode one image. Several worker processes decode at once.
+MAX_DECODED_BYTES = 750_000_000
+# Bytes per pixel at the peak: Pillow's image and its conversion, or what the decoder needs.
+BYTES_PER_PIXEL, WEBP_BYTES_PER_PIXEL, PROGRESSIVE_BYTES_PER_PIXEL = 8, 16, 10
+BAND_PIXELS = 4_000_000  # larger images are converted and hashed in bands of rows
 MAX_FILE_BYTES = 2**30
+MAX_READ_BYTES = 64_000_000  # larger files are read while they are decoded
 # Formats to try. Pillow reads some of the others by starting external programs (EPS).
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB")
 # Non-blocking: opening a named pipe would otherwise wait for a writer.
 OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+BOMB = "taken for a decompression bomb; make the image smaller"
 FILE_MODE = "mode in the file"  # key in `image.info`
 
 # What is known about each image; the fields are described in `Decoded.fact`.
@@ -37,8 +45,6 @@ FACT = np.dtype(
         ("grey", np.bool_),
     ]
 )
-
-Pixels = npt.NDArray[np.uint8]
 
 
 class Decoded(NamedTuple):
@@ -73,7 +79,7 @@ def decode_files(
         paths: Paths of the files.
         size: Side of the square in pixels. ``None`` chooses it for each image.
         channels: 1 or 3. ``None`` chooses it for each image.
-        resize: How images are fitted to a square; see :func:`fit_to_square`.
+        resize: How images are fitted to a square; see :func:`pipeline.data.resizing.fit_to_square`.
 
     Returns:
         For each file the decoded image, or the reason why it cannot be read.
@@ -85,39 +91,42 @@ def decode_files(
 
 def _decode_file(path: str, size: int | None, channels: int | None, resize: str) -> Outcome:
     try:
-        content = _read_file(path)
-        digest = hashlib.sha256(content).hexdigest()
-        return prepare_image(decode_image(content), digest, size, channels, resize)
+        with open(path, "rb", opener=lambda name, _: os.open(name, OPEN_FLAGS)) as opened:
+            file = _check_and_read(opened)
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            return prepare_image(_decode(file), digest, size, channels, resize)
     except Exception as error:  # a decoder can raise any exception for a damaged file
         return _reason(error)
 
 
-def _read_file(path: str) -> bytes:
-    handle = os.open(path, OPEN_FLAGS)
-    try:
-        state = os.fstat(handle)
-        if stat.S_ISDIR(state.st_mode):
-            raise ValueError("a folder, not a file")
-        if not stat.S_ISREG(state.st_mode):
-            raise ValueError("not a file")
-        if state.st_size > MAX_FILE_BYTES:
-            raise ValueError(f"{state.st_size / 1e9:.1f} GB, more than an image takes")
-        content = os.read(handle, state.st_size)
-        while len(content) < state.st_size and (more := os.read(handle, state.st_size)):
-            content += more
-    finally:
-        os.close(handle)
+def _check_and_read(file: BinaryIO) -> BinaryIO:
+    """Return the content of a regular file in memory, or the file itself if it is large."""
+    state = os.fstat(file.fileno())
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("not a file")
+    if state.st_size > MAX_FILE_BYTES:
+        raise ValueError(f"{state.st_size / 1e9:.1f} GB, more than an image takes")
+    if state.st_size > MAX_READ_BYTES:
+        return file
+    content = file.read(MAX_READ_BYTES)
     if not content:
         raise ValueError("empty file")
-    return content
+    return BytesIO(content)
 
 
 def _reason(error: Exception) -> str:
     """Describe in one line, without the path, why a file cannot be read."""
     if isinstance(error, FileNotFoundError):
         return "missing (a broken link?)"
+    if isinstance(error, IsADirectoryError):
+        return "a folder, not a file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * MAX_PIXELS // 10**6} million pixels: {BOMB}"
     text = " ".join(str(error).split())
     if "cannot identify image file" in text:
         return "not an image that can be read"
@@ -134,29 +143,55 @@ def prepare_image(
         content: SHA-256 of the encoded image, hexadecimal.
         size: Side of the square in pixels. ``None`` keeps the longest side up to ``MAX_OWN_SIZE``.
         channels: 1 or 3. ``None`` is 1 for grey images, else 3.
-        resize: How the image is fitted to the square; see :func:`fit_to_square`.
+        resize: How the image is fitted to the square; see
+            :func:`pipeline.data.resizing.fit_to_square`.
 
     Returns:
         The square image and its facts.
     """
     width, height = image.size
-    full = np.asarray(image)  # (H, W) or (H, W, 3)
-    grey = image.mode == "L" or _is_grey(full)
-    if grey and full.ndim == 3:
-        # A grey image has the same pixels and the same digest in any mode.
+    grey, pixel_digest = _measure(image)
+    if grey and image.mode != "L":
         image = image.getchannel(0)
-        full = np.asarray(image)
-    pixel_digest = hashlib.sha256(np.ascontiguousarray(full).data)
-    pixel_digest.update(f"{width}x{height}x{full.ndim}".encode())
     mode = image.info.get(FILE_MODE, image.mode)
     side = size or min(max(width, height), MAX_OWN_SIZE)
-    square = full if width == height == side else fit_to_square(image, side, resize)
+    square = fit_to_square(image, side, resize)
     count = channels or (1 if grey else 3)
     return Decoded(
         pixels=to_channels(square, count).tobytes(),
         shape=(count, side, side),
-        fact=(content, pixel_digest.hexdigest()[:32], width, height, mode, grey),
+        fact=(content, pixel_digest[:32], width, height, mode, grey),
     )
+
+
+def _measure(image: Image.Image) -> tuple[bool, str]:
+    """Return True if an image is grey, and the SHA-256 of its pixels, hexadecimal.
+
+    A grey image has the same digest in any mode.
+    """
+    digest, grey_digest = hashlib.sha256(), hashlib.sha256()
+    grey = True
+    for band, _ in _bands(image):
+        pixels = np.asarray(band)  # (H, W) or (H, W, 3)
+        digest.update(np.ascontiguousarray(pixels).data)
+        grey = grey and (pixels.ndim == 2 or _is_grey(pixels))
+        if grey and pixels.ndim == 3:
+            grey_digest.update(np.ascontiguousarray(pixels[..., 0]).data)
+    if grey and image.mode != "L":
+        digest = grey_digest
+    digest.update(f"{image.width}x{image.height}x{2 if grey else 3}".encode())
+    return grey, digest.hexdigest()
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
+    """Yield an image in bands of rows, and the left upper corner of each band."""
+    rows = max(1, BAND_PIXELS // image.width)
+    if rows >= image.height:
+        yield image, (0, 0)
+        return
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        yield image.crop((0, top, image.width, bottom)), (0, top)
 
 
 def _is_grey(pixels: Pixels) -> bool:
@@ -184,7 +219,7 @@ def decode_image(content: bytes) -> Image.Image:
         Image of mode ``L`` or ``RGB``. ``info["mode in the file"]`` is the original mode.
 
     Raises:
-        ValueError: If the image has more than 89 million pixels.
+        ValueError: If the image would take more memory than ``MAX_DECODED_BYTES``.
         Exception: Any error that Pillow raises for damaged content.
 
     Example:
@@ -194,13 +229,13 @@ def decode_image(content: bytes) -> Image.Image:
         >>> image.mode, image.size, image.info["mode in the file"]
         ('RGB', (4, 2), 'CMYK')
     """
-    image: Image.Image = Image.open(BytesIO(content), formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        raise ValueError(
-            f"{image.width} x {image.height} pixels, more than 89 million: "
-            "taken for a decompression bomb"
-        )
+    return _decode(BytesIO(content))
+
+
+def _decode(file: BinaryIO) -> Image.Image:
+    image: Image.Image = Image.open(file, formats=FORMATS)
     mode = image.mode
+    _bound_memory(image)
     image.load()
     # A PNG without one of these keys has no orientation to apply.
     keys = ("exif", "xmp", "Raw profile type exif")
@@ -212,7 +247,42 @@ def decode_image(content: bytes) -> Image.Image:
     return image
 
 
+def _bound_memory(image: Image.Image) -> None:
+    """Reduce a large JPEG, and raise ValueError for another image that would take too much memory.
+
+    The header gives the size; no pixel has been decoded yet.
+    """
+    width, height = image.size
+    bytes_per_pixel = BYTES_PER_PIXEL
+    if image.format == "WEBP":
+        bytes_per_pixel = WEBP_BYTES_PER_PIXEL
+    if "progressive" in image.info:
+        bytes_per_pixel = PROGRESSIVE_BYTES_PER_PIXEL
+    elif image.format == "JPEG" and width * height > MAX_PIXELS:
+        image.draft(None, (width // 2, height // 2))
+        return
+    most = min(MAX_PIXELS, MAX_DECODED_BYTES // bytes_per_pixel)
+    if width * height > most:
+        raise ValueError(f"{width} x {height} pixels, more than {most // 10**6} million: {BOMB}")
+
+
 def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image, in bands if it is large, because conversions need several copies."""
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    result: Image.Image | None = None
+    for band, corner in _bands(image):
+        converted = _convert(band)
+        if converted.size == image.size:
+            return converted
+        if result is None:
+            result = Image.new(converted.mode, image.size)
+        result.paste(converted, corner)
+    assert result is not None  # an image has rows
+    return result
+
+
+def _convert(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's conversion would clip at 255
         values = np.asarray(image).astype(np.float64) / 257
         return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
@@ -225,103 +295,4 @@ def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image if image.mode in ("L", "RGB") else image.convert("RGB")
-
-
-def fit_to_square(image: Image.Image, size: int, resize: str) -> Pixels:
-    """Fit an image to a square.
-
-    Args:
-        image: Image of mode ``L`` or ``RGB``.
-        size: Side of the square in pixels.
-        resize: ``pad-repeat`` resizes the longest side to ``size`` and repeats the image over the
-            square. ``pad`` does the same with the image centred on its median colour. ``crop``
-            resizes the central square. ``stretch`` resizes both sides to ``size``.
-
-    Returns:
-        uint8 (size, size) or (size, size, 3).
-    """
-    width, height = image.size
-    if (width, height) == (size, size):
-        return np.asarray(image)
-    if resize in ("stretch", "crop"):
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side) if resize == "crop" else (0, 0, width, height)
-        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
-    target = _padded_size(width, height, size)
-    if target != image.size:
-        image = image.resize(target, Image.Resampling.BILINEAR)
-    pixels: Pixels = np.asarray(image)
-    if resize == "pad":
-        return _pad(pixels, size)
-    rows, columns = np.arange(size) % pixels.shape[0], np.arange(size) % pixels.shape[1]
-    repeated: Pixels = pixels[rows][:, columns]
-    return repeated
-
-
-def image_area(width: int, height: int, size: int, resize: str) -> tuple[int, int, int, int]:
-    """Locate the original image in the square made by :func:`fit_to_square`.
-
-    Args:
-        width: Width of the original image.
-        height: Height of the original image.
-        size: Side of the square in pixels.
-        resize: As for :func:`fit_to_square`. The squares of ``crop`` and ``stretch`` have no
-            padding.
-
-    Returns:
-        Left, top, right and bottom edge in pixels.
-
-    Example:
-        >>> image_area(400, 200, 64, "pad-repeat"), image_area(400, 200, 64, "pad")
-        ((0, 0, 64, 32), (0, 16, 64, 48))
-    """
-    if resize in ("stretch", "crop"):
-        return 0, 0, size, size
-    right, bottom = _padded_size(width, height, size)
-    left, top = _padding(right, bottom, size) if resize == "pad" else (0, 0)
-    return left, top, left + right, top + bottom
-
-
-def _padded_size(width: int, height: int, size: int) -> tuple[int, int]:
-    """Return width and height of an image whose longest side is resized to ``size``."""
-    scale = size / max(width, height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _padding(width: int, height: int, size: int) -> tuple[int, int]:
-    """Return the left and top edge of an image centred on a square."""
-    return (size - width) // 2, (size - height) // 2
-
-
-def _pad(pixels: Pixels, size: int) -> Pixels:
-    """Centre an image on a square of its median colour."""
-    height, width = pixels.shape[:2]
-    canvas = np.empty((size, size, *pixels.shape[2:]), np.uint8)
-    canvas[:] = np.median(pixels.reshape(height * width, -1), axis=0).reshape(pixels.shape[2:])
-    left, top = _padding(width, height, size)
-    canvas[top : top + height, left : left + width] = pixels
-    return canvas
-
-
-def to_channels(pixels: Pixels, channels: int) -> Pixels:
-    """Convert an image to grey or to three channels, channels first.
-
-    Args:
-        pixels: uint8 (S, S) or (S, S, 3).
-        channels: 1 or 3.
-
-    Returns:
-        uint8 (channels, S, S). A grey image is repeated in all three channels.
-
-    Example:
-        >>> to_channels(np.zeros((8, 8), np.uint8), 3).shape
-        (3, 8, 8)
-    """
-    if channels == 1:
-        grey = pixels if pixels.ndim == 2 else np.asarray(Image.fromarray(pixels).convert("L"))
-        return grey[None]  # (1, S, S)
-    if pixels.ndim == 2:
-        return np.broadcast_to(pixels, (3, *pixels.shape))
-    return pixels.transpose(2, 0, 1)  # (3, S, S)
+    return image.convert("RGB")

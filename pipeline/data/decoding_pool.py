@@ -49,7 +49,7 @@ def file_decoder(files: Sequence[tuple[str, FileState | None]], resize: str) -> 
 
     Args:
         files: Path and state of each file.
-        resize: How images are fitted to a square; see :func:`pipeline.data.decode.fit_to_square`.
+        resize: How images are fitted to a square; see :func:`pipeline.data.resizing.fit_to_square`.
 
     Yields:
         A function of size and channels that yields one outcome per file, in order. The worker

@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.decode import FACT, MAX_OWN_SIZE, Decode, Outcome, Pixels
+from pipeline.data.decode import FACT, MAX_OWN_SIZE, Decode, Outcome
 from pipeline.data.decoding_pool import FileState
+from pipeline.data.resizing import Pixels
 from pipeline.files import atomic_file
 from pipeline.progress import Progress
 from stages.errors import DataError

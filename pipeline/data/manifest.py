@@ -1,17 +1,19 @@
 """Read a CSV manifest of image paths and labels."""
 
+import csv
+import io
 import os
-import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.data.dataset import SPLITS, Entry
 from pipeline.data.decoding_pool import file_state
 from pipeline.data.readable_images import SourceFile
 from stages.errors import DataError
 
-if TYPE_CHECKING:
-    import pandas as pd
+COLUMNS = ("path", "label", "split", "group")
+MAX_BYTES = 2**30  # a million rows take some 50 MB
+ADVICE = "give a UTF-8 CSV file with the columns path,label and optionally split,group"
 
 
 def list_manifest(path: Path) -> list[SourceFile]:
@@ -20,7 +22,8 @@ def list_manifest(path: Path) -> list[SourceFile]:
     Args:
         path: CSV file in UTF-8 with the columns ``path`` and ``label``, and optionally ``split``
             (``train``, ``val``, ``test`` or empty) and ``group``. Image paths are relative to the
-            manifest. Other columns are ignored.
+            manifest. Other columns and empty rows are ignored. Spaces around values are ignored,
+            except in a path that exists with them. An image may occur in several rows.
 
     Returns:
         One file per row, in the order of the rows.
@@ -28,52 +31,107 @@ def list_manifest(path: Path) -> list[SourceFile]:
     Raises:
         DataError: If the file is no such table, has no rows, or a row is invalid.
     """
-    table = _read_table(path)
-    empty = [""] * len(table)
-    columns = [table["path"].tolist()]
-    for name in ("label", "split", "group"):
-        columns.append(table[name].str.strip().tolist() if name in table else empty)
+    records = _records(path)
+    _, header = next(records, (1, []))
+    columns = _find_columns(path, header)
     files = []
-    for row, (name, label, split, group) in enumerate(zip(*columns, strict=True), start=2):
-        split = split.lower()
-        if not name.strip() or not label:
-            column = "label" if name.strip() else "path"
-            raise DataError(f"{path}: row {row} has no {column}; fill it in or remove the row")
-        if split not in ("", *SPLITS):
+    for line, values in records:
+        if any(value.strip() for value in values[len(header) :]):
             raise DataError(
-                f"{path}: row {row} has the split {split!r}; use train, val or test, "
-                "or leave it empty"
+                f"{path}: line {line} has {len(values)} values for {len(header)} columns; "
+                "put a value that contains a comma in quotes"
             )
-        full_path = os.path.join(path.parent, name)
-        entry = Entry(id=name, label=label, part=split, group=group)
-        files.append(SourceFile(full_path, file_state(full_path), entry))
+        values += [""] * (len(header) - len(values))
+        row = {name: values[column] for name, column in columns.items()}
+        files.append(_source_file(path, line, row))
     if not files:
         raise DataError(f"{path}: no row below the header; add one row per image")
     return files
 
 
-def _read_table(path: Path) -> "pd.DataFrame":
-    import pandas as pd  # slow to import, and only manifests need it
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # pandas only warns of rows longer than the header
-            table = pd.read_csv(
-                path, dtype=str, na_filter=False, encoding="utf-8-sig", index_col=False
-            )
-    except (OSError, ValueError, Warning) as error:
-        reason = " ".join(str(error).split())
+def _source_file(manifest: Path, line: int, row: dict[str, str]) -> SourceFile:
+    name = row["path"]
+    label, split, group = (row.get(column, "").strip() for column in COLUMNS[1:])
+    if not name.strip() or not label:
+        column = "label" if name.strip() else "path"
+        raise DataError(f"{manifest}: line {line} has no {column}; fill it in or remove the row")
+    if split.lower() not in ("", *SPLITS):
         raise DataError(
-            f"{path}: not a table that can be read ({reason}); "
-            "give a UTF-8 CSV file with the columns path,label"
-        ) from error
-    table.columns = [str(name).strip().lower() for name in table.columns]
-    names = list(table.columns)
-    for required in ("path", "label"):
-        if names.count(required) != 1:
+            f"{manifest}: line {line} has the split {split[:100]!r}; use train, val or test, "
+            "or leave it empty"
+        )
+    path = os.path.join(manifest.parent, name)
+    state = file_state(path)
+    if state is None:
+        name = name.strip()
+        path = os.path.join(manifest.parent, name)
+        state = file_state(path)
+    if state is None and "\\" in name:  # written on Windows
+        path = os.path.join(manifest.parent, name.replace("\\", "/"))
+        state = file_state(path)
+    return SourceFile(path, state, Entry(id=name, label=label, part=split.lower(), group=group))
+
+
+def _find_columns(path: Path, header: Sequence[str]) -> dict[str, int]:
+    """Return the position of each known column."""
+    names = [name.strip().lower() for name in header]
+    listed = ", ".join(names)[:200] or "nothing"
+    for name in COLUMNS:
+        if names.count(name) > 1:
             raise DataError(
-                f"{path}: no column {required} in the header, or several "
-                f"({', '.join(names)[:200]}); "
-                "name the columns path,label and optionally split,group"
+                f"{path}: several columns {name} in line 1 ({listed}); keep one of them"
             )
-    return table
+    for name in ("path", "label"):
+        if name in names:
+            continue
+        if len(names) == 1 and (separator := _other_separator(names[0])):
+            raise DataError(
+                f"{path}: no column {name} in line 1 ({listed}), which has {separator} instead of "
+                "commas; separate the columns with commas"
+            )
+        raise DataError(f"{path}: no column {name} in line 1 ({listed}); {ADVICE}")
+    return {name: names.index(name) for name in COLUMNS if name in names}
+
+
+def _other_separator(header: str) -> str:
+    separators = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+    return next((name for separator, name in separators.items() if separator in header), "")
+
+
+def _records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the first line and the values of each record that is not empty."""
+    reader = csv.reader(io.StringIO(_read_text(path), newline=""), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(
+                f"{path}: not a table that can be read (the record that starts in line {line}: "
+                f"{error}); check its quotes, and {ADVICE}"
+            ) from error
+        if any(value.strip() for value in values):
+            yield line, values
+
+
+def _read_text(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise DataError(f"{path}: {size / 1e9:.1f} GB, more than a table takes; {ADVICE}")
+        content = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"{path}: cannot be read ({reason}); give a file that you may read") from (
+            error
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(
+            f"{path}: line {line} is not in UTF-8 (byte {content[error.start]:#x}); "
+            "save the table as UTF-8"
+        ) from error

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from pipeline.data.dataset import Source
-from pipeline.data.decode import image_area
+from pipeline.data.resizing import image_area
 from stages.records import Split
 
 MAP_BYTES = 5_000_000  # limit for all thumbnails of the map

@@ -4,15 +4,26 @@ import os
 import random
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import BAD, GOOD, RAMP, encode, make_directory, make_sparse_file
+from image_files import (
+    BAD,
+    COLOUR,
+    GOOD,
+    RAMP,
+    encode,
+    make_directory,
+    make_sparse_file,
+    png_of_claimed_size,
+)
 from PIL import Image
 
-from pipeline.data.decode import decode_files, decode_image, fit_to_square
+from pipeline.data import decode
+from pipeline.data.decode import decode_files, decode_image
 
 ROOT = Path(__file__).parents[3]
 
@@ -81,17 +92,69 @@ def test_unreadable_path_gives_a_reason_without_waiting(
     assert isinstance(outcome, str) and reason in outcome.lower()
 
 
-@pytest.mark.parametrize("resize", ["pad-repeat", "pad", "crop", "stretch"])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 30_000), (30_000, 1), (7, 90), (64, 64), (300, 200)])
-def test_any_shape_fits_the_square(shape: tuple[int, int], resize: str) -> None:
-    pixels = fit_to_square(Image.fromarray(np.full(shape, 77, np.uint8)), 64, resize)
-    assert pixels.shape == (64, 64) and (pixels == 77).all()
+@pytest.mark.parametrize("name", GOOD)
+def test_bands_give_the_same_pixels_and_digest(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(GOOD[name][0])
+    options = {"size": 16, "channels": 3, "resize": "pad"}
+    expected = decode_files([str(path)], **options)
+    monkeypatch.setattr(decode, "BAND_PIXELS", 100)  # four of 24 rows
+    monkeypatch.setattr(decode, "MAX_READ_BYTES", 10)
+    assert decode_files([str(path)], **options) == expected
 
 
-def test_crop_takes_the_centre() -> None:
-    wide = np.zeros((32, 96), np.uint8)
-    wide[:, 32:64] = 200
-    assert (fit_to_square(Image.fromarray(wide), 16, "crop")[:, 1:-1] == 200).all()
+# Kind of file, memory per pixel of its decoder.
+LARGE = {
+    "TIFF": ({}, 8),
+    "JPEG": ({}, 8),
+    "progressive": ({"progressive": True}, 10),
+    "WEBP": ({"lossless": True}, 16),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_image_that_takes_too_much_memory_is_not_decoded(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, bytes_per_pixel = LARGE[kind]
+    image = Image.new("RGB", (30, 20))
+    content = encode(image, "JPEG" if kind == "progressive" else kind, **options)
+    monkeypatch.setattr(decode, "MAX_DECODED_BYTES", 600 * bytes_per_pixel)
+    assert decode_image(content).size == (30, 20)
+    monkeypatch.setattr(decode, "MAX_DECODED_BYTES", 600 * bytes_per_pixel - 1)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="30 x 20 pixels"):
+        decode_image(content)
+
+
+def test_large_jpeg_is_read_at_half_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encode(Image.fromarray(COLOUR), "JPEG", quality=95, subsampling=0)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 24 * 24 - 1)
+    pixels = np.asarray(decode_image(content)).astype(int)
+    assert np.abs(pixels - COLOUR.reshape(12, 2, 12, 2, 3).mean((1, 3))).mean() < 4
+
+
+LIMITED = r"""
+import re, resource, sys
+from pathlib import Path
+from pipeline.data import decode
+from pipeline.data.decode import decode_files
+used = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000,) * 2)
+(outcome,) = decode_files(sys.argv[1:], size=64, channels=1, resize="crop")
+print(outcome if isinstance(outcome, str) else outcome.fact[2:5])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
+def test_large_16_bit_image_is_decoded_in_300_mb(tmp_path: Path) -> None:
+    rows = zlib.compress(bytes(6000 * (1 + 2 * 6000)), 1)
+    (tmp_path / "large.png").write_bytes(png_of_claimed_size(6000, 16, rows))
+    command = [sys.executable, "-c", LIMITED, tmp_path / "large.png"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "(6000, 6000, 'I;16')\n"
 
 
 def test_worker_processes_import_no_torch() -> None:

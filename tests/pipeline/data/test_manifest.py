@@ -63,6 +63,46 @@ READABLE: dict[str, tuple[Writer, Check]] = {
         manifest("path,label\n" + ROWS.replace(",a", "," + "9" * 5000)),
         lambda audit: audit["images"] == 20,
     ),
+    "spaces around values": (
+        manifest(" path , label \n" + ROWS.replace(",a", " , a ")),
+        lambda audit: audit["images"] == 20 and list(audit["classes"]) == ["a", "b"],
+    ),
+    "empty rows": (
+        manifest("\n\npath,label\n\n" + ROWS.replace("\n", "\n\n,\n  ,  \n")),
+        lambda audit: audit["images"] == 20,
+    ),
+    "line ends of old systems": (
+        manifest("path,label\r" + ROWS.replace("\n", "\r")),
+        lambda audit: audit["images"] == 20,
+    ),
+    "paths of Windows": (
+        manifest("path,label\n" + ROWS.replace("/", "\\")),
+        lambda audit: audit["images"] == 20,
+    ),
+    "paths with two dots": (
+        manifest("path,label\n" + "".join(f"../source/{line}\n" for line in LINES)),
+        lambda audit: audit["images"] == 20,
+    ),
+    "an image twice": (
+        manifest("path,label\n" + ROWS + "a/0.png,a\na/1.png,b\n"),
+        lambda audit: (
+            audit["images"] == 22
+            and audit["exact_duplicates"] == [["a/0.png"] * 2, ["a/1.png"] * 2]
+            and audit["label_conflicts"] == [["a/1.png"] * 2]
+        ),
+    ),
+    "a label with a line break": (
+        manifest("path,label\n" + ROWS.replace(",a", ',"a\nb"')),
+        lambda audit: list(audit["classes"]) == ["a\nb", "b"],
+    ),
+    "short rows": (
+        manifest("path,label,split,group\n" + ROWS),
+        lambda audit: audit["images"] == 20,
+    ),
+    "a column with roles": (
+        manifest("path,label,role\n" + ROWS.replace("\n", ",judge\n")),
+        lambda audit: audit["images"] == 20,
+    ),
     "a path with a null byte": (
         manifest("path,label\n" + ROWS + "a\0b.png,a\n"),
         lambda audit: audit["images"] == 20,
@@ -80,21 +120,37 @@ REJECTED: dict[str, tuple[Writer, str]] = {
         manifest("path,label\nnone.png,a\n"),
         "the first: missing (a broken link?): ",
     ),
-    "empty": (manifest(""), "not a table"),
+    "empty": (manifest(""), "no column path"),
     "no rows": (manifest("path,label\n"), "no row"),
     "no labels": (manifest("path,split\na/0.png,train\n"), "no column label"),
     "no header": (manifest(ROWS), "no column path"),
-    "semicolons": (manifest("path;label\n" + ROWS.replace(",", ";")), "no column path"),
-    "two label columns": (manifest("path,label,Label\n" + ROWS), "no column label"),
+    "semicolons": (manifest("path;label\n" + ROWS.replace(",", ";")), "semicolons"),
+    "two label columns": (manifest("path,label,Label\n" + ROWS), "several columns label"),
+    "two split columns": (manifest("path,label,split,split\n" + ROWS), "several columns split"),
+    "tabs": (manifest("path\tlabel\n" + ROWS.replace(",", "\t")), "tabs"),
     "UTF-16": (manifest("path,label\n" + ROWS, "utf-16"), "UTF-8"),
-    "latin-1": (manifest("path,label\noufs/é.png,é\n", "latin-1"), "UTF-8"),
+    "latin-1": (
+        manifest("path,label\na/0.png,a\noufs/é.png,é\n", "latin-1"),
+        "line 3 is not in UTF-8",
+    ),
     "binary": (file_with(bytes(range(256)) * 9, "list.csv"), "list.csv"),
-    "an empty label": (manifest("path,label\n" + ROWS + "a/1.png,\n"), "row 22 has no label"),
-    "an empty path": (manifest("path,label\n" + ROWS + ",a\n"), "row 22 has no path"),
-    "a row that is too long": (manifest("path,label\n" + ROWS + "a/1.png,a,b,c\n"), "not a table"),
+    "an empty label": (manifest("path,label\n" + ROWS + "a/1.png,\n"), "line 22 has no label"),
+    "an empty path": (manifest("path,label\n" + ROWS + ",a\n"), "line 22 has no path"),
+    "an empty label behind empty rows and a line break": (
+        manifest('path,label\n\na/1.png,"a\nb"\n\na/2.png,\n'),
+        "line 6 has no label",
+    ),
+    "a row that is too long": (
+        manifest("path,label\n" + ROWS + "a/1.png,a,b,c\n"),
+        "line 22 has 4 values for 2 columns",
+    ),
+    "a field of 10 MB": (
+        manifest("path,label\n" + ROWS + f"a/1.png,{'x' * 10_000_000}\n"),
+        "line 22",
+    ),
     "an unknown split": (manifest("path,label,split\na/0.png,a,valid\n"), "'valid'"),
     "only test images": (manifest("path,label,split\n" + ROWS.replace("\n", ",test\n")), "0 class"),
-    "an open quote": (manifest('path,label\n"a/0.png,a\n' + ROWS), "not a table"),
+    "an open quote": (manifest('path,label\n"a/0.png,a\n' + ROWS), "line 2: "),
 }
 
 

@@ -10,7 +10,8 @@ import torch
 from factories import source_of
 from PIL import Image
 
-from pipeline.data.decode import image_area, prepare_image
+from pipeline.data.decode import prepare_image
+from pipeline.data.resizing import image_area
 from pipeline.report.thumbnails import thumbnail, unpadded_image
 from stages.records import Split
 from stages.settings import ReadSettings
