@@ -11,14 +11,9 @@ from typing import Any, NoReturn
 
 import click
 
+from pipeline import failures
 from pipeline import options as opt
 from pipeline.config import add_run_defaults, configured_values, read_config
-from pipeline.failures import (
-    LOST_PROCESS,
-    failure_of_another_rank,
-    is_lost_process,
-    report_failure,
-)
 from pipeline.options import CLASSIFIER, EMBEDDING, REPORTS, pick, predict_hint, spell
 from stages.errors import PipelineError, SettingsError
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
@@ -329,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             error.show()
         status = error.exit_code
     except PipelineError as error:
-        report_failure(error_message(error))
+        failures.report_failure(error_message(error))
         if is_main:
             click.echo(f"error: {error_message(error)}", err=True)
         status = 1
@@ -339,16 +334,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         status = 0
     except (click.Abort, KeyboardInterrupt) as error:
         # click wraps the interrupt. torchrun interrupts a process if another one has failed.
-        failure = failure_of_another_rank()
+        failure = failures.failure_of_another_rank()
         message = f"error: {failure}" if failure else str(error.__cause__ or error)
         if is_main:
             click.echo(message or "interrupted", err=True)
         status = 1 if failure else 130
     except RuntimeError as error:
-        if not is_lost_process(error):
+        if not failures.is_lost_process(error):
             raise
-        failure = failure_of_another_rank()
+        failure = failures.failure_of_another_rank()
         if is_main or not failure:
-            click.echo(f"error: {failure or LOST_PROCESS}", err=True)
+            click.echo(f"error: {failure or failures.LOST_PROCESS}", err=True)
         status = 1
     sys.exit(status or 0)
