@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline import failures
 from pipeline import options as opt
+from pipeline import terminal
 from pipeline.config import add_run_defaults, configured_values, read_config
+from pipeline.error_messages import describe_error
+from pipeline.failures import LOST_PROCESS, report_failure
 from pipeline.options import CLASSIFIER, EMBEDDING, REPORTS, pick, predict_hint, spell
-from stages.errors import PipelineError, SettingsError
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 
@@ -48,7 +49,7 @@ def commands(context: click.Context, config: Path | None) -> None:
 @commands.command()
 @opt.data_option("digits", opt.SOURCE)
 @opt.path_option("--out", EMBEDDING, "Checkpoint to write.")
-@opt.force_option
+@opt.force_option("Replace a checkpoint of another source or other settings.")
 @opt.resume_option
 @opt.path_option("--tensorboard", None, "Folder for TensorBoard files (extra `tensorboard`).")
 @opt.settings_options(EmbedSettings)
@@ -79,14 +80,14 @@ def embed(
         tensorboard=tensorboard,
     )
     hint = spell(("--embedding", out, EMBEDDING), ("--cache", options["cache"], None))
-    click.echo(f"{path} written; next: pipeline classify{hint}")
+    terminal.print_text(f"{path} written; next: pipeline classify{hint}")
 
 
 @commands.command()
 @opt.path_option("--embedding", EMBEDDING, "Checkpoint of stage one.")
 @opt.path_option("--out", CLASSIFIER, "Checkpoint to write.")
 @opt.data_option(None, opt.MOVED)
-@opt.force_option
+@opt.force_option("Replace a checkpoint of another source or other settings.")
 @opt.settings_options(ClassifySettings)
 @opt.cache_options
 @opt.device_options
@@ -113,7 +114,7 @@ def classify(embedding: Path, out: Path, source: str | None, force: bool, **opti
         )
     else:
         hint = f"{predict_hint(out)} (no test images to report on)"
-    click.echo(f"{path} written; next: pipeline {hint}")
+    terminal.print_text(f"{path} written; next: pipeline {hint}")
 
 
 @commands.command()
@@ -122,6 +123,7 @@ def classify(embedding: Path, out: Path, source: str | None, force: bool, **opti
 )
 @opt.paths_option("--classifier", CLASSIFIER, "Checkpoint of stage two, one per embedding.")
 @opt.path_option("--out", REPORTS, "Folder for the report.")
+@opt.force_option("Replace a report on cross-validation.")
 @opt.figures_option
 @opt.data_option(None, opt.MOVED)
 @opt.cache_options
@@ -132,6 +134,7 @@ def report(
     out: Path,
     figures: Path | None,
     source: str | None,
+    force: bool,
     **options: Any,
 ) -> None:
     """Evaluate kNN, triplet and classification accuracy on the same held-out images.
@@ -148,6 +151,7 @@ def report(
         context=run_context(options),
         source=source,
         figures=figures,
+        force=force,
     )
     print_report(runs, out, figures, f"next: pipeline {predict_hint(classifier[0])}")
 
@@ -171,17 +175,24 @@ def predict(
 ) -> None:
     """Classify new images: files, and folders with images in them or in their subfolders.
 
+    The IMAGE - stands for paths on standard input, one per line.
+
     \b
     pipeline predict photos/new/ --out labels.csv
     """  # noqa: D301  # click needs the control character
+    from pipeline.commands.predict import paths_from_stdin
     from pipeline.commands.predict import predict as predict_command
 
     target = None if str(out) == "-" else out
     count = predict_command(
-        images, classifier, out=target, as_json=as_json, context=run_context(options)
+        paths_from_stdin(images),
+        classifier,
+        out=target,
+        as_json=as_json,
+        context=run_context(options),
     )
     if target:
-        click.echo(f"{target} written: {count:,} images")
+        terminal.print_text(f"{target} written: {count:,} images")
 
 
 @commands.command()
@@ -189,7 +200,9 @@ def predict(
 @opt.path_option("--embedding", EMBEDDING, "Checkpoint of stage one to write.")
 @opt.path_option("--classifier", CLASSIFIER, "Checkpoint of stage two to write.")
 @opt.path_option("--out", REPORTS, "Folder for the report.")
-@opt.force_option
+@opt.force_option(
+    "Replace a checkpoint of another source or other settings, or a report on cross-validation."
+)
 @opt.resume_option
 @opt.figures_option
 @opt.repeated_run_options
@@ -232,6 +245,9 @@ def run_stages(source: str, settings: Sequence[Any], options: dict[str, Any]) ->
     if seeds:
         classifier = seed_path(classifier, seeds[0])
     hint = f"next: pipeline {predict_hint(classifier)}"
+    if not runs:
+        terminal.print_text(f"{classifier} written; no test images: no report; {hint}")
+        return
     print_report(runs, options["out"], options["figures"], hint, pooled=bool(seeds))
 
 
@@ -240,14 +256,14 @@ def run_cross_validation(source: str, settings: Sequence[Any], options: dict[str
     from pipeline.commands.folds import run_folds
 
     repeats = 1 if options["repeats"] is None else options["repeats"]
-    arguments = {name: options[name] for name in ("folds", "out", "figures")}
+    arguments = {name: options[name] for name in ("folds", "out", "figures", "force")}
     runs = run_folds(source, *settings, repeats=repeats, context=run_context(options), **arguments)
     hint = "next: the same command without --folds trains one model and keeps it"
     print_report(runs, options["out"], options["figures"], hint)
 
 
 @commands.command()
-@click.argument("source", default="digits")
+@opt.data_option("digits", opt.SOURCE)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @opt.settings_options(ReadSettings)
 @opt.cache_options
@@ -269,14 +285,14 @@ def data(source: str, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(audit_as_json(audit)))
         return
-    click.echo(as_text(audit))
+    terminal.print_text(as_text(audit))
     if not audit.problems:
         hints: list[tuple[str, object, object]] = [("--data", source, "digits")]
         for name in ("root", "cache"):
             hints.append((f"--{name}", options[name], None))
         for name, value in vars(read).items():
             hints.append((f"--{name.replace('_', '-')}", value, getattr(ReadSettings, name)))
-        click.echo(f"next: pipeline run{spell(*hints)}")
+        terminal.print_text(f"next: pipeline run{spell(*hints)}")
 
 
 def print_report(
@@ -285,21 +301,13 @@ def print_report(
     """Print the table of scores, the conclusions, the written files and the next command."""
     from pipeline.report.summary import verdicts
     from pipeline.report.tables import text_table
+    from pipeline.report.write import report_files
 
     conclusions = "\n".join(verdicts(runs, pooled=pooled))
-    click.echo(f"{text_table(runs, pooled=pooled)}\n\n{conclusions}\n")
-    for name in ("accuracy.csv", "comparisons.csv", "predictions.csv", "report.html"):
-        click.echo(out / name)
+    lines = [f"{text_table(runs, pooled=pooled)}\n\n{conclusions}\n", *report_files(out)]
     if figures:
-        click.echo(f"{figures}: the figures")
-    click.echo(hint)
-
-
-def error_message(error: PipelineError) -> str:
-    """Return the error's message, with a settings field spelled as its option."""
-    if not isinstance(error, SettingsError):
-        return str(error)
-    return f"--{error.field.replace('_', '-')}{str(error).removeprefix(error.field)}"
+        lines.append(f"{figures}: the figures")
+    terminal.print_text("\n".join(map(str, [*lines, hint])))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -311,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: Command line without the program's name. Default: that of the process.
     """
+    terminal.prepare_streams()
     # Of several processes that torchrun starts only the first one prints.
     is_main = os.environ.get("RANK", "0") == "0"
     if not is_main:
@@ -319,31 +328,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         status = commands.main(arguments, standalone_mode=False)
-    except click.ClickException as error:
-        if is_main:
-            error.show()
-        status = error.exit_code
-    except PipelineError as error:
-        failures.report_failure(error_message(error))
-        if is_main:
-            click.echo(f"error: {error_message(error)}", err=True)
-        status = 1
-    except BrokenPipeError:
-        # The reader of the output has closed it, as `head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        terminal.flush_output()
+    except (BrokenPipeError, SystemExit):
+        # The reader of the output has closed it, as `head` does. click turns that into SystemExit.
+        terminal.discard_output()
         status = 0
-    except (click.Abort, KeyboardInterrupt) as error:
-        # click wraps the interrupt. torchrun interrupts a process if another one has failed.
-        failure = failures.failure_of_another_rank()
-        message = f"error: {failure}" if failure else str(error.__cause__ or error)
+    except Exception as error:
+        status, message = describe_error(error)
+        if status == 1:  # not after an interrupt, which reaches all processes
+            report_failure(message.removeprefix("error: "))
+        if is_main or LOST_PROCESS in message:
+            terminal.print_error(message)
+        terminal.discard_output()
+    except KeyboardInterrupt as error:
+        status = 130
         if is_main:
-            click.echo(message or "interrupted", err=True)
-        status = 1 if failure else 130
-    except RuntimeError as error:
-        if not failures.is_lost_process(error):
-            raise
-        failure = failures.failure_of_another_rank()
-        if is_main or not failure:
-            click.echo(f"error: {failure or failures.LOST_PROCESS}", err=True)
-        status = 1
+            terminal.print_error(str(error) or "interrupted")
     sys.exit(status or 0)

@@ -27,8 +27,8 @@ def read_config(path: Path, group: click.Group) -> Tables:
         SettingsError: If the file cannot be read, or has an unknown table or option.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:  # decoding errors are ValueErrors
         raise SettingsError(
             "config", path, f"cannot be read ({error}); use a TOML file with one table per command"
         ) from error
@@ -42,20 +42,41 @@ def read_config(path: Path, group: click.Group) -> Tables:
 
 
 def _table_values(path: Path, command: click.Command, table: dict[str, Any]) -> dict[str, Any]:
-    options = {flag.lstrip("-"): option for option in command.params for flag in option.opts}
-    values = {}
+    options: dict[str, click.Option] = {}
+    for option in command.params:
+        if isinstance(option, click.Option):
+            options |= {flag.lstrip("-"): option for flag in option.opts}
+    values: dict[str, Any] = {}
     for key, value in table.items():
-        option = options.get(key.replace("_", "-"))
-        if option is None or option.name is None:
-            raise SettingsError(
-                "config",
-                path,
-                f"[{command.name}] has {key}, which is no option of `pipeline {command.name}`; "
-                f"use {', '.join(options)}",
-            )
-        repeatable = isinstance(option, click.Option) and option.multiple
-        values[option.name] = [value] if repeatable and isinstance(value, str) else value
+        chosen = options.get(key.replace("_", "-"))
+        place = f"[{command.name}] {key}"
+        if chosen is None or chosen.name is None:
+            problem = f"{place}: no option of `pipeline {command.name}`; use {', '.join(options)}"
+            raise SettingsError("config", path, problem)
+        if chosen.name in values:
+            raise SettingsError("config", path, f"{place}: given twice; use - or _ in the name")
+        is_right, expected = _check_type(chosen, value)
+        if not is_right:
+            problem = f"{place} = {value}: wrong type; use {expected}"
+            raise SettingsError("config", path, problem)
+        values[chosen.name] = [value] if chosen.multiple and isinstance(value, str) else value
     return values
+
+
+def _check_type(option: click.Option, value: object) -> tuple[bool, str]:
+    """Return True if a value has the type of an option, and the name of the type."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if option.is_flag or option.type is click.BOOL:
+        return isinstance(value, bool), "true or false"
+    if option.type is click.INT:
+        return is_number and isinstance(value, int), "a whole number"
+    if option.type is click.FLOAT:
+        return is_number, "a number"
+    if option.name == "margin":
+        return is_number or isinstance(value, str), "a number or soft"
+    if option.multiple and isinstance(value, list):
+        return all(isinstance(item, str) for item in value), "texts in quotes"
+    return isinstance(value, str), "a text in quotes"
 
 
 def add_run_defaults(tables: Tables, run: click.Command) -> Tables:

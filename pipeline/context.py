@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from pipeline.device import start_device
+from pipeline.escape import printable
 from pipeline.processes import is_main_process
 
 
@@ -42,7 +44,7 @@ class RunContext:
             The chosen device.
 
         Raises:
-            SettingsError: If the device is not available or ``threads`` is below 1.
+            SettingsError: If the device is not available or ``threads`` is out of range.
         """
         return start_device(self.device, self.threads)
 
@@ -53,7 +55,8 @@ class RunContext:
             message: One or more lines.
         """
         if not self.quiet and is_main_process():
-            tqdm.write(message, file=sys.stderr)
+            with suppress(OSError):  # a closed or full standard error must not stop the work
+                tqdm.write(printable(message), file=sys.stderr)
 
     def bar(
         self,

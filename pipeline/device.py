@@ -18,6 +18,7 @@ from stages.errors import SettingsError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
+THREADS_PER_CORE = 4  # more only cost time and memory
 # Capabilities that PyTorch reports for processors with bfloat16 instructions.
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16")
 
@@ -33,11 +34,12 @@ def start_device(device: str, threads: int | None) -> torch.device:
         The chosen device.
 
     Raises:
-        SettingsError: If the device is not available or ``threads`` is below 1.
+        SettingsError: If the device is not available or ``threads`` is out of range.
     """
     if threads is not None:
-        if threads < 1:
-            raise SettingsError("threads", threads, "out of range; use at least 1")
+        most = THREADS_PER_CORE * (os.cpu_count() or 1)
+        if not 1 <= threads <= most:
+            raise SettingsError("threads", threads, f"out of range; use 1 to {most}")
         torch.set_num_threads(threads)
     chosen = _choose_device(device)
     _use_deterministic_algorithms(chosen)
@@ -191,3 +193,14 @@ def package_versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an error means that memory has run out, on the CPU or on a GPU.
+
+    Args:
+        error: Any error.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""Escaping against CSV injection (formula injection)."""
+"""Escaping of text from untrusted sources: CSV injection and control characters."""
 
 # The last four are the full-width forms of = + - @.
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -26,3 +26,25 @@ def escape_formula(value: str) -> str:
     except ValueError:
         return f"'{value}"
     return value
+
+
+def printable(text: str) -> str:
+    r"""Return the text with all characters escaped that would control a terminal.
+
+    Line breaks remain. The result can be encoded in UTF-8.
+
+    Args:
+        text: Text for a terminal or a page. File and class names in it come from untrusted sources.
+
+    Example:
+        >>> print(printable("a" + chr(27) + "[31mb"))
+        a\x1b[31mb
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character == "\n"
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )

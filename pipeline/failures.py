@@ -38,7 +38,7 @@ def failure_of_another_rank() -> str | None:
     return None
 
 
-def is_lost_process(error: RuntimeError) -> bool:
+def is_lost_process(error: Exception) -> bool:
     """Return True if an error means that another process of the group has died.
 
     Args:

@@ -106,11 +106,18 @@ def describe_differences(identity: Mapping[str, Any], record: Mapping[str, Any])
         if not isinstance(new, dict):
             old, new = {name: old}, {name: new}
         before = old or {}
-        differences = [
-            f"{key.replace('_', '-')} {before.get(key)} instead of {value}"
-            for key, value in new.items()
-            if before.get(key) != value
-        ]
+        differences = []
+        for key, value in new.items():
+            if before.get(key) != value:
+                option, earlier = key.replace("_", "-"), _shown(key, before.get(key))
+                differences.append(f"{option} {earlier} instead of {_shown(key, value)}")
         stage = "its embedding's " if name == "embedding_settings" else ""
         return f"a run with {stage}{', '.join(differences)}"
     return ""
+
+
+def _shown(key: str, value: object) -> object:
+    """Return a setting as on the command line."""
+    if value is None:
+        return {"margin": "soft", "patience": "never"}.get(key, "automatic")
+    return value

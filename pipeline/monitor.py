@@ -1,6 +1,5 @@
 """Monitor a training run: progress, history, saved state and requests to stop."""
 
-import glob
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.files import write_atomically
+from pipeline.numbers import format_percentage, format_share
 from pipeline.processes import any_rank, is_main_process
 from pipeline.signals import StopRequest
 from pipeline.training_state import save_state
@@ -35,6 +35,39 @@ def state_path(out: Path) -> Path:
         'embedding.state'
     """
     return out.with_name(f"{out.stem}.state")
+
+
+def history_path(out: Path) -> Path:
+    """Return the path of the training history that belongs to a checkpoint.
+
+    Args:
+        out: Checkpoint file.
+
+    Returns:
+        A path next to the checkpoint, with the ending ``.history.csv``.
+    """
+    return out.with_name(f"{out.stem}.history.csv")
+
+
+def vectors_path(out: Path) -> Path:
+    """Return the path of the cached vectors that belong to a checkpoint.
+
+    Args:
+        out: Checkpoint file.
+
+    Returns:
+        A path next to the checkpoint, with the ending ``.vectors``.
+    """
+    return out.with_name(f"{out.stem}.vectors")
+
+
+def embedding_files(out: Path) -> list[Path]:
+    """Return the files next to a checkpoint that stage one and stage two write.
+
+    Args:
+        out: Checkpoint file.
+    """
+    return [state_path(out), history_path(out), vectors_path(out)]
 
 
 class TrainingMonitor:
@@ -81,7 +114,6 @@ class TrainingMonitor:
         self.bar, self.say, self.stop = bar, say, stop
         self.speeds, self.has_validation = speeds, has_validation
         self.stopped = False
-        _remove_stale_files(out)
         self._writer: Any = None
         if tensorboard and is_main_process():
             self._writer = _summary_writer(tensorboard, first_epoch=len(speeds) + 1)
@@ -101,13 +133,14 @@ class TrainingMonitor:
         self._images, self._seconds, self._epoch_ended = 0, 0.0, True
         if log.val_knn is not None or not self.has_validation:
             self.say(describe_epoch(log, self.epochs, speed))
-        if log.collapsed and not self._collapsed:
+        collapsed = log.collapsed(self.identity["settings"]["distance"])
+        if collapsed and not self._collapsed:
             self.say(
                 "warning: the embedding has collapsed: the mean distance between two images is "
                 f"{log.mean_distance:.3f}, so nearly all images have the same embedding. "
                 "Try a lower --lr, or more classes and images per batch"
             )
-        self._collapsed = log.collapsed
+        self._collapsed = collapsed
         if self._writer:
             for name, value in _history_row(log, speed).items():
                 if name != "epoch" and value is not None:
@@ -139,9 +172,10 @@ class TrainingMonitor:
 
     def _show_step(self, step: Step) -> None:
         epoch = len(self.speeds) if self._epoch_ended else len(self.speeds) + 1
+        active = format_percentage(step.active_share, 2)
         self.bar.update(step.images)
         self.bar.set_postfix_str(
-            f"epoch {epoch}/{self.epochs}, loss {step.loss:.4f}, active {step.active_share:.2%}",
+            f"epoch {epoch}/{self.epochs}, loss {step.loss:.4f}, active {active}",
             refresh=False,
         )
 
@@ -175,19 +209,13 @@ class TrainingMonitor:
         """
         rows = [_history_row(log, speed) for log, speed in zip(history, self.speeds, strict=False)]
         write_atomically(
-            self.out.with_name(f"{self.out.stem}.history.csv"),
+            history_path(self.out),
             pd.DataFrame(rows).to_csv(index=False).encode(),
         )
 
 
 def _history_row(log: EpochLog, speed: float | None) -> dict[str, Any]:
     return {**asdict(log), "images_per_second": speed}
-
-
-def _remove_stale_files(out: Path) -> None:
-    """Remove the temporary files of a killed run; see :func:`pipeline.files.atomic_file`."""
-    for path in out.parent.glob(f".{glob.escape(out.stem)}.*.????????.partial"):
-        path.unlink(missing_ok=True)
 
 
 def describe_epoch(log: EpochLog, epochs: int, speed: float | None = None) -> str:
@@ -205,11 +233,11 @@ def describe_epoch(log: EpochLog, epochs: int, speed: float | None = None) -> st
         >>> describe_epoch(EpochLog(9, 0.1, 0.25, 1.2, 0.98, None), epochs=10)
         'epoch  9/10  loss 0.1000  active 25.00%  distance 1.200  val kNN 0.9800  triplet -'
     """
-    knn = "-" if log.val_knn is None else f"{log.val_knn:.4f}"
-    triplet = "-" if log.val_triplet is None else f"{log.val_triplet:.5f}"
+    knn = "-" if log.val_knn is None else format_share(log.val_knn, 4)
+    triplet = "-" if log.val_triplet is None else format_share(log.val_triplet, 5)
     line = (
         f"epoch {log.epoch:>{len(str(epochs))}}/{epochs}  loss {log.loss:.4f}  "
-        f"active {log.active_share:6.2%}  distance {log.mean_distance:.3f}  "
+        f"active {format_percentage(log.active_share, 2):>6}  distance {log.mean_distance:.3f}  "
         f"val kNN {knn}  triplet {triplet}"
     )
     return f"{line}  {speed:,.0f} images/s" if speed else line

@@ -1,5 +1,6 @@
 """Command-line options and their help texts. Importing this module imports no torch."""
 
+import functools
 import shlex
 from collections.abc import Callable
 from dataclasses import fields
@@ -34,7 +35,8 @@ HELP = {
     "images_per_class": "Images per class in a batch (K).",
     "epochs": "Passes over the training images.",
     "lr": "Peak learning rate.",
-    "augment": "Augment training images by small random shifts, rotations and scalings.",
+    "augment": "Augment training images: random shifts, rotations and scalings; for networks of a "
+    "library random crops, mirror images and colours.",
     "patience": "Stop after this many epochs without a better validation score.",
     "seed": "Random seed of training.",
     "max_iter": "Maximum number of L-BFGS iterations per weight decay.",
@@ -47,7 +49,7 @@ AUTOMATIC = {
     "size": "that of the pretrained weights; else the images' own size if all share one of at most "
     "64; else 64",
     "channels": "1 if all images are grey",
-    "classes_per_batch": "fills a batch of 160 images",
+    "classes_per_batch": "fills a batch of 160 images; of 32 if a library's trunk is trained",
     "images_per_class": "the median class size, from 2 to 16",
     "epochs": "chosen from the number of training images",
     "patience": "never",
@@ -163,10 +165,29 @@ def paths_option(flag: str, default: Path, text: str) -> Callable[[Any], Any]:
 
 
 def data_option(default: str | None, text: str) -> Callable[[Any], Any]:
-    """Return the option ``--data``, passed to the command as ``source``."""
-    return click.option(
-        "--data", "source", metavar="SOURCE", default=default, show_default=True, help=text
-    )
+    """Return the option ``--data`` and the argument ``SOURCE``; the command gets ``source``."""
+
+    def decorate(command: Any) -> Any:
+        @functools.wraps(command)
+        def with_source(
+            *arguments: Any, positional: str | None, source: str | None, **options: Any
+        ) -> Any:
+            if positional is not None and source not in (None, positional):
+                raise click.UsageError(f"SOURCE {positional} and --data {source}: give one of them")
+            chosen = source if positional is None else positional
+            return command(*arguments, source=default if chosen is None else chosen, **options)
+
+        option = click.option(
+            "--data", "source", metavar="SOURCE", show_default=default or False, help=text
+        )
+        return click.argument("positional", metavar="[SOURCE]", required=False)(option(with_source))
+
+    return decorate
+
+
+def force_option(text: str) -> Callable[[Any], Any]:
+    """Return the option ``--force``."""
+    return click.option("--force", is_flag=True, help=text)
 
 
 quiet_option = click.option("--quiet", is_flag=True, help="Show no progress and no notes.")
@@ -208,9 +229,6 @@ cache_options = combine(
     ),
 )
 figures_option = path_option("--figures", None, "Folder for the figures as PNG and SVG files.")
-force_option = click.option(
-    "--force", is_flag=True, help="Replace a checkpoint of another source or other settings."
-)
 resume_option = click.option(
     "--resume",
     is_flag=True,

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from stages.errors import DataError
 
+COLLAPSED = 0.05  # mean Euclidean distance below which nearly all embeddings coincide
+
 
 def _check_labels(labels: Tensor, count: int, classes: tuple[str, ...]) -> None:
     if labels.dtype != torch.int64 or labels.shape != (count,):
@@ -197,10 +199,15 @@ class EpochLog:
     val_knn: float | None
     val_triplet: float | None
 
-    @property
-    def collapsed(self) -> bool:
-        """True if nearly all images have the same embedding, where the loss equals the margin."""
-        return self.mean_distance < 0.05
+    def collapsed(self, distance: str) -> bool:
+        """Return True if nearly all images have the same embedding.
+
+        The loss then equals the margin.
+
+        Args:
+            distance: Distance of the loss, ``euclidean`` or ``squared``.
+        """
+        return self.mean_distance < (COLLAPSED if distance == "euclidean" else COLLAPSED**2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,8 @@ The command line reads its defaults from here, so this module imports nothing sl
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
 from stages.errors import SettingsError
 
@@ -13,6 +14,24 @@ LIBRARIES = ("torchvision:", "timm:")  # prefixes of a library's network
 MININGS = ("batch-all", "batch-hard", "semi-hard", "random")
 DISTANCES = ("euclidean", "squared")
 RESIZES = ("pad-repeat", "pad", "crop", "stretch")
+# Embeddings in use have at most some 4,000 dimensions. At this one, the projection of a conv
+# network has 50 million weights, and training takes 1 GB for it.
+MAX_DIM = 4096
+MAX_ROUNDS = 1_000_000  # epochs or iterations; far more than any training needs
+
+
+def _check_types(settings: Any) -> None:
+    """Raise SettingsError for a value that is not of its field's type."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        types = get_args(field.type) or (field.type,)
+        accepted = (*types, int) if float in types else types
+        if isinstance(value, accepted) and (bool in types or not isinstance(value, bool)):
+            continue
+        names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
+        allowed = next(name for kind, name in names.items() if kind in types)
+        problem = f"of type {type(value).__name__}; use {allowed}"
+        raise SettingsError(field.name, repr(value)[:100], problem)
 
 
 def _require(condition: bool, field: str, value: object, allowed: str) -> None:
@@ -20,10 +39,10 @@ def _require(condition: bool, field: str, value: object, allowed: str) -> None:
         raise SettingsError(field, value, f"out of range; use {allowed}")
 
 
-def _require_positive(settings: object, *fields: str) -> None:
-    for field in fields:
-        value = getattr(settings, field)
-        _require(value is None or value >= 1, field, value, "a whole number of at least 1")
+def _require_count(settings: object, field: str, largest: int) -> None:
+    value = getattr(settings, field)
+    allowed = f"a whole number from 1 to {largest:,}"
+    _require(value is None or 1 <= value <= largest, field, value, allowed)
 
 
 def _require_seed(seed: int) -> None:
@@ -35,7 +54,7 @@ class ReadSettings:
     """Settings for reading a data source: image format and split.
 
     Raises:
-        SettingsError: If a value is out of range.
+        SettingsError: If a value has the wrong type or is out of range.
 
     Attributes:
         size: Side of the square images in pixels, 4 to 1024. ``None``: the images' own size if
@@ -43,8 +62,8 @@ class ReadSettings:
         channels: Number of channels, 1 or 3. ``None``: 1 if every image is grey, else 3.
         resize: How an image is fitted to the square, one of ``RESIZES``.
         split_seed: Seed of the random split.
-        val: Share of the images for validation, if the source has no validation split.
-        test: Share of the images for testing, if the source has no test split.
+        val: Share of the images for validation, if the source has no validation split; 0 for none.
+        test: Share of the images for testing, if the source has no test split; 0 for none.
         max_unreadable: Largest share of unreadable images that may be skipped, 0 to 1.
     """
 
@@ -57,12 +76,13 @@ class ReadSettings:
     max_unreadable: float = 0.25
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _require(self.size is None or 4 <= self.size <= 1024, "size", self.size, "4 to 1024 pixels")
         _require(self.channels in (None, 1, 3), "channels", self.channels, "1 or 3")
         _require(self.resize in RESIZES, "resize", self.resize, ", ".join(RESIZES))
         for field in ("val", "test"):
             share = getattr(self, field)
-            _require(0 < share < 0.9, field, share, "a share between 0 and 0.9")
+            _require(0 <= share < 0.9, field, share, "a share from 0 to below 0.9")
         unreadable = self.max_unreadable
         _require(0 <= unreadable <= 1, "max_unreadable", unreadable, "a share from 0 to 1")
         enough = self.val + self.test < 0.95
@@ -76,7 +96,7 @@ class EmbedSettings:
     ``None`` means that the value is chosen from the data.
 
     Raises:
-        SettingsError: If a value is out of range.
+        SettingsError: If a value has the wrong type or is out of range.
 
     Attributes:
         network: Architecture: one of ``NETWORKS``, ``torchvision:NAME`` or ``timm:NAME``.
@@ -84,7 +104,7 @@ class EmbedSettings:
             ImageNet weights) or a file.
         trunk: Layers of the trunk to train: ``tune`` (all), ``frozen`` (none) or ``last-N`` (the
             last N blocks).
-        dim: Dimension of the embedding.
+        dim: Dimension of the embedding, at most ``MAX_DIM``.
         mining: Triplet mining mode, one of ``MININGS``; see
             :func:`stages.embedding.loss.triplet_loss`.
         margin: Triplet margin, in the unit of ``distance``. ``None``: the soft margin.
@@ -123,8 +143,11 @@ class EmbedSettings:
         return not self.network.startswith("conv")
 
     def __post_init__(self) -> None:
+        _check_types(self)
         self._check_network()
-        _require_positive(self, "dim", "epochs", "patience")
+        _require_count(self, "dim", MAX_DIM)
+        _require_count(self, "epochs", MAX_ROUNDS)
+        _require_count(self, "patience", MAX_ROUNDS)
         _require(self.mining in MININGS, "mining", self.mining, ", ".join(MININGS))
         _require(self.distance in DISTANCES, "distance", self.distance, ", ".join(DISTANCES))
         farthest = 2 if self.distance == "euclidean" else 4  # between unit vectors
@@ -152,7 +175,7 @@ class EmbedSettings:
                 f"network {self.network} has no pretrained weights; choose a network that has, "
                 "such as torchvision:resnet18",
             )
-        known = re.fullmatch(r"tune|frozen|last-[1-9]\d*", self.trunk) is not None
+        known = re.fullmatch(r"tune|frozen|last-[1-9][0-9]{0,3}", self.trunk) is not None
         _require(known, "trunk", self.trunk, "tune, frozen, or last-N such as last-2")
 
 
@@ -161,7 +184,7 @@ class ClassifySettings:
     """Settings of stage two: dropout, a linear layer and log-softmax on frozen embeddings.
 
     Raises:
-        SettingsError: If a value is out of range.
+        SettingsError: If a value has the wrong type or is out of range.
 
     Attributes:
         dropout: Probability of zeroing each coordinate of an embedding in training, in [0, 1).
@@ -177,6 +200,7 @@ class ClassifySettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "a share from 0 to below 1")
-        _require_positive(self, "max_iter")
+        _require_count(self, "max_iter", MAX_ROUNDS)
         _require_seed(self.seed)

@@ -12,6 +12,9 @@ from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
 from pipeline.device import package_versions, restore_torch_settings
 from pipeline.identity import classifier_identity, refuse_to_replace
+from pipeline.monitor import embedding_files, vectors_path
+from pipeline.numbers import format_share
+from pipeline.outputs import reserve_outputs
 from pipeline.processes import main_process_only
 from pipeline.vector_cache import load_vectors, save_vectors
 from stages.classifier.frozen_embedding import embed_frozen
@@ -57,6 +60,21 @@ def classify(
         PosixPath('classifier.safetensors')
     """
     device = context.start()
+    with reserve_outputs([out], inputs=[embedding, *embedding_files(embedding)]):
+        return _classify(embedding, settings, device, out, context, source=source, force=force)
+
+
+def _classify(
+    embedding: Path,
+    settings: ClassifySettings,
+    device: torch.device,
+    out: Path,
+    context: RunContext,
+    *,
+    source: str | Dataset | None,
+    force: bool,
+) -> Path:
+    """Train the classifier and save it to a reserved file."""
     embedded = load_embedding(embedding)
     identity = classifier_identity(embedded.record, settings)
     refuse_to_replace(out, "classifier", identity, force)
@@ -90,7 +108,9 @@ def classify(
 def _announce(trained: TrainedClassifier, settings: ClassifySettings, context: RunContext) -> None:
     """Say which classifier validation has chosen, and whether it has converged."""
     best = trained.history[trained.epoch - 1]
-    accuracy = "" if best.val_accuracy is None else f", validation accuracy {best.val_accuracy:.4f}"
+    accuracy = ""
+    if best.val_accuracy is not None:
+        accuracy = f", validation accuracy {format_share(best.val_accuracy, 4)}"
     context.say(
         f"classifier: weight decay {best.weight_decay:g}, {trained.history[-1].epoch} passes"
         f"{accuracy}; temperature {trained.temperature:.2f}; k = {trained.k}"
@@ -128,7 +148,7 @@ def classifier_inputs(
     Raises:
         DataError: If the images are not those of stage one.
     """
-    path = embedding.with_name(f"{embedding.stem}.vectors")
+    path = vectors_path(embedding)
     fingerprint = embedded.record["fingerprint"]
     cached = load_vectors(
         path, embedding_digest=embedded.digest, fingerprint=fingerprint, classes=embedded.classes

@@ -12,9 +12,10 @@ from pipeline.commands.inputs import EmbedInputs, add_trunk_features, prepare_in
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
 from pipeline.device import choose_precision, package_versions, restore_torch_settings
-from pipeline.files import check_writable
 from pipeline.identity import describe_differences, embedding_identity, refuse_to_replace
-from pipeline.monitor import TrainingMonitor, state_path
+from pipeline.monitor import TrainingMonitor, embedding_files, state_path
+from pipeline.numbers import count_of
+from pipeline.outputs import reserve_outputs
 from pipeline.processes import assert_equal_across_ranks, main_process_only
 from pipeline.signals import stop_signals
 from pipeline.training_state import load_state
@@ -116,29 +117,35 @@ def embed(
         ... )  # doctest: +SKIP
         PosixPath('embedding.safetensors')
     """
-    training = _prepare(source, read, settings, out=out, context=context, force=force)
-    saved: SavedState = (None, [])
-    if state_path(out).exists():
+    context.start()
+    folders = [tensorboard] if tensorboard else []
+    with reserve_outputs([out, *embedding_files(out)], folders=folders):
+        training = _prepare(source, read, settings, out=out, context=context, force=force)
         saved = load_saved_state(
             state_path(out), training.state_identity, resume=resume, force=force
         )
-    # Without a state, the checkpoint is of this run; that of another run has been refused.
-    is_finished = resume and out.exists() and not force and not state_path(out).exists()
-    assert_equal_across_ranks(
-        str(state_path(out)),
-        "finished" if is_finished else f"step {saved[0].step if saved[0] else 0}",
-        "copy the files of the first machine to the others, or use a shared folder",
-    )
-    if is_finished:
-        context.say(f"{out}: finished; nothing to resume")
-        return out
-    _announce(training, context)
-    trained, monitor = _train(training, saved, out=out, context=context, tensorboard=tensorboard)
-    if monitor.stopped:
-        raise KeyboardInterrupt(
-            f"interrupted; the same command with --resume continues from {state_path(out)}"
+        state = saved[0]
+        # A checkpoint that is there is of this run: that of another run has been refused.
+        is_done = state is None or state.step == state.steps
+        is_finished = resume and not force and out.exists() and is_done
+        # Ranks that start at different steps would wait for each other for ever.
+        assert_equal_across_ranks(
+            str(state_path(out)),
+            "finished" if is_finished else f"step {state.step if state else 0}",
+            "copy the files of the first machine to the others, or use a shared folder",
         )
-    main_process_only(lambda: _save(out, training, trained, monitor, context))
+        if is_finished:
+            context.say(f"{out}: finished; nothing to resume")
+            return out
+        _announce(training, context)
+        trained, monitor = _train(
+            training, saved, out=out, context=context, tensorboard=tensorboard
+        )
+        if monitor.stopped:
+            raise KeyboardInterrupt(
+                f"interrupted; the same command with --resume continues from {state_path(out)}"
+            )
+        main_process_only(lambda: _save(out, training, trained, monitor, context))
     return out
 
 
@@ -151,7 +158,7 @@ def _prepare(
     context: RunContext,
     force: bool,
 ) -> _Training:
-    """Load the inputs, and check them and the output path before anything is trained."""
+    """Load the inputs, and check them before anything is trained."""
     device = context.start()
     inputs = prepare_inputs(source, read, settings, context)
     train, pretrained = inputs.data.train, inputs.pretrained
@@ -160,7 +167,6 @@ def _prepare(
     for warning in inputs.warnings:
         context.say(f"warning: {warning}; `pipeline data` lists them")
     plan, epochs = plan_training(train.labels, settings)
-    check_writable(out.parent)
     network = None
     if pretrained or settings.trunk == "frozen" or settings.from_library:
         network = to_device(new_network(train, settings, pretrained), device)
@@ -183,7 +189,7 @@ def load_saved_state(
     """Load the training state to resume from.
 
     Args:
-        path: File of the state.
+        path: File of the state, which may be missing.
         identity: Identity of the run that would resume.
         resume: Resume the run.
         force: Without ``resume``, start from the beginning even if the run is unfinished.
@@ -196,22 +202,22 @@ def load_saved_state(
         CheckpointError: If the file is damaged or holds another run; without ``resume``, if it
             holds an unfinished run.
     """
-    if force and not resume:
+    if not path.exists() or (force and not resume):
         return None, []
     state, record = load_state(path)
-    if not resume:
-        if not record["finished"]:
+    if resume:
+        if difference := describe_differences(identity, record):
             raise CheckpointError(
-                f"{path}: holds an unfinished run, at step {state.step} of {state.steps}; "
-                "resume with --resume, or start from the beginning with --force"
+                f"{path}: cannot be resumed, it holds {difference}; use the settings of that run, "
+                "or start from the beginning with --force"
             )
-        return None, []
-    if difference := describe_differences(identity, record):
+        return state, record["speeds"]
+    if not record["finished"]:
         raise CheckpointError(
-            f"{path}: cannot be resumed, it holds {difference}; use the settings of that run, or "
-            "start from the beginning with --force"
+            f"{path}: holds an unfinished run, at step {state.step} of {state.steps}; "
+            "resume with --resume, or start from the beginning with --force"
         )
-    return state, record["speeds"]
+    return None, []
 
 
 def _announce(training: _Training, context: RunContext) -> None:
@@ -225,8 +231,9 @@ def _announce(training: _Training, context: RunContext) -> None:
         f"{counts['val']:,} validation, {counts['test']:,} test images of {size} x {size}, {colour}"
     )
     context.say(
-        f"{training.epochs} epochs of {plan.per_epoch} batches, {plan.classes_per_batch} classes x "
-        f"{plan.images_per_class} images, on {training.device.type} in {precision}"
+        f"{count_of(training.epochs, 'epoch')} of {plan.per_epoch} batches, "
+        f"{plan.classes_per_batch} classes x {plan.images_per_class} images, "
+        f"on {training.device.type} in {precision}"
         + (f", {processes} processes" if processes > 1 else "")
     )
     if data.validation is None:
@@ -282,17 +289,23 @@ def _train(
             tensorboard=tensorboard,
             has_validation=data.validation is not None,
         )
-        trained = train_embedding(
-            data.train,
-            data.validation,
-            training.settings,
-            device=training.device,
-            precision=training.precision,
-            network=network,
-            state=state,
-            on_step=monitor.on_step,
-            on_epoch=monitor.on_epoch,
-        )
+        try:
+            trained = train_embedding(
+                data.train,
+                data.validation,
+                training.settings,
+                device=training.device,
+                precision=training.precision,
+                network=network,
+                state=state,
+                on_step=monitor.on_step,
+                on_epoch=monitor.on_epoch,
+            )
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{state_path(out)}: does not fit this run ({error}); start from the beginning "
+                "with --force"
+            ) from error
     return trained, monitor
 
 

@@ -11,12 +11,13 @@ import torch
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
 from pipeline.commands.inputs import load_data, with_audit
-from pipeline.commands.report import evaluate_run
+from pipeline.commands.report import evaluate_run, reserve_report
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset, Source
 from pipeline.data.folds import plan_folds
 from pipeline.data.splits import split_source
 from pipeline.device import restore_torch_settings
+from pipeline.numbers import count_of
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.write import write_report
 from pipeline.weights import load_weights, with_pretrained_size
@@ -58,6 +59,7 @@ def run_folds(
     out: Path,
     context: RunContext,
     figures: Path | None = None,
+    force: bool = False,
 ) -> tuple[EvaluatedRun]:
     """Cross-validate both stages and write one report. No model is kept.
 
@@ -74,6 +76,7 @@ def run_folds(
         out: Folder for the report.
         context: Device, output and cache options.
         figures: Folder for the figures as PNG and SVG files.
+        force: Replace an earlier report on cross-validation.
 
     Returns:
         One evaluated run, ``pooled``, with the folds in it.
@@ -94,6 +97,23 @@ def run_folds(
         raise SettingsError(
             "folds", None, "a single process trains all folds in sequence; start without torchrun"
         )
+    settings = (embed_settings, classify_settings)
+    with reserve_report(out, figures, force):
+        pooled = _cross_validate(source, read, settings, folds, repeats, context)
+        write_report(out, [pooled], figures=figures)
+    return (pooled,)
+
+
+def _cross_validate(
+    source: str | Dataset,
+    read: ReadSettings,
+    settings: tuple[EmbedSettings, ClassifySettings],
+    folds: int,
+    repeats: int,
+    context: RunContext,
+) -> EvaluatedRun:
+    """Train and evaluate all folds, and pool them into one run."""
+    embed_settings, classify_settings = settings
     data = load_data(source, with_pretrained_size(read, embed_settings), context)
     pretrained = load_weights(embed_settings)
     pool, notes = _pool_splits(data, context)
@@ -115,9 +135,7 @@ def run_folds(
             correct = round((score.value or 0) * score.count)
             context.say(f"{name}: {correct} of {score.count} test images classified correctly")
     _warn_of_collapse(runs, context)
-    pooled = pool_comparisons(runs, pool, repeats, [*notes, *remarks])
-    write_report(out, [pooled], figures=figures)
-    return (pooled,)
+    return pool_comparisons(runs, pool, repeats, [*notes, *remarks])
 
 
 def _pool_splits(data: Dataset, context: RunContext) -> tuple[Source, list[str]]:
@@ -151,7 +169,7 @@ def _announce(
     )
     context.say(
         f"{name}: {counts['train']:,} training, {counts['val']:,} validation, "
-        f"{counts['test']:,} test images; {epochs} epochs of {plan.per_epoch} batches, "
+        f"{counts['test']:,} test images; {count_of(epochs, 'epoch')} of {plan.per_epoch} batches, "
         f"{plan.classes_per_batch} classes x {plan.images_per_class} images"
     )
 
@@ -192,7 +210,7 @@ def _warn_of_collapse(runs: Sequence[EvaluatedRun], context: RunContext) -> None
     collapsed = 0
     for run in runs:
         log = run.embedding["history"][run.embedding["epoch"] - 1]
-        collapsed += EpochLog(**log).collapsed
+        collapsed += EpochLog(**log).collapsed(run.embedding["settings"]["distance"])
     if collapsed:
         context.say(
             f"warning: the embedding has collapsed in {collapsed} of {len(runs)} folds; "
@@ -221,7 +239,9 @@ def pool_comparisons(
     def pool(part: Sequence[EvaluatedRun]) -> Evaluation:
         test_indices = [fold.images.rows.numpy() for fold in part]
         labels = torch.cat([fold.images.labels for fold in part]).numpy()
-        return pool_folds([fold.evaluation for fold in part], test_indices, labels, classes)
+        evaluations = [fold.evaluation for fold in part]
+        pretrained = part[0].pretrained
+        return pool_folds(evaluations, test_indices, labels, classes, pretrained=pretrained)
 
     if repeats > 1:
         starts = range(0, len(folds), per_repeat)

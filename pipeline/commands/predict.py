@@ -1,8 +1,8 @@
 """`pipeline predict`: classify new images with a saved classifier."""
 
-import codecs
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +20,10 @@ from pipeline.data.decode import decode_files
 from pipeline.data.folder import IMAGE_SUFFIXES, find_image_files
 from pipeline.device import restore_torch_settings
 from pipeline.escape import escape_formula
-from pipeline.files import atomic_file
-from stages.errors import DataError
+from pipeline.files import check_output_file, is_special
+from pipeline.numbers import format_share
+from pipeline.outputs import reserve_outputs
+from stages.errors import DataError, PipelineError
 from stages.evaluation.knn import knn
 from stages.network.embedding_net import to_device
 from stages.network.head import probabilities
@@ -73,7 +75,9 @@ def predict(
         The number of images that were classified.
 
     Raises:
-        DataError: If a path does not exist, or no image can be read.
+        DataError: If a file in ``images`` is missing or unreadable, or no image can be read. All
+            rows are written before.
+        PipelineError: If the output cannot be written.
         CheckpointError: If the checkpoint cannot be used.
 
     Example:
@@ -84,40 +88,66 @@ def predict(
         24
     """
     device = context.start()
-    checkpoint = load_classifier(classifier)
-    to_device(checkpoint.network, device)
-    blocks = predict_images(find_images(images), checkpoint, device=device)
-    count, skipped = write_predictions(blocks, out, as_json=as_json)
+    with _reserved(out, images, classifier):
+        checkpoint = load_classifier(classifier)
+        to_device(checkpoint.network, device)
+        blocks = predict_images(find_images(images), checkpoint, device=device)
+        count, skipped = write_predictions(blocks, out, as_json=as_json)
     for path, reason in skipped:
         context.say(f"skipped: {path}: {reason}")
-    if not count:
+    if not count and not skipped:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(
-            f"{images[0]}: none of {len(skipped)} images can be read; give images ({suffixes})"
-        )
+        raise DataError(f"{images[0]}: contains no image; give images ({suffixes})")
+    named = {str(path) for path in images}
+    missed = [row for row in skipped if row.path in named]
+    if missed or not count:
+        path, reason = (missed or skipped)[0]
+        number = f"{len(missed or skipped)} of {count + len(skipped)} images"
+        raise DataError(f"{path}: {reason}; {number} could not be read, their rows are empty")
     return count
 
 
-def find_images(paths: Sequence[Path]) -> Iterator[Path]:
+@contextmanager
+def _reserved(out: Path | None, images: Sequence[Path], classifier: Path) -> Iterator[None]:
+    """Check the output before the first image, and reserve it unless it is a device or a pipe."""
+    if out is not None and is_special(out):
+        check_output_file(out, allow_special=True)
+    if out is None or is_special(out):
+        yield
+        return
+    with reserve_outputs([out], inputs=[classifier, *images]):
+        yield
+
+
+def find_images(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield the given files, and the image files in the given folders and their subfolders.
 
     The order is stable. Hidden files in folders are ignored.
 
     Args:
-        paths: Files and folders.
+        paths: Files and folders. A missing file is yielded too.
 
     Yields:
         Paths of files.
-
-    Raises:
-        DataError: If a path does not exist.
     """
     for path in paths:
-        if not path.exists():
-            raise DataError(
-                f"{path}: no such file or folder; give images, or folders that contain images"
-            )
         yield from find_image_files(path)
+
+
+def paths_from_stdin(images: Sequence[Path]) -> list[Path]:
+    """Replace the argument ``-`` by the paths on standard input, one per line.
+
+    Args:
+        images: Arguments of the command.
+    """
+    paths: list[Path] = []
+    for image in images:
+        if str(image) == "-":
+            lines = sys.stdin.buffer.read().splitlines() if sys.stdin else []
+            paths += [Path(os.fsdecode(line)) for line in lines if line]
+        else:
+            paths.append(image)
+    return paths
 
 
 def predict_images(
@@ -186,7 +216,8 @@ def write_predictions(
     """Write predictions as they arrive.
 
     Numbers have 6 decimals. In CSV, text that a spreadsheet would run as a formula is escaped by
-    an apostrophe; in JSON it is unchanged.
+    an apostrophe; in JSON it is unchanged. For an image that cannot be read all columns but the
+    path are empty.
 
     Args:
         blocks: Blocks of predictions.
@@ -195,6 +226,9 @@ def write_predictions(
 
     Returns:
         The number of predictions and the skipped images.
+
+    Raises:
+        PipelineError: If the file cannot be written. The rows so far are kept next to it.
     """
     count, skipped = 0, []
     with _destination(out) as file:
@@ -205,8 +239,8 @@ def write_predictions(
             for row in block:
                 if isinstance(row, Skipped):
                     skipped.append(row)
-                    continue
-                count += 1
+                else:
+                    count += 1
                 if as_json:
                     file.write(_json_line(row))
                 else:
@@ -215,26 +249,43 @@ def write_predictions(
     return count, skipped
 
 
-def _json_line(row: Predicted) -> str:
-    values = {
-        name: round(value, 6) if isinstance(value, float) else value
-        for name, value in row._asdict().items()
-    }
+def _json_line(row: Predicted | Skipped) -> str:
+    values: dict[str, object] = dict.fromkeys(Predicted._fields)
+    values["path"] = row.path
+    if isinstance(row, Predicted):
+        values |= row._asdict()
+        values["probability"] = float(format_share(row.probability, 6))
+        values["nearest_distance"] = round(row.nearest_distance, 6)
     return json.dumps(values) + "\n"
 
 
-def _csv_cells(row: Predicted) -> list[str]:
-    return [f"{value:.6f}" if isinstance(value, float) else escape_formula(value) for value in row]
+def _csv_cells(row: Predicted | Skipped) -> list[str]:
+    path = escape_formula(row.path)
+    if isinstance(row, Skipped):
+        return [path] + [""] * (len(Predicted._fields) - 1)
+    return [
+        *(path, escape_formula(row.label), format_share(row.probability, 6)),
+        *(escape_formula(row.knn_label), escape_formula(row.nearest_id)),
+        f"{row.nearest_distance:.6f}",
+    ]
 
 
 @contextmanager
-def _destination(out: Path | None) -> Iterator[TextIO | codecs.StreamWriter]:
+def _destination(out: Path | None) -> Iterator[TextIO]:
     """Open the output for text. File names need not be valid text, hence surrogateescape."""
     if out is None:
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="surrogateescape")
         yield sys.stdout
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(out) as file:
-        yield codecs.getwriter("utf-8")(file, "surrogateescape")
+    target = Path(os.path.realpath(out))
+    partial = target if is_special(target) else target.with_name(f"{target.name}.partial")
+    kept = "" if partial == target else f"; the rows so far are in {partial}"
+    try:
+        with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+    except OSError as error:
+        reason = error.strerror or error
+        raise PipelineError(f"{out}: cannot be written to ({reason}){kept}") from error
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted{kept}") from None
+    if partial != target:
+        os.replace(partial, target)

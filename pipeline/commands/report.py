@@ -1,6 +1,7 @@
 """`pipeline report`: evaluate checkpoints on the test split."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,15 @@ from pipeline.commands.inputs import add_trunk_features, choose_k_for, reload_da
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
 from pipeline.device import restore_torch_settings
+from pipeline.outputs import reserve_outputs
 from pipeline.processes import main_process_only
 from pipeline.report.evaluated_run import EvaluatedRun
-from pipeline.report.write import write_report
+from pipeline.report.write import (
+    figure_files,
+    refuse_to_replace_folds,
+    report_files,
+    write_report,
+)
 from pipeline.weights import load_weights
 from stages.errors import CheckpointError, DataError, PipelineError, SettingsError
 from stages.evaluation.baselines import Baseline, raw_pixels
@@ -37,6 +44,7 @@ def report(
     context: RunContext,
     source: str | Dataset | None = None,
     figures: Path | None = None,
+    force: bool = False,
 ) -> tuple[EvaluatedRun, ...]:
     """Evaluate embeddings and classifiers on the test split and write the report.
 
@@ -47,6 +55,7 @@ def report(
         context: Device, output and cache options.
         source: Source of the images. Needed only if they have moved since stage one.
         figures: Folder for the figures as PNG and SVG files.
+        force: Replace a report on cross-validation, which cannot be written again.
 
     Returns:
         One evaluated run per embedding.
@@ -71,14 +80,40 @@ def report(
             f"{len(classifiers)} given for {len(embeddings)} of --embedding; give one per "
             "embedding, in the same order",
         )
-    runs: list[EvaluatedRun] = []
-    for name, embedding, classifier in zip(
-        _run_names(embeddings), embeddings, classifiers, strict=True
-    ):
-        data = source or _data_already_read(runs, embedding)
-        runs.append(evaluate_run(name, embedding, classifier, context=context, source=data))
-    main_process_only(lambda: write_report(out, runs, figures=figures))
+    context.start()
+    with reserve_report(out, figures, force, inputs=[*embeddings, *classifiers]):
+        runs: list[EvaluatedRun] = []
+        for name, embedding, classifier in zip(
+            _run_names(embeddings), embeddings, classifiers, strict=True
+        ):
+            data = source or _data_already_read(runs, embedding)
+            runs.append(evaluate_run(name, embedding, classifier, context=context, source=data))
+        main_process_only(lambda: write_report(out, runs, figures=figures))
     return tuple(runs)
+
+
+@contextmanager
+def reserve_report(
+    out: Path, figures: Path | None, force: bool, *, inputs: Sequence[Path] = ()
+) -> Iterator[None]:
+    """Reserve the files of a report; see :func:`pipeline.outputs.reserve_outputs`.
+
+    Args:
+        out: Folder of the report.
+        figures: Folder for the figures, if they are written.
+        force: Replace a report on cross-validation.
+        inputs: Files that are read for the report.
+
+    Raises:
+        PipelineError: If the report cannot be written, or would replace one on cross-validation.
+    """
+    files = report_files(out)
+    if figures:
+        files += figure_files(figures)
+    folders = [out, figures] if figures else [out]
+    with reserve_outputs(files, folders=folders, inputs=inputs):
+        main_process_only(lambda: refuse_to_replace_folds(out, force))
+        yield
 
 
 @restore_torch_settings()
@@ -136,6 +171,7 @@ def evaluate_run(
         leaked=data.leaked,
         validated=data.validation is not None,
         within=within,
+        pretrained=bool(embedded.record.get("weights")),
     )
     return EvaluatedRun(
         run=name,

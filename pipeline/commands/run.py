@@ -6,12 +6,14 @@ from pathlib import Path
 
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
-from pipeline.commands.inputs import prepare_inputs
-from pipeline.commands.report import evaluate_run
+from pipeline.commands.inputs import EmbedInputs, prepare_inputs
+from pipeline.commands.report import evaluate_run, reserve_report
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
 from pipeline.device import restore_torch_settings
 from pipeline.identity import classifier_identity, embedding_identity, refuse_to_replace
+from pipeline.monitor import embedding_files
+from pipeline.outputs import reserve_outputs
 from pipeline.processes import main_process_only
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.write import write_report
@@ -93,7 +95,7 @@ def run(
         figures: Folder for the figures as PNG and SVG files.
 
     Returns:
-        One evaluated run, or one per seed.
+        One evaluated run, or one per seed; none if there are no test images.
 
     Raises:
         CheckpointError: If a checkpoint of another run would be replaced.
@@ -109,11 +111,33 @@ def run(
         ... )  # doctest: +SKIP
     """
     context.start()
-    inputs = prepare_inputs(source, read, embed_settings, context)
-    data, pretrained = inputs.data, inputs.pretrained
     runs = [_Run(embedding.stem, embed_settings, classify_settings, embedding, classifier)]
     if seeds:
         runs = [runs[0].with_seed(seed) for seed in seeds]
+    outputs = []
+    for planned in runs:
+        outputs += [planned.embedding, *embedding_files(planned.embedding), planned.classifier]
+    with reserve_outputs(outputs), reserve_report(out, figures, force):
+        inputs = prepare_inputs(source, read, embed_settings, context)
+        evaluated = _run_all(runs, inputs, read, context, force=force, resume=resume)
+        if evaluated:
+            main_process_only(
+                lambda: write_report(out, evaluated, figures=figures, pooled=bool(seeds))
+            )
+    return tuple(evaluated)
+
+
+def _run_all(
+    runs: Sequence[_Run],
+    inputs: EmbedInputs,
+    read: ReadSettings,
+    context: RunContext,
+    *,
+    force: bool,
+    resume: bool,
+) -> list[EvaluatedRun]:
+    """Train and evaluate all runs. Without test images nothing is evaluated."""
+    data, pretrained = inputs.data, inputs.pretrained
     for planned in runs:
         identity = embedding_identity(data, planned.embed_settings, pretrained)
         refuse_to_replace(planned.embedding, "embedding", identity, force)
@@ -138,6 +162,8 @@ def run(
             source=data,
             force=force,
         )
+        if data.test is None:
+            continue
         evaluated.append(
             evaluate_run(
                 planned.name,
@@ -148,5 +174,6 @@ def run(
                 pretrained=pretrained,
             )
         )
-    main_process_only(lambda: write_report(out, evaluated, figures=figures, pooled=bool(seeds)))
-    return tuple(evaluated)
+    if not evaluated:
+        context.say("note: there are no test images, so no report is written")
+    return evaluated

@@ -8,6 +8,7 @@ from typing import Any
 from pipeline.data.dataset import SPLITS, Dataset, Skipped, Source, natural_key
 from pipeline.data.duplicates import equal_groups, near_duplicates
 from pipeline.data.splits import assign_splits, split_source
+from pipeline.escape import printable
 from pipeline.progress import Progress
 from stages.embedding.sampler import BatchPlan, plan_batches
 from stages.errors import PipelineError
@@ -189,7 +190,7 @@ def as_text(audit: Audit) -> str:
         *[f"note: {note}" for note in audit.notes],
         *[f"problem: {problem}" for problem in audit.problems],
     ]
-    return "\n".join(_printable(line) for line in lines)
+    return "\n".join(printable(line.replace("\n", "\\n")) for line in lines)
 
 
 def _class_table(audit: Audit, totals: list[int]) -> list[str]:
@@ -244,10 +245,3 @@ def _finding_lines(audit: Audit) -> list[str]:
 def _most_common(counts: dict[str, int]) -> str:
     shown = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:6])
     return shown + (f" and {len(counts) - 6} more" if len(counts) > 6 else "")
-
-
-def _printable(line: str) -> str:
-    """Replace what a terminal cannot show: file names may hold line breaks or invalid UTF-8."""
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line
-    )

@@ -122,10 +122,10 @@ def plan_folds(source: Source, folds: int, repeats: int) -> tuple[dict[str, list
     if too_small:
         for name, splits in plans.items():
             plans[name] = ["train" if split == "val" else split for split in splits]
-        notes.append(
-            "most classes are too small for a validation image: "
-            "epochs, k and weight decay are fixed, and the temperature is 1"
-        )
+        reason = "most classes are too small for a validation image"
+        if source.read.val == 0:
+            reason = "no validation images (--val 0)"
+        notes.append(f"{reason}: epochs, k and weight decay are fixed, and the temperature is 1")
     if untrained:
         examples = ", ".join(sorted(untrained)[:5])
         notes.append(

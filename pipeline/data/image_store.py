@@ -99,14 +99,16 @@ def open_store(
     """
     chosen_file = cache / f"{signature}.json"
     size, channels = read.size, read.channels
+    chosen = None
     if size is None or channels is None:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            chosen = json.loads(chosen_file.read_text())
-            size, channels = size or int(chosen["size"]), channels or int(chosen["channels"])
+        chosen = _read_chosen(chosen_file)
+        if chosen:
+            size, channels = size or chosen["size"], channels or chosen["channels"]
     if size and channels:
         folder = _store_folder(cache, signature, size, channels, read.resize)
-        store = _open(folder)
-        if store is not None:
+        store = _open(folder, count, size, channels)
+        # The choice is compared with the images, because its file has no checksum.
+        if store is not None and chosen in (None, _choose_shape(store.facts)):
             return store
         _check_replaceable(folder)
     try:
@@ -120,7 +122,7 @@ def open_store(
             with atomic_file(chosen_file) as file:
                 file.write(json.dumps(chosen).encode())
             folder = _store_folder(cache, signature, size, channels, read.resize)
-            store = _move_and_open(partial, folder)
+            store = _move_and_open(partial, folder, count, size, channels)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
@@ -161,26 +163,51 @@ def _remove_abandoned(cache: Path) -> None:
                 path.unlink()
 
 
-def _move_and_open(partial: Path, folder: Path) -> Store | None:
+def _move_and_open(
+    partial: Path, folder: Path, count: int, size: int, channels: int
+) -> Store | None:
     """Rename a complete store, unless another process has built the same store meanwhile."""
-    store = _open(folder)
+    store = _open(folder, count, size, channels)
     if store is None:
         shutil.rmtree(folder, ignore_errors=True)  # a damaged store
         with suppress(OSError):  # another process was faster: the folder exists and is not empty
             partial.rename(folder)
-        store = _open(folder)
+        store = _open(folder, count, size, channels)
     return store
 
 
-def _open(folder: Path) -> Store | None:
-    """Open a store; return None if it is missing or damaged."""
+def _read_chosen(path: Path) -> dict[str, int] | None:
+    """Return the saved size and number of channels; None if they are missing or damaged."""
+    with suppress(OSError, ValueError, RecursionError):
+        chosen = json.loads(path.read_text())
+        if isinstance(chosen, dict) and set(chosen) == {"size", "channels"}:
+            in_range = all(type(v) is int and 0 < v <= MAX_OWN_SIZE for v in chosen.values())
+            return chosen if in_range else None
+    return None
+
+
+def _open(folder: Path, count: int, size: int, channels: int) -> Store | None:
+    """Open a store of ``count`` entries; return None if it is missing or damaged.
+
+    ``index.npz`` has checksums. ``images`` has none: only its size is compared, because reading
+    all of it would take longer than training on small sets.
+    """
     try:
         with (folder / "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as index:
             shape, facts, origin = tuple(index["shape"].tolist()), index["facts"], index["origin"]
             reasons = json.loads(str(index["reasons"]))
             skipped = tuple(zip(index["skipped"].tolist(), reasons, strict=True))
-        size = (folder / "images").stat().st_size
-        if size != np.prod(shape, dtype=np.int64) or facts.dtype != FACT:
+        rows = len(origin)
+        positions = np.sort([*origin, *(position for position, _ in skipped)])
+        expected = (rows, channels, size, size)
+        if (
+            shape != expected
+            or (facts.dtype, facts.shape) != (FACT, (rows,))
+            or not np.array_equal(positions, np.arange(count))
+            or not bool((np.diff(origin) > 0).all())
+            or not all(isinstance(reason, str) for reason in reasons)
+            or (folder / "images").stat().st_size != np.prod(expected, dtype=np.int64)
+        ):
             return None
         # Copy on write: torch requires a writable array. Nothing is written.
         images = np.memmap(folder / "images", np.uint8, "c", shape=shape)

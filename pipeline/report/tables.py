@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 
 from pipeline.escape import escape_formula
+from pipeline.numbers import format_share
 from pipeline.report.evaluated_run import EvaluatedRun, RunComparison, compare_runs_pairwise
+from pipeline.report.formats import LEVEL
 from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.pooling import pool_runs
 from stages.evaluation.results import Evaluation, Score
@@ -37,7 +39,7 @@ def accuracy_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> pd.
     rows = [
         [
             *(escape_formula(name), score.metric, score.split),
-            *(_cell(score.value), _cell(score.low), _cell(score.high)),
+            *(_share(score.value), _share(score.low), _share(score.high)),
             *(score.count, score.definition),
         ]
         for name, scores in named_scores
@@ -63,8 +65,9 @@ def comparison_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> p
     rows = [
         [
             *(escape_formula(run_a), paired.metric_a, escape_formula(run_b), paired.metric_b),
-            *(paired.split, _cell(paired.difference), _cell(paired.low), _cell(paired.high)),
-            *(_cell(paired.p_value, ".6g"), paired.count, paired.test),
+            *(paired.split, _difference(paired.difference)),
+            *(_difference(paired.low), _difference(paired.high), _p_value(paired.p_value)),
+            *(paired.count, paired.test),
         ]
         for run_a, run_b, paired in comparisons
     ]
@@ -83,8 +86,8 @@ def prediction_table(run: EvaluatedRun) -> pd.DataFrame:
             "label": classes[test.labels.numpy()],
             "knn_label": classes[prediction.knn],
             "classifier_label": classes[prediction.classifier],
-            "classifier_probability": [_cell(value) for value in prediction.probability],
-            "triplet_accuracy": [_cell(value) for value in prediction.triplet_accuracy],
+            "classifier_probability": [_share(value) for value in prediction.probability],
+            "triplet_accuracy": [_share(value) for value in prediction.triplet_accuracy],
             "nearest_id": [escape_formula(name) for name in nearest_ids],
         }
     )
@@ -103,7 +106,7 @@ def text_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> str:
     width = max(len(title) for title, _ in rows)
     lines = [" " * width + _columns(names, names)]
     for title, scores in rows:
-        values = [_cell(score.value, ".4f", missing="-") for score in scores]
+        values = [_share(score.value, 4, missing="-") for score in scores]
         lines.append(f"{title:{width}}" + _columns(names, values))
     return "\n".join(lines)
 
@@ -151,17 +154,28 @@ def _mean_and_deviation(runs: Sequence[EvaluatedRun]) -> list[tuple[str, tuple[S
 
 
 def _single_run_table(scores: Sequence[Score]) -> str:
-    width = max(len(score_title(score)) for score in scores)
-    lines = [f"{'':{width}}{'value':>8}   {'95% CI':<18}{'count':>11}"]
+    cells = [("", "value", "95% CI", "count")]
     for score in scores:
         interval = ""
         if score.low is not None and score.high is not None:
-            interval = f"{score.low:.4f}\u2013{score.high:.4f}"
-        value, unit = _cell(score.value, ".4f", missing="-"), METRICS[score.metric].unit
-        lines.append(
-            f"{score_title(score):{width}}{value:>8}   {interval:<18}{score.count:>11,} {unit}"
-        )
-    return "\n".join(lines)
+            interval = f"{format_share(score.low, 4)}\u2013{format_share(score.high, 4)}"
+        value = _share(score.value, 4, missing="-")
+        cells.append((score_title(score), value, interval, f"{score.count:,}"))
+    titles, values, intervals, _ = zip(*cells, strict=True)
+    width = max(map(len, titles))
+    # Scores next to 0 and 1 have more decimals than others.
+    value_width = max(8, max(map(len, values)) + 1)
+    interval_width = max(18, max(map(len, intervals)) + 1)
+    units = ["", *(" " + _unit(score) for score in scores)]
+    return "\n".join(
+        f"{title:{width}}{value:>{value_width}}   {interval:<{interval_width}}{count:>11}{unit}"
+        for (title, value, interval, count), unit in zip(cells, units, strict=True)
+    )
+
+
+def _unit(score: Score) -> str:
+    unit = METRICS[score.metric].unit
+    return unit if score.count == 1 else f"{unit}s"
 
 
 def _columns(names: Sequence[str], texts: Sequence[str]) -> str:
@@ -170,5 +184,21 @@ def _columns(names: Sequence[str], texts: Sequence[str]) -> str:
     return "".join(f"{text:>{width}}" for text, width in zip(texts, widths, strict=True))
 
 
-def _cell(value: float | None, spec: str = ".6f", *, missing: str = "") -> str:
-    return missing if value is None or math.isnan(value) else format(value, spec)
+def _share(value: float | None, decimals: int = 6, *, missing: str = "") -> str:
+    return missing if value is None or math.isnan(value) else format_share(value, decimals)
+
+
+def _difference(value: float | None) -> str:
+    """Return 6 decimals, and all digits where they would round to -1, 0 or 1."""
+    if value is None:
+        return ""
+    text = f"{value:.6f}"
+    return repr(float(value)) if float(text) in (-1, 0, 1) and float(text) != value else text
+
+
+def _p_value(value: float | None) -> str:
+    """Return 6 digits, and all digits where they would hide that the value is significant."""
+    if value is None:
+        return ""
+    text = f"{value:.6g}"
+    return text if (float(text) < LEVEL) == (value < LEVEL) else repr(float(value))

@@ -1,5 +1,6 @@
 """Write the files of the report."""
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,11 +8,46 @@ import pandas as pd
 
 from pipeline.files import write_atomically
 from pipeline.report.evaluated_run import EvaluatedRun
-from pipeline.report.figures import draw_figures
+from pipeline.report.figures import FIGURES, draw_figures
 from pipeline.report.page import render_page
 from pipeline.report.plots import to_png, to_svg
 from pipeline.report.tables import accuracy_table, comparison_table, prediction_table
+from stages.errors import PipelineError
 from stages.evaluation.explore import explore
+
+NAMES = ("accuracy.csv", "comparisons.csv", "predictions.csv", "report.html")
+
+
+def report_files(folder: Path) -> list[Path]:
+    """Return the files of a report."""
+    return [folder / name for name in NAMES]
+
+
+def figure_files(folder: Path) -> list[Path]:
+    """Return the files of all figures that a report can have."""
+    return [folder / f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")]
+
+
+def refuse_to_replace_folds(folder: Path, force: bool) -> None:
+    """Raise an error if a report on folds would be replaced: their models are not kept.
+
+    Args:
+        folder: Folder of the report to write.
+        force: Accept that the report is replaced.
+
+    Raises:
+        PipelineError: If the folder holds a report on folds.
+    """
+    path = folder / NAMES[0]
+    if force or not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        runs = {row[0] for row in csv.reader(file) if row}
+    if {"pooled", "std"} <= runs:
+        raise PipelineError(
+            f"{folder}: holds a report on cross-validation, whose models were not kept; use "
+            "another --out, or --force to replace the report"
+        )
 
 
 def write_report(
@@ -40,7 +76,9 @@ def write_report(
         "predictions.csv": pd.concat(predictions).to_csv(index=False),
         "report.html": render_page(runs, exploration, drawn, pooled=pooled),
     }
+    assert tuple(contents) == NAMES
     for name, content in contents.items():
+        # Ids in the CSV files keep the bytes of file names that are not UTF-8. The page has none.
         write_atomically(folder / name, content.encode("utf-8", "surrogateescape"))
     if figures:
         for name, figure in drawn[0].items():

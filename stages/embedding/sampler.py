@@ -10,6 +10,8 @@ from stages.errors import SettingsError
 
 BATCH = 160  # target batch size in images; larger was not better on validation, smaller was slower
 MAX_IMAGES_PER_CLASS = 16  # largest default of K
+# Largest batch in images. The loss computes all distances in a batch, 1 GB for this many images.
+MAX_BATCH = 16_384
 MIN_CLASSES = 4  # classes for which the default of K leaves room in a batch
 
 
@@ -33,6 +35,7 @@ def plan_batches(
     classes_per_batch: int | None = None,
     images_per_class: int | None = None,
     batch: int = BATCH,
+    multiple_of: int = 1,
 ) -> BatchPlan:
     """Choose P and K for a training split, and check given values.
 
@@ -42,12 +45,14 @@ def plan_batches(
         images_per_class: K. By default the median class size, at least 2 and at most 16, and at
             most a quarter of ``batch``.
         batch: Target batch size in images.
+        multiple_of: A default of K is rounded up to a multiple of this number.
 
     Returns:
         P, K and the smallest number of batches that show every image.
 
     Raises:
-        SettingsError: If P exceeds the number of classes, there is only one class, or no class has
+        SettingsError: If P exceeds the number of classes, a given K exceeds the size of the largest
+            class, a batch is larger than ``MAX_BATCH``, there is only one class, or no class has
             two images.
 
     Example:
@@ -56,27 +61,48 @@ def plan_batches(
     """
     sizes = torch.bincount(labels)
     sizes = sizes[sizes > 0]
-    class_count = len(sizes)
-    if class_count < 2 or int(sizes.max()) < 2:
+    class_count, largest = len(sizes), int(sizes.max()) if len(sizes) else 0
+    if class_count < 2 or largest < 2:
         raise SettingsError(
             "data",
             None,
-            f"the training split has {class_count} classes, the largest with {int(sizes.max())} "
-            "images; use at least two classes, and at least two images of one class",
+            f"the training split has {class_count} {'class' if class_count == 1 else 'classes'}, "
+            f"the largest with {largest} {'image' if largest == 1 else 'images'}; "
+            "use at least two classes, and at least two images of one class",
         )
-    default_k = min(MAX_IMAGES_PER_CLASS, batch // MIN_CLASSES, int(sizes.median()))
-    k = images_per_class or max(2, default_k)
+    default_k = max(2, min(MAX_IMAGES_PER_CLASS, batch // MIN_CLASSES, int(sizes.median())))
+    k = images_per_class or default_k
     p = classes_per_batch or max(2, min(class_count, batch // k))
-    if p > class_count:
-        raise SettingsError(
-            "classes_per_batch",
-            p,
-            f"the training split has {class_count} classes; use {class_count} or fewer",
-        )
+    if images_per_class is None:
+        k += -k % multiple_of
+    _check_batch(p, k, class_count, largest if images_per_class else k)
     groups = (sizes + k - 1) // k  # (classes,) groups of K images that show every image
     # A class occurs once per batch, and a batch holds P groups.
     per_epoch = max(int(groups.max()), -(-int(groups.sum()) // p))
     return BatchPlan(classes_per_batch=p, images_per_class=k, per_epoch=per_epoch)
+
+
+def _check_batch(p: int, k: int, max_p: int, max_k: int) -> None:
+    """Raise SettingsError for a batch that the training split does not allow."""
+    if p > max_p:
+        raise SettingsError(
+            "classes_per_batch",
+            p,
+            f"the training split has {max_p} classes; use {max_p} or fewer",
+        )
+    if k > max_k:
+        raise SettingsError(
+            "images_per_class",
+            k,
+            f"the largest class has {max_k} training images; use {max_k} or fewer",
+        )
+    if p * k > MAX_BATCH:
+        raise SettingsError(
+            "images_per_class",
+            k,
+            f"with {p} classes, a batch has {p * k:,} images; a batch of more than {MAX_BATCH:,} "
+            "takes too much memory: use fewer classes or images per class",
+        )
 
 
 class PKSampler:
@@ -130,6 +156,7 @@ class PKSampler:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state that `state_dict` returned."""
         self.generator.set_state(state["generator"])
+        self._epoch_start = state["generator"]
         self._position = int(state["position"])
 
     def _epoch(self) -> list[Tensor]:

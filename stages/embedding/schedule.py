@@ -47,14 +47,8 @@ def plan_training(labels: Tensor, settings: EmbedSettings) -> tuple[BatchPlan, i
         classes_per_batch=settings.classes_per_batch,
         images_per_class=settings.images_per_class,
         batch=LARGE_BATCH if tuned else BATCH,
+        multiple_of=rank_and_world_size()[1],
     )
-    missing = -plan.images_per_class % rank_and_world_size()[1]
-    if missing and settings.images_per_class is None:
-        plan = plan_batches(
-            labels,
-            classes_per_batch=plan.classes_per_batch,
-            images_per_class=plan.images_per_class + missing,
-        )
     min_epochs, min_steps = EPOCHS, STEPS
     if tuned and settings.weights != "none":
         min_epochs, min_steps = TUNED_EPOCHS, TUNED_STEPS

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stages.evaluation.knn import default_k, knn
 from stages.evaluation.statistics import triplet_accuracy
@@ -13,7 +13,8 @@ from stages.records import Split
 from stages.subset import evenly_spaced
 
 QUERIES = 2000  # largest number of validation images
-GALLERY = 1000  # largest number of training images that their kNN searches
+# Training images that their kNN searches, unless there are more classes than that.
+GALLERY = 1000
 
 
 def evenly_spaced_subset(split: Split, most: int) -> Split:
@@ -30,6 +31,36 @@ def evenly_spaced_subset(split: Split, most: int) -> Split:
         return split
     by_class = split.labels.argsort(stable=True)
     return split.select(by_class[evenly_spaced(len(split), most)])
+
+
+def gallery_subset(split: Split, most: int) -> Split:
+    """Return a subset that contains every class, so that kNN can find the class of any query.
+
+    Args:
+        split: Training images.
+        most: Largest number of images, unless there are more classes.
+
+    Returns:
+        The images of :func:`evenly_spaced_subset` if they contain every class. Otherwise about
+        equally many images of each class, at least one.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1])
+        >>> store = torch.zeros(8, 1, 4, 4, dtype=torch.uint8)
+        >>> split = Split(store, torch.arange(8), labels, ("cat", "dog"), tuple("abcdefgh"))
+        >>> gallery_subset(split, 2).ids
+        ('a', 'h')
+    """
+    subset = evenly_spaced_subset(split, most)
+    sizes = torch.bincount(split.labels)
+    class_count = int(sizes.count_nonzero())
+    if len(subset.labels.unique()) == class_count:
+        return subset
+    per_class = max(1, most // class_count)
+    chosen: list[Tensor] = []
+    for members in split.labels.argsort(stable=True).split(sizes.tolist()):
+        chosen.append(members[evenly_spaced(len(members), per_class)])
+    return split.select(torch.cat(chosen))
 
 
 def validate(

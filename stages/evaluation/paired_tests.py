@@ -1,22 +1,97 @@
-"""Significance tests that compare two metrics or two runs image by image."""
+"""Significance tests that compare two metrics or two runs image by image.
+
+All tests are score tests, and their intervals are score intervals: the differences that the same
+test does not reject. So the 95% interval of a difference excludes 0 exactly if p < 0.05.
+"""
 
 import math
 
 import numpy as np
-from scipy import stats
 
 from stages.evaluation.results import Evaluation, PairedTest
-from stages.evaluation.statistics import jackknife_error, normal_quantile
+from stages.evaluation.statistics import LARGEST_VARIANCE, jackknife_error, normal_quantile
 from stages.evaluation.triplets_and_rankings import SplitMeasures
+
+BISECTIONS = 60  # halvings of an interval no longer than 2, down to the precision of float64
+
+
+def tango_z(difference: float, only_a: float, only_b: float, count: float) -> float:
+    """Compute Tango's score statistic for a difference of two paired shares.
+
+    Args:
+        difference: Difference under the null hypothesis, in [-1, 1].
+        only_a: Number of pairs where only a is correct.
+        only_b: Number of pairs where only b is correct.
+        count: Number of pairs, at least 1.
+
+    Returns:
+        The statistic, standard normal under the null hypothesis. It decreases in ``difference``.
+        For a difference of 0 it is McNemar's, ``(only_a - only_b) / sqrt(only_a + only_b)``.
+
+    References:
+        Tango 1998, "Equivalence test and confidence interval for the difference in proportions for
+        the paired-sample design" (Statistics in Medicine 17, 891-908).
+    """
+    distance = only_a - only_b - count * difference
+    if difference == 0:
+        variance = only_a + only_b  # exact, so that p-value and interval agree
+    else:
+        # Share of pairs where only b is correct, by maximum likelihood under the null hypothesis.
+        linear = (2 * count - only_a + only_b) * difference - only_a - only_b
+        constant = -only_b * difference * (1 - difference)
+        root = math.sqrt(max(0.0, linear**2 - 8 * count * constant))
+        share_b = (root - linear) / (4 * count)
+        variance = count * (2 * share_b + difference * (1 - difference))
+    if variance <= 0:
+        return math.copysign(math.inf, distance) if distance else 0.0
+    return distance / math.sqrt(variance)
+
+
+def tango_interval(only_a: float, only_b: float, count: float) -> tuple[float, float]:
+    """Compute the 95% confidence interval of a difference of two paired shares.
+
+    Args:
+        only_a: Number of pairs where only a is correct. It may be an effective number, not an
+            integer.
+        only_b: The same for b.
+        count: Number of pairs, at least 1.
+
+    Returns:
+        Lower and upper bound in [-1, 1]. They differ. The interval contains 0 exactly if
+        :func:`tango_z` of 0 is at most 1.96 in size.
+
+    Example:
+        >>> low, high = tango_interval(1, 7, 21)
+        >>> round(low, 3), round(high, 3)
+        (-0.517, -0.026)
+    """
+    quantile = normal_quantile()
+    observed = (only_a - only_b) / count
+
+    def bound(end: float, target: float) -> float:
+        """Find the difference between the observed one and an end with the target statistic."""
+        inside, outside = observed, end
+        # Start at 0 if it is in between, so that the bound is on the right side of 0.
+        middle = 0.0 if min(inside, outside) < 0 < max(inside, outside) else (inside + outside) / 2
+        for _ in range(BISECTIONS):
+            if abs(tango_z(middle, only_a, only_b, count)) <= target:
+                inside = middle
+            else:
+                outside = middle
+            middle = (inside + outside) / 2
+        return inside
+
+    return bound(-1.0, quantile), bound(1.0, quantile)
 
 
 def mcnemar_test(
     metric_a: str, metric_b: str, split: str, a: np.ndarray, b: np.ndarray
 ) -> PairedTest:
-    """Compare two classifiers of the same images with the exact McNemar test.
+    """Compare two classifiers of the same images with McNemar's test and Tango's interval.
 
-    For means over repeats this is the exact sign test over images. The interval of the difference
-    keeps its coverage when few images differ.
+    The test is the asymptotic one without continuity correction. The exact one is conservative and
+    has no interval of positive width where no image differs. For means over repeats the test is
+    the score test of :func:`compare_runs`.
 
     Args:
         metric_a: Name of the first metric.
@@ -30,54 +105,34 @@ def mcnemar_test(
         The test of the difference ``a`` minus ``b``; undefined without an image.
 
     References:
-        McNemar 1947, in its exact binomial form, for the test. Bonett and Price 2012
-        (doi 10.3102/1076998611411915), the adjusted Wald interval, for the interval.
+        McNemar 1947 for the test, Tango 1998 for the interval. Fagerland, Lydersen and Laake 2013
+        (doi 10.1186/1471-2288-13-91) recommend this test for paired shares, and Fagerland,
+        Lydersen and Laake 2014 (doi 10.1002/sim.6148) this interval.
 
     Example:
         >>> a = np.array([True, True, True, True, True, True, False])
         >>> b = np.array([False, False, False, False, False, False, False])
         >>> test = mcnemar_test("classification_accuracy", "knn_accuracy", "test", a, b)
-        >>> test.p_value, test.count
-        (0.03125, 7)
+        >>> round(test.p_value, 4), test.count
+        (0.0143, 7)
     """
     differences = a.astype(float) - b
     only_a, only_b = int((differences > 0).sum()), int((differences < 0).sum())
     if a.dtype == bool:
-        test = f"exact McNemar test: {only_a} images correct only in a, {only_b} only in b"
+        test = f"McNemar test; images correct only in a: {only_a}, only in b: {only_b}"
     else:
-        test = f"exact sign test over images: {only_a} more often correct in a, {only_b} in b"
-    test += "; interval: Bonett-Price"
-    count = len(a)
-    if count == 0:
-        return PairedTest.undefined(metric_a, metric_b, split, test)
-    p_value = 1.0
-    if only_a + only_b:
-        p_value = float(stats.binomtest(only_a, only_a + only_b).pvalue)
-    # Bonett and Price add one image to each kind of disagreement.
-    share_a = (differences.clip(min=0).sum() + 1) / (count + 2)
-    share_b = ((-differences).clip(min=0).sum() + 1) / (count + 2)
-    centre = share_a - share_b
-    variance = (share_a + share_b - centre**2) / (count + 2)
-    half_width = normal_quantile() * math.sqrt(variance)
-    return PairedTest(
-        metric_a=metric_a,
-        metric_b=metric_b,
-        split=split,
-        difference=float(differences.mean()),
-        low=max(-1.0, centre - half_width),
-        high=min(1.0, centre + half_width),
-        p_value=p_value,
-        count=count,
-        test=test,
-    )
+        test = f"score test; images more often correct in a: {only_a}, in b: {only_b}"
+    test += "; interval: Tango"
+    return _test_differences(metric_a, metric_b, split, differences, test)
 
 
 def compare_runs(a: Evaluation, b: Evaluation) -> tuple[PairedTest, ...]:
     """Compare two runs on the same test images in the same order.
 
-    kNN and classification accuracy are compared with :func:`mcnemar_test`, triplet accuracy with a
-    normal test whose standard error is the jackknife over images, and MAP@R with a paired t-test
-    over queries.
+    kNN and classification accuracy are compared with :func:`mcnemar_test`. MAP@R and triplet
+    accuracy are compared with the same score test of the effective number of images: the number
+    of binary differences whose mean has the same standard error. The standard error of triplet
+    accuracy is that of the jackknife over images.
 
     Args:
         a: First run.
@@ -96,44 +151,81 @@ def compare_runs(a: Evaluation, b: Evaluation) -> tuple[PairedTest, ...]:
 
 def _compare_triplets(a: SplitMeasures, b: SplitMeasures) -> PairedTest:
     metric = "triplet_accuracy"
-    test = "normal test and interval; standard error: jackknife over images"
+    test = "score test over images; standard error: jackknife; interval: Tango"
     total = int(a.total.sum())
-    won = int((a.won - b.won).sum())
-    error = jackknife_error(won, a.won_any - b.won_any, total, a.total_any)
+    won_a, won_b = int(a.won.sum()), int(b.won.sum())
+    error = jackknife_error(won_a - won_b, a.won_any - b.won_any, total, a.total_any)
     if error is None:
         return PairedTest.undefined(metric, metric, "test", test)
-    return _test_mean(metric, won / total, error, math.inf, len(a.total), test)
+    share_a, share_b, count = won_a / total, won_b / total, int((a.total_any > 0).sum())
+    difference = (won_a - won_b) / total
+    return _score_test(
+        (metric, metric, "test"),
+        difference,
+        # The numbers of images if each were won or lost as a whole, and independently in a and b.
+        only=(count * share_a * (1 - share_b), count * share_b * (1 - share_a)),
+        squares=(count * error) ** 2 + count * difference**2,
+        count=count,
+        test=test,
+    )
 
 
 def _compare_map(a: np.ndarray, b: np.ndarray) -> PairedTest:
     metric = "map_at_r"
-    test = "paired t-test and interval over queries"
-    differences = (a - b)[~np.isnan(a)]
-    count = len(differences)
-    if count < 2:
-        return PairedTest.undefined(metric, metric, "test", test)
-    error = float(differences.std(ddof=1)) / math.sqrt(count)
-    return _test_mean(metric, float(differences.mean()), error, count - 1, count, test)
+    test = "score test over queries; interval: Tango"
+    return _test_differences(metric, metric, "test", (a - b)[~np.isnan(a)], test)
 
 
-def _test_mean(
-    metric: str, difference: float, error: float, degrees: float, count: int, test: str
+def _test_differences(
+    metric_a: str, metric_b: str, split: str, differences: np.ndarray, test: str
 ) -> PairedTest:
-    """Test a mean difference with Student's t; infinite degrees of freedom mean a normal test."""
-    distribution = stats.t(degrees)
-    half_width = float(distribution.ppf(0.975)) * error
-    if error:
-        p_value = 2 * float(distribution.sf(abs(difference) / error))
-    else:
-        p_value = float(difference == 0)
+    """Test the mean of differences in [-1, 1], one per image."""
+    count = len(differences)
+    if count == 0:
+        return PairedTest.undefined(metric_a, metric_b, split, test)
+    only_a, only_b = differences.clip(min=0), (-differences).clip(min=0)
+    return _score_test(
+        (metric_a, metric_b, split),
+        # Rounding makes differences that cancel out exactly 0.
+        round(math.fsum(differences) / count, 12),
+        only=(math.fsum(only_a), math.fsum(only_b)),
+        squares=math.fsum(np.square(differences)),
+        count=count,
+        test=test,
+    )
+
+
+def _score_test(
+    names: tuple[str, str, str],
+    difference: float,
+    *,
+    only: tuple[float, float],
+    squares: float,
+    count: int,
+    test: str,
+) -> PairedTest:
+    """Test a difference of two means of values in [0, 1] with Tango's score statistic.
+
+    Args:
+        names: First metric, second metric and split.
+        difference: First mean minus second mean.
+        only: Sums over images of the differences in favour of a and of b.
+        squares: Sum of the squared differences.
+        count: Number of images.
+        test: Description of the test.
+    """
+    # Differences below 1 vary less than binary ones of the same size: see `bounded_mean_interval`.
+    design_effect = (squares + LARGEST_VARIANCE) / (sum(only) + LARGEST_VARIANCE)
+    only_a, only_b = only[0] / design_effect, only[1] / design_effect
+    effective_count = count / design_effect
+    low, high = tango_interval(only_a, only_b, effective_count)
+    z = tango_z(0.0, only_a, only_b, effective_count)
     return PairedTest(
-        metric_a=metric,
-        metric_b=metric,
-        split="test",
+        *names,
         difference=difference,
-        low=max(-1.0, difference - half_width),
-        high=min(1.0, difference + half_width),
-        p_value=p_value,
+        low=low,
+        high=high,
+        p_value=math.erfc(abs(z) / math.sqrt(2)),
         count=count,
         test=test,
     )

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from stages.errors import DataError
-
 
 @dataclass(frozen=True, eq=False)
 class Score:
@@ -22,7 +20,7 @@ class Score:
         definition: Definition of the metric in one sentence.
 
     Raises:
-        DataError: If the value is outside [0, 1], or undefined with a count above 0.
+        ValueError: If the value is outside [0, 1], or undefined with a count above 0.
     """
 
     metric: str
@@ -37,7 +35,7 @@ class Score:
         if (self.value is None) != (self.count == 0) or (
             self.value is not None and not 0 <= self.value <= 1
         ):
-            raise DataError(f"{self.metric}: value {self.value} with count {self.count}")
+            raise ValueError(f"{self.metric}: value {self.value} with count {self.count}")
 
     @classmethod
     def undefined(cls, metric: str, split: str, definition: str) -> "Score":

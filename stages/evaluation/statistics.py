@@ -8,7 +8,7 @@ from scipy import stats
 from stages.evaluation.results import Score
 from stages.evaluation.triplets_and_rankings import SplitMeasures
 
-RESAMPLES = 1000  # bootstrap resamples
+LARGEST_VARIANCE = 0.25  # of values in [0, 1]
 
 
 def normal_quantile() -> float:
@@ -16,12 +16,12 @@ def normal_quantile() -> float:
     return float(stats.norm.ppf(0.975))
 
 
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
+def wilson_interval(share: float, count: float) -> tuple[float, float]:
     """Compute the 95% Wilson score interval of a binomial share.
 
     Args:
         share: Observed share in [0, 1].
-        count: Number of observations, at least 1.
+        count: Number of observations above 0. It may be an effective number, not an integer.
 
     Returns:
         Lower and upper bound in [0, 1].
@@ -38,8 +38,38 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     centre = share + z * z / (2 * count)
     half_width = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     scale = 1 + z * z / count
-    # Rounding makes the bounds at shares of 0 and 1 exact.
-    return round((centre - half_width) / scale, 12), round((centre + half_width) / scale, 12)
+    low, high = (centre - half_width) / scale, (centre + half_width) / scale
+    # Rounding errors would leave the bounds at shares of 0 and 1 slightly outside [0, 1].
+    return (0.0 if share == 0 else low), (1.0 if share == 1 else high)
+
+
+def bounded_mean_interval(mean: float, error: float, count: int) -> tuple[float, float]:
+    """Compute a 95% interval of a mean of values in [0, 1] from its standard error.
+
+    The interval is the Wilson interval of the effective number of values: the number of binary
+    values whose mean has the same standard error. Unlike mean +- 1.96 errors it stays within
+    [0, 1]. One more value with the largest possible variance, 1/4, is added to both variances:
+    where all values are equal, other images could still have other values. For binary values this
+    is the Wilson interval itself.
+
+    Args:
+        mean: Mean in [0, 1].
+        error: Standard error of the mean.
+        count: Number of independent values, at least 1.
+
+    Returns:
+        Lower and upper bound in [0, 1]. They differ.
+
+    Example:
+        >>> low, high = bounded_mean_interval(1.0, error=0.0, count=9)
+        >>> round(low, 3), high
+        (0.701, 1.0)
+    """
+    # Variances summed over the values, and the ratio of the two: Kish's design effect.
+    variance = (count * error) ** 2
+    binary_variance = count * mean * (1 - mean)
+    design_effect = (variance + LARGEST_VARIANCE) / (binary_variance + LARGEST_VARIANCE)
+    return wilson_interval(mean, count / design_effect)
 
 
 def jackknife_error(
@@ -72,8 +102,8 @@ def jackknife_error(
 def triplet_accuracy(measures: SplitMeasures) -> tuple[float, float, float]:
     """Compute the share of triplets with d(anchor, positive) < d(anchor, negative).
 
-    The share is over all triplets, not a mean over anchors. The interval uses the jackknife over
-    images.
+    The share is over all triplets, not a mean over anchors. The interval is that of
+    :func:`bounded_mean_interval` over images, with the standard error of the jackknife.
 
     Args:
         measures: Measures of a split.
@@ -95,7 +125,8 @@ def triplet_accuracy(measures: SplitMeasures) -> tuple[float, float, float]:
     error = jackknife_error(won, measures.won_any, total, measures.total_any)
     if error is None:
         return value, 0.0, 1.0
-    return value, max(0.0, value - 1.96 * error), min(1.0, value + 1.96 * error)
+    images = int((measures.total_any > 0).sum())
+    return value, *bounded_mean_interval(value, error, images)
 
 
 def triplet_score(metric: str, split: str, measures: SplitMeasures, definition: str) -> Score:
@@ -139,9 +170,7 @@ def share_score(metric: str, split: str, correct: np.ndarray, definition: str) -
 
 
 def mean_score(metric: str, split: str, values: np.ndarray, definition: str) -> Score:
-    """Return a mean over queries as a score with a bootstrap interval.
-
-    The interval is the 95% percentile bootstrap over queries, with a fixed random seed.
+    """Return a mean over queries as a score with the interval of :func:`bounded_mean_interval`.
 
     Args:
         metric: Name of the metric.
@@ -150,19 +179,15 @@ def mean_score(metric: str, split: str, values: np.ndarray, definition: str) -> 
         definition: Definition stored with the score.
 
     Returns:
-        The score; undefined without a value, and without an interval for a single value.
+        The score; undefined without a value.
     """
     values, definition = _drop_undefined(values, definition)
     if len(values) == 0:
         return Score.undefined(metric, split, definition)
     mean = min(1.0, math.fsum(values) / len(values))
-    if len(values) == 1:
-        return Score(metric, split, mean, None, None, 1, definition)
-    generator = np.random.default_rng(0)
-    resamples = (generator.integers(len(values), size=len(values)) for _ in range(RESAMPLES))
-    means = [values[sample].mean() for sample in resamples]
-    low, high = (float(bound) for bound in np.quantile(means, (0.025, 0.975)))
-    definition = f"{definition}; interval: bootstrap over queries"
+    error = float(values.std()) / math.sqrt(len(values))
+    low, high = bounded_mean_interval(mean, error, len(values))
+    definition = f"{definition}; interval: Wilson with the effective number of queries"
     return Score(metric, split, mean, low, high, len(values), definition)
 
 
@@ -171,5 +196,6 @@ def _drop_undefined(values: np.ndarray, definition: str) -> tuple[np.ndarray, st
     defined = values[~np.isnan(values)]
     dropped = len(values) - len(defined)
     if dropped:
-        definition += f"; {dropped} queries without another image of their class dropped"
+        queries = "query" if dropped == 1 else "queries"
+        definition += f"; {dropped} {queries} without another image of the same class dropped"
     return defined, definition

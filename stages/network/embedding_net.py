@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.errors import CheckpointError
+from stages.errors import CheckpointError, SettingsError
 from stages.network.conv import MIN_SIDE
 from stages.network.digest import state_digest
 from stages.network.pretrained import LibraryTrunk, make_trunk, projection_head, trunk_blocks
@@ -58,7 +58,7 @@ class EmbeddingNet(nn.Module):
         std: Standard deviation of these pixels, one value, or one per channel. Default: 1.
 
     Raises:
-        SettingsError: If the trunk cannot be built.
+        SettingsError: If the trunk cannot be built or has fewer blocks than ``trunk`` names.
 
     Example:
         >>> network = EmbeddingNet(channels=1, size=28, dim=16).eval()
@@ -98,7 +98,7 @@ class EmbeddingNet(nn.Module):
         self._register_statistic("std", torch.ones(1) if std is None else std, trunk_channels)
         self.project = projection_head(features, dim) if is_library else nn.Linear(features, dim)
         blocks = trunk_blocks(self.trunk)
-        self._frozen_block_count = _frozen_block_count(trunk, len(blocks))
+        self._frozen_block_count = _frozen_block_count(name, trunk, len(blocks))
         if self._frozen_block_count:
             # Parameters outside the blocks, such as a class token, are frozen too.
             self.trunk.requires_grad_(False)
@@ -173,10 +173,16 @@ class EmbeddingNet(nn.Module):
         given = {
             name: value for name, value in tensors.items() if not name.startswith(self.trunk.heads)
         }
-        if problems := _mismatches(expected, given):
+        # Files from before BatchNorm had this counter lack it, and nothing uses it.
+        required = {
+            name: value
+            for name, value in expected.items()
+            if name in given or not name.endswith("num_batches_tracked")
+        }
+        if mismatch := describe_mismatch(required, given, dtypes=False):
             raise CheckpointError(
                 f"{where}: not the weights of {self.config['name']} at size "
-                f"{self.config['size']} ({'; '.join(problems)}); give the weights of this network "
+                f"{self.config['size']} ({mismatch}); give the weights of this network "
                 "and size, or change the network or the size"
             )
         # Copy instead of load_state_dict: some networks require extra state there.
@@ -240,31 +246,53 @@ class EmbeddingNet(nn.Module):
         return unit_rows(self.project(features))
 
 
-def _frozen_block_count(trunk: str, blocks: int) -> int:
+def _frozen_block_count(name: str, trunk: str, blocks: int) -> int:
     """Return how many of the trunk's blocks are not trained."""
     if trunk == "tune":
         return 0
     if trunk == "frozen":
         return blocks
-    return max(0, blocks - int(trunk.removeprefix("last-")))
+    trained = int(trunk.removeprefix("last-"))
+    if trained > blocks:
+        problem = f"{name} has {blocks} blocks; use last-{blocks} or fewer"
+        raise SettingsError("trunk", trunk, problem)
+    return blocks - trained
 
 
-def _mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """Describe how the names and shapes of given tensors differ from the expected ones."""
-    missing = [
-        name
-        for name in expected
-        # Files from before BatchNorm had this counter lack it, and nothing uses it.
-        if name not in given and not name.endswith("num_batches_tracked")
-    ]
+def describe_mismatch(
+    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, dtypes: bool = True
+) -> str:
+    """Describe how the names, shapes and dtypes of tensors differ from the expected ones.
+
+    Args:
+        expected: Tensors by name, on any device.
+        given: The tensors to compare with them.
+        dtypes: False to accept any dtype.
+
+    Returns:
+        A phrase that names up to three tensors per kind of difference; empty if all fit.
+
+    Example:
+        >>> describe_mismatch({"a": torch.zeros(2)}, {"a": torch.zeros(3), "b": torch.zeros(1)})
+        'unknown b; wrong shape: a (3,) instead of (2,)'
+    """
+    missing = [name for name in expected if name not in given]
     unknown = [name for name in given if name not in expected]
-    reshaped = [
-        f"{name} {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected
-        if name in given and given[name].shape != expected[name].shape
-    ]
-    problems = (("missing", missing), ("unknown", unknown), ("wrong shape:", reshaped))
-    return [f"{problem} {_first_three(names)}" for problem, names in problems if names]
+    reshaped, retyped = [], []
+    for name, value in expected.items():
+        other = given.get(name, value)
+        if other.shape != value.shape:
+            reshaped.append(f"{name} {tuple(other.shape)} instead of {tuple(value.shape)}")
+        elif dtypes and other.dtype != value.dtype:
+            retyped.append(f"{name} {other.dtype} instead of {value.dtype}")
+    problems = {
+        "missing": missing,
+        "unknown": unknown,
+        "wrong shape:": reshaped,
+        "wrong dtype:": retyped,
+    }
+    listed = [f"{problem} {_first_three(names)}" for problem, names in problems.items() if names]
+    return "; ".join(listed)
 
 
 def _first_three(names: Sequence[str]) -> str:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.cli import commands, error_message
+from pipeline.cli import commands
+from pipeline.error_messages import error_message
 from stages.errors import DataError, SettingsError
 
 ROOT = Path(__file__).parents[2]

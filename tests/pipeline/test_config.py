@@ -69,3 +69,37 @@ def test_configured_values_are_converted():
     assert configured_values({}, command, context) == {}
     with pytest.raises(click.BadParameter):
         configured_values({"classify": {"dropout": "half"}}, command, context)
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("embed", "epochs = [1]"),
+        ("embed", "epochs = 1.9"),
+        ("embed", "epochs = true"),
+        ("embed", 'epochs = "3"'),
+        ("embed", "epochs = 2026-01-01"),
+        ("embed", "epochs = {a = 1}"),
+        ("embed", 'lr = "fast"'),
+        ("embed", "lr = true"),
+        ("embed", "margin = [0.1]"),
+        ("embed", "augment = 1"),
+        ("embed", "data = 3"),
+        ("embed", "mining = 1"),
+        ("embed", "dim = 8\ndim_ = 3"),
+        ("embed", "classes-per-batch = 4\nclasses_per_batch = 5"),
+        ("report", "embedding = [1]"),
+        ("run", "seeds = [0, 1]"),
+        ("classify", "dropout = 0.1 0.2"),
+    ],
+)
+def test_values_have_the_type_of_their_option(tmp_path, command, line):
+    with pytest.raises(SettingsError) as raised:
+        read(tmp_path, f"[{command}]\n{line}\n")
+    assert raised.value.field == "config" and "settings.toml" in str(raised.value)
+
+
+def test_whole_numbers_are_numbers_and_a_byte_order_mark_is_ignored(tmp_path):
+    assert read(tmp_path, "\ufeff[embed]\nlr = 1\naugment = false\nmargin = 'soft'\n") == {
+        "embed": {"lr": 1, "augment": False, "margin": "soft"}
+    }

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from factories import make_dataset
+from factories import make_dataset, make_record
 
 from pipeline.checkpoint import save_tensors
 from pipeline.identity import (
@@ -38,7 +38,7 @@ def test_differences_name_the_options_and_both_values(identity):
     other = changed(identity, margin=0.3, classes_per_batch=4)
     described = describe_differences(identity, other)
     assert "margin 0.3 instead of 0.1" in described
-    assert "classes-per-batch 4 instead of None" in described
+    assert "classes-per-batch 4 instead of automatic" in described
     precision = ({"precision": "torch.float32"}, {"precision": "torch.bfloat16"})
     assert "precision torch.bfloat16 instead of torch.float32" in describe_differences(*precision)
 
@@ -69,7 +69,9 @@ def test_file_of_weights_is_identified_by_its_content():
 def test_only_the_same_run_may_be_replaced_without_force(identity, tmp_path):
     path = tmp_path / "e.safetensors"
     refuse_to_replace(path, "embedding", identity, force=False)  # nothing to replace
-    save_tensors(path, "embedding", {"x": torch.zeros(1)}, identity)
+    record = make_record("embedding", **identity)
+    record["network"] = {**record["network"], "size": identity["read"]["size"]}
+    save_tensors(path, "embedding", {"x": torch.zeros(1)}, record)
     refuse_to_replace(path, "embedding", identity, force=False)
     other = changed(identity, lr=0.01)
     with pytest.raises(CheckpointError, match=r"e\.safetensors.*lr 0\.003 instead of 0\.01"):

@@ -1,6 +1,8 @@
 """Pretrained weights: reading files, older names, downloads, and agreement with the originals."""
 
+import random
 from dataclasses import replace
+from pathlib import Path
 
 import efficientnet_lite_pytorch
 import numpy as np
@@ -75,6 +77,49 @@ def test_missing_or_unreadable_file_raises(name, content, tmp_path):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=rf"--weights .*{name}: .*give a state dict"):
         load_weights(library_settings(weights=str(tmp_path / name)))
+
+
+def test_folder_raises(tmp_path):
+    with pytest.raises(CheckpointError, match="a folder"):
+        load_weights(library_settings(weights=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "."])
+def test_impossible_path_raises(name):
+    with pytest.raises(CheckpointError, match="--weights "):
+        load_weights(library_settings(weights=name))
+
+
+class RunsCode:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+def test_pickle_with_code_is_not_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": RunsCode()}, "code.pth")
+    with pytest.raises(CheckpointError, match=r"code\.pth"):
+        load_weights(library_settings(weights="code.pth"))
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_damaged_file_raises_or_is_read(ending, tmp_path):
+    path = tmp_path / f"w{ending}"
+    tensors = {"a": torch.ones(3, 4), "b": torch.arange(5)}
+    (save_file if ending == ".safetensors" else torch.save)(tensors, path)
+    content, generator = path.read_bytes(), random.Random(0)
+    rejected = 0
+    for _ in range(150):
+        damaged = bytearray(content[: generator.choice((len(content), 300, 900))])
+        for _ in range(generator.choice((1, 4))):
+            damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            load_weights(library_settings(weights=str(path)))
+        except CheckpointError:
+            rejected += 1
+    assert rejected > 50
 
 
 @pytest.mark.parametrize(

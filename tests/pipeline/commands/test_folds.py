@@ -146,7 +146,7 @@ def test_splits_of_the_source_are_pooled_and_copies_stay_together(tmp_path, caps
 
 
 def test_warning_of_many_folds_is_shown_once(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(EpochLog, "collapsed", True)
+    monkeypatch.setattr(EpochLog, "collapsed", lambda *_: True)
     data = make_dataset(("a", "b"))
     settings = ClassifySettings(max_iter=1)
     run_folds(data, data.read, SHORT, settings, folds=3, repeats=2, out=tmp_path, context=LOUD)

@@ -17,9 +17,9 @@ from PIL import Image
 from pipeline.checkpoint import load_classifier
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
-from pipeline.commands.predict import find_images, predict, predict_images
+from pipeline.commands.predict import decode_files, find_images, predict, predict_images
 from pipeline.commands.report import report
-from stages.errors import DataError
+from stages.errors import PipelineError
 from stages.settings import ClassifySettings, ReadSettings
 
 ROOT = Path(__file__).parents[3]
@@ -84,9 +84,10 @@ def test_json_folders_and_unreadable_files(trained, classifier, tmp_path):
     result = run_predict(tmp_path, "new", "--json", "--classifier", str(classifier))
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in result.stdout.splitlines()]
-    assert len(rows) == 1 + len(list((new / "deep").iterdir()))
+    assert len(rows) == 2 + len(list((new / "deep").iterdir()))
     assert list(rows[0]) == COLUMNS and 0 < rows[0]["probability"] <= 1
     assert rows[0]["path"] == "new/=cmd.png"
+    assert rows[1] == {**dict.fromkeys(COLUMNS), "path": "new/broken.png"}
     assert result.stderr.startswith("skipped: new/broken.png: ")
     assert len(result.stderr.splitlines()) == 1
 
@@ -134,15 +135,86 @@ def test_images_are_read_block_by_block(trained, classifier, monkeypatch):
     assert sum(len(block) for block in blocks) == 400 - 8
 
 
-@pytest.mark.parametrize("earlier", [None, "earlier predictions\n"])
-def test_failed_run_leaves_the_output_as_it_was(classifier, tmp_path, earlier):
-    out = tmp_path / "out.csv"
-    if earlier:
-        out.write_text(earlier)
-    missing = [tmp_path / "missing.png"]
-    with pytest.raises(DataError):
-        predict(missing, classifier, out=out, as_json=False, context=QUIET)
-    assert [path.read_text() for path in tmp_path.iterdir()] == ([earlier] if earlier else [])
+@pytest.mark.parametrize("name", ["folder", "file/out.csv", "x" * 250, "c.safetensors"])
+def test_output_is_checked_before_the_first_image(trained, tmp_path, monkeypatch, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("earlier")
+    shutil.copy(trained / "c.safetensors", tmp_path)
+    monkeypatch.setattr("pipeline.commands.predict.decode_files", None)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(PipelineError, match=name):
+        predict(
+            [trained / "elsewhere"],
+            tmp_path / "c.safetensors",
+            out=tmp_path / name,
+            as_json=False,
+            context=QUIET,
+        )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_every_path_has_a_row_in_order(trained, classifier, run_command):
+    good = next((trained / "elsewhere" / "3").iterdir())
+    Path("text.png").write_text("no image")
+    paths = [good, "missing.jpg", good, "text.png"]
+    status, out, errors = run_command("predict", *paths, "--classifier", classifier)
+    rows = list(csv.DictReader(out.splitlines()))
+    assert [row["path"] for row in rows] == [str(path) for path in paths]
+    assert rows[0] == rows[2] and rows[0]["label"] == "3"
+    for row in (rows[1], rows[3]):
+        assert [row[name] for name in COLUMNS[1:]] == [""] * 5
+    assert status == 1 and "skipped: missing.jpg: " in errors
+    assert errors.count("error: ") == 1 and "2 of 4" in errors
+
+
+def test_paths_are_read_from_standard_input(trained, classifier, tmp_path):
+    good = next((trained / "elsewhere" / "3").iterdir())
+    command = [sys.executable, "-m", "pipeline", "predict", "-", "--classifier", str(classifier)]
+    lines = f"{good}\nmissing.png\n".encode()
+    result = subprocess.run(
+        command, cwd=tmp_path, env=ENVIRONMENT, input=lines, capture_output=True
+    )
+    assert result.returncode == 1 and result.stdout.splitlines()[2] == b"missing.png,,,,,"
+
+
+def test_interrupt_keeps_the_rows_so_far(trained, classifier, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.commands.predict.BLOCK", 8)
+    (tmp_path / "out.csv").write_text("earlier")
+    decode, calls = decode_files, []
+
+    def interrupted(paths, **options):
+        calls.append(paths)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return decode(paths, **options)
+
+    monkeypatch.setattr("pipeline.commands.predict.decode_files", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"out\.csv\.partial"):
+        predict(
+            [trained / "elsewhere"],
+            classifier,
+            out=tmp_path / "out.csv",
+            as_json=False,
+            context=QUIET,
+        )
+    assert (tmp_path / "out.csv").read_text() == "earlier"
+    assert len((tmp_path / "out.csv.partial").read_text().splitlines()) == 1 + 16
+    assert {path.name for path in tmp_path.iterdir()} == {"out.csv", "out.csv.partial"}
+
+
+@pytest.mark.parametrize("out", ["/dev/full", "-"])
+def test_full_disk_is_one_message(trained, classifier, tmp_path, out):
+    image = next((trained / "elsewhere" / "3").iterdir())
+    command = f"{sys.executable} -m pipeline predict {image} --classifier {classifier} --out {out}"
+    result = subprocess.run(
+        ["bash", "-c", f"{command} > /dev/full"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1 and "No space left on device" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and Path("/dev/full").is_char_device()
 
 
 def test_path_that_is_not_valid_text_is_written_unchanged(trained, classifier, tmp_path):
@@ -159,10 +231,11 @@ def test_closed_pipe_is_no_error(trained, classifier, tmp_path):
     images = trained / "elsewhere"
     command = f"{sys.executable} -m pipeline predict {images} --classifier {classifier}"
     result = subprocess.run(
-        ["bash", "-c", f"{command} | head -n 1"],
+        ["bash", "-c", f"{command} | head -n 1; exit ${{PIPESTATUS[0]}}"],
         cwd=tmp_path,
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
     )
-    assert result.stdout == ",".join(COLUMNS) + "\n" and "Traceback" not in result.stderr
+    assert result.stdout == ",".join(COLUMNS) + "\n"
+    assert (result.returncode, result.stderr) == (0, "")

@@ -115,3 +115,73 @@ def test_all_checkpoints_are_checked_before_training(tmp_path):
     with pytest.raises(CheckpointError, match="e-seed-1"):
         run_two_seeds(tmp_path, EmbedSettings(epochs=2, dim=8))
     assert not (tmp_path / "e-seed-0.safetensors").exists()
+
+
+def write_folds_report(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "accuracy.csv").write_text("run,metric\nfold-1,a\npooled,a\nstd,a\n")
+
+
+REFUSED = {
+    "embedding is a folder": ("--embedding", "folder"),
+    "classifier is a folder": ("--classifier", "folder"),
+    "below a file": ("--classifier", "file/c.safetensors"),
+    "report is a file": ("--out", "file"),
+    "figures are a file": ("--figures", "file"),
+    "the same file twice": ("--embedding", "x.safetensors", "--classifier", "x.safetensors"),
+    "the classifier is the state": ("--embedding", "x.safetensors", "--classifier", "x.state"),
+    "report on folds": ("--out", "folds"),
+    "page is a folder": ("--out", "page"),
+    "figure is a folder": ("--figures", "drawn"),
+    "long name": ("--out", "x" * 300),
+    "the classifier is the cache": ("--embedding", "x.safetensors", "--classifier", "x.vectors"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *(((), name) for name in REFUSED),
+        (("--seeds", "0,1"), "below a file"),
+        *((("--folds", "3"), name) for name in REFUSED if "--out" in REFUSED[name]),
+    ],
+)
+def test_outputs_are_checked_before_images_are_read(run_command, tmp_path, monkeypatch, name, kind):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "page" / "report.html").mkdir(parents=True)
+    (tmp_path / "drawn" / "map.svg").mkdir(parents=True)
+    write_folds_report(tmp_path / "folds")
+    monkeypatch.setattr("pipeline.commands.inputs.load_dataset", None)
+    before = sorted(tmp_path.rglob("*"))
+    status, _, errors = run_command("run", *kind, *REFUSED[name])
+    assert status == 1 and Path(REFUSED[name][-1]).parts[0] in errors and "; " in errors
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_run_without_test_images_writes_no_report(run_command, digit_folder, tmp_path):
+    options = ("--data", digit_folder, "--epochs", 1, "--dim", 8, "--test", 0)
+    status, output, errors = run_command("run", *options)
+    assert status == 0 and "pipeline predict" in output and "no report" in errors
+    names = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert {"embedding.safetensors", "classifier.safetensors"} < names
+    assert not (tmp_path / "reports").exists()
+
+
+def test_report_on_folds_is_replaced_with_force(run_command, digit_folder, tmp_path):
+    write_folds_report(tmp_path / "reports")
+    options = ("--data", digit_folder, "--epochs", 1, "--dim", 8)
+    assert run_command("run", *options, "--force")[0] == 0
+    assert run_command("run", *options)[0] == 0  # an ordinary report can be written again
+    write_folds_report(tmp_path / "folds")
+    status, _, errors = run_command("report", "--out", "folds")
+    assert status == 1 and "folds: " in errors and "--force" in errors
+
+
+def test_run_without_test_images_trains_both_stages_and_writes_no_report(run_command, digit_folder):
+    options = ("--data", digit_folder, "--epochs", 1, "--dim", 8, "--test", 0, "--val", 0)
+    status, out, err = run_command("run", *options)
+    assert status == 0, err
+    assert "no test images" in out and "no report" in out
+    assert read_header(CLASSIFIER).record["counts"] == {"train": 300, "val": 0, "test": 0}
+    assert not Path("reports/accuracy.csv").exists()

@@ -138,3 +138,10 @@ def test_classes_count_by_their_images_in_the_group():
 def test_ties_go_to_the_smallest_fold_then_to_the_first():
     class_counts = [Counter(b=5), Counter(b=3), Counter(b=3)]
     assert least_filled_fold(Counter(a=1), class_counts, [5, 3, 3]) == 1
+
+
+def test_folds_without_validation_images_say_that_none_were_asked_for():
+    source = source_of(two_classes(40), ReadSettings(size=4, val=0))
+    plans, notes = plan_folds(source, 4, 1)
+    assert {split for plan in plans.values() for split in plan} == {"train", "test"}
+    assert len(notes) == 1 and "--val 0" in notes[0]

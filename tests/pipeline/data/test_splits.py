@@ -126,3 +126,11 @@ def test_leaks_are_positions_in_the_test_split(tmp_path):
     shutil.copy(root / "train" / "a" / "3.png", root / "test" / "b" / "5.png")
     data = load_dataset(str(root), ReadSettings(), cache=tmp_path / "cache")
     assert data.test and [data.test.ids[position] for position in data.leaked] == ["test/b/5.png"]
+
+
+def test_share_of_zero_takes_no_images_but_keeps_a_given_split():
+    read = ReadSettings(size=4, test=0, val=0)
+    rows = [("ab"[number % 2], number, "", "") for number in range(40)]
+    assert set(assign_splits(source_of(rows, read))) == {"train"}
+    rows[3] = (*rows[3][:3], "test")
+    assert Counter(assign_splits(source_of(rows, read))) == {"train": 39, "test": 1}

@@ -70,7 +70,7 @@ def test_a_run_that_beats_every_baseline_has_no_warning(good_report):
 def test_each_baseline_that_is_not_beaten_has_a_warning(good_report, changes, beginning):
     run = with_paired_tests(good_report.runs[0], **changes)
     assert [finding.kind for finding in verdict(run)] == ["answer", "warning", "warning", "warning"]
-    baselines = ("always predicting", "kNN on the untrained network", "kNN on raw pixels")
+    baselines = ("always predicting", "kNN on the network before training", "kNN on raw pixels")
     for text, baseline in zip(warnings_of(run), baselines, strict=True):
         assert text.startswith(f"{beginning} {baseline}")
 
@@ -96,7 +96,7 @@ def test_an_untrained_embedding_has_a_warning(tmp_path):
 
     data = make_dataset(CLASSES, train=20, test=15)
     text = " ".join(warnings_of(with_changed_network(data, tmp_path, reset)))
-    assert "No significant improvement over kNN on the untrained network (" in text
+    assert "No significant improvement over kNN on the network before training (" in text
     assert "collapsed" not in text
 
 

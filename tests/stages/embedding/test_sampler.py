@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.embedding.sampler import PKSampler, plan_batches
+from stages.embedding.sampler import MAX_BATCH, PKSampler, plan_batches
 from stages.errors import SettingsError
 
 SIZES = st.lists(st.integers(1, 40), min_size=2, max_size=8).filter(lambda sizes: max(sizes) >= 2)
@@ -21,7 +21,7 @@ def make_sampler(sizes: list[int], p: int, k: int, seed: int = 0) -> tuple[torch
 
 @given(SIZES, st.integers(2, 8), st.integers(2, 9), st.integers(0, 99))
 def test_every_batch_is_p_by_k_and_every_image_is_drawn(sizes, p, k, seed):
-    p = min(p, len(sizes))  # P often equals the number of classes
+    p, k = min(p, len(sizes)), min(k, max(sizes))  # P often equals the number of classes
     labels, sampler = make_sampler(sizes, p, k, seed)
     batches = list(sampler)
     assert len(batches) == len(sampler)
@@ -38,7 +38,7 @@ def test_every_batch_is_p_by_k_and_every_image_is_drawn(sizes, p, k, seed):
 
 @given(SIZES, st.integers(2, 5), st.integers(0, 99), st.data())
 def test_restored_sampler_continues_with_the_same_batches(sizes, k, seed, data):
-    labels, sampler = make_sampler(sizes, 2, k, seed)
+    labels, sampler = make_sampler(sizes, 2, min(k, max(sizes)), seed)
     expected = [batch.tolist() for _ in range(3) for batch in sampler]
     stop = data.draw(st.integers(0, len(expected)))
     interrupted = PKSampler(labels, sampler.plan, seed=seed)
@@ -56,6 +56,19 @@ def test_restored_sampler_continues_with_the_same_batches(sizes, k, seed, data):
     while len(batches) < len(expected):
         batches += [batch.tolist() for batch in restored]
     assert batches == expected
+
+
+def test_restored_sampler_has_the_same_state():
+    labels, sampler = make_sampler([8, 8, 8], 2, 2)
+    for _ in range(2):
+        next(iter(sampler))
+    state = sampler.state_dict()
+    assert state["position"] > 0
+    restored = PKSampler(labels, sampler.plan, seed=1)
+    restored.load_state_dict(state)
+    again = restored.state_dict()
+    assert again["position"] == state["position"]
+    assert torch.equal(again["generator"], state["generator"])
 
 
 def test_epoch_is_as_short_as_possible():
@@ -88,8 +101,29 @@ def test_more_classes_per_batch_than_classes_is_an_error():
     assert error.value.field == "classes_per_batch"
 
 
-@pytest.mark.parametrize("labels", [[0, 0, 0], [0, 1, 2]])
+def test_more_images_per_class_than_the_largest_class_has_is_an_error():
+    labels = torch.tensor([0, 0, 0, 1, 2])
+    assert plan_batches(labels, images_per_class=3).images_per_class == 3
+    with pytest.raises(SettingsError, match=r"images_per_class 99999: .* 3 training") as error:
+        plan_batches(labels, images_per_class=99_999)
+    assert error.value.field == "images_per_class"
+
+
+def test_batch_that_takes_too_much_memory_is_an_error():
+    labels = torch.arange(2).repeat_interleave(MAX_BATCH)
+    assert plan_batches(labels, images_per_class=MAX_BATCH // 2).classes_per_batch == 2
+    with pytest.raises(SettingsError, match="16,384"):
+        plan_batches(labels, images_per_class=MAX_BATCH // 2 + 1)
+
+
+def test_default_k_is_rounded_up_to_a_multiple_beyond_the_largest_class():
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    assert plan_batches(labels, multiple_of=4)[:2] == (2, 4)
+    assert plan_batches(labels, images_per_class=3, multiple_of=4)[:2] == (2, 3)
+
+
+@pytest.mark.parametrize("labels", [[], [0], [0, 0, 0], [0, 1, 2]])
 def test_labels_that_form_no_triplet_are_an_error(labels):
     with pytest.raises(SettingsError, match="two classes, and at least two images") as error:
-        plan_batches(torch.tensor(labels))
+        plan_batches(torch.tensor(labels, dtype=torch.int64))
     assert error.value.field == "data"

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stages.errors import SettingsError
 from stages.network.embedding_net import EmbeddingNet, unit_rows
 from stages.network.inference import embed_images
+from stages.network.pretrained import trunk_blocks
 
 CHANNELS_AND_SIZES = [(1, 8), (1, 28), (3, 33), (3, 64), (1, 100)]
 
@@ -29,6 +31,15 @@ def test_conv_deep_embeds_any_channel_count_and_size_with_few_weights(channels, 
     vectors = embed_random_images(network, channels, size)
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
     assert sum(parameter.numel() for parameter in network.parameters()) < 3e6
+
+
+@pytest.mark.parametrize("name", ["conv", "conv-deep", "torchvision:mobilenet_v3_small"])
+def test_more_trained_blocks_than_the_trunk_has_is_an_error(name):
+    count = len(trunk_blocks(EmbeddingNet(3, 32, 8, name=name).trunk))
+    assert EmbeddingNet(3, 32, 8, name=name, trunk=f"last-{count}").trunk is not None
+    with pytest.raises(SettingsError, match=f"trunk last-{count + 1}: .*{count} blocks") as error:
+        EmbeddingNet(3, 32, 8, name=name, trunk=f"last-{count + 1}")
+    assert error.value.field == "trunk"
 
 
 def describe(layer: nn.Module) -> tuple[str, int, int] | tuple[str, int, int, int]:

@@ -1,0 +1,48 @@
+"""Messages and exit statuses of errors that are not bugs. Importing this imports no torch."""
+
+import io
+
+import click
+
+from pipeline.failures import LOST_PROCESS, failure_of_another_rank, is_lost_process
+from stages.errors import PipelineError, SettingsError
+
+
+def describe_error(error: Exception) -> tuple[int, str]:
+    """Return the exit status and the message of an error that is not a bug.
+
+    Args:
+        error: Error of a command.
+
+    Raises:
+        Exception: The error itself, if it is a bug.
+    """
+    if isinstance(error, click.Abort):
+        # click wraps the interrupt. torchrun interrupts a process if another one has failed.
+        failure = failure_of_another_rank()
+        message = f"error: {failure}" if failure else str(error.__cause__ or "")
+        return 1 if failure else 130, message or "interrupted"
+    if isinstance(error, click.ClickException):
+        text = io.StringIO()
+        error.show(text)
+        return error.exit_code, text.getvalue().rstrip()
+    if isinstance(error, PipelineError):
+        return 1, f"error: {error_message(error)}"
+    if isinstance(error, OSError):
+        place = error.filename or "standard output"
+        return 1, f"error: {place}: {error.strerror or error}; check the path and the free space"
+    if is_lost_process(error):
+        return 1, f"error: {failure_of_another_rank() or LOST_PROCESS}"
+    from pipeline.device import is_out_of_memory
+
+    if is_out_of_memory(error):
+        advice = "use a smaller --size, --dim, --classes-per-batch or --images-per-class"
+        return 1, f"error: out of memory ({str(error)[:200]}); {advice}"
+    raise error
+
+
+def error_message(error: PipelineError) -> str:
+    """Return the error's message, with a settings field spelled as its option."""
+    if not isinstance(error, SettingsError):
+        return str(error)
+    return f"--{error.field.replace('_', '-')}{str(error).removeprefix(error.field)}"
