@@ -335,7 +335,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         status = 0
     except Exception as error:
         status, message = describe_error(error)
-        report_failure(message.removeprefix("error: "))
+        if status == 1:  # not after an interrupt, which reaches all processes
+            report_failure(message.removeprefix("error: "))
         if is_main or LOST_PROCESS in message:
             terminal.print_error(message)
         terminal.discard_output()

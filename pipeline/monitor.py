@@ -1,6 +1,5 @@
 """Monitor a training run: progress, history, saved state and requests to stop."""
 
-import glob
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -115,7 +114,6 @@ class TrainingMonitor:
         self.bar, self.say, self.stop = bar, say, stop
         self.speeds, self.has_validation = speeds, has_validation
         self.stopped = False
-        _remove_stale_files(out)
         self._writer: Any = None
         if tensorboard and is_main_process():
             self._writer = _summary_writer(tensorboard, first_epoch=len(speeds) + 1)
@@ -218,13 +216,6 @@ class TrainingMonitor:
 
 def _history_row(log: EpochLog, speed: float | None) -> dict[str, Any]:
     return {**asdict(log), "images_per_second": speed}
-
-
-def _remove_stale_files(out: Path) -> None:
-    """Remove the temporary files of a killed run; see :func:`pipeline.files.atomic_file`."""
-    for file in (out, *embedding_files(out)):
-        for path in out.parent.glob(f".{glob.escape(file.name)}.????????.partial"):
-            path.unlink(missing_ok=True)
 
 
 def describe_epoch(log: EpochLog, epochs: int, speed: float | None = None) -> str:

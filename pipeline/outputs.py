@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.files import check_output_file, check_output_folder
+from pipeline.files import check_output_file, check_output_folder, remove_partial_files
 from pipeline.processes import main_process_only
 from stages.errors import PipelineError
 
@@ -22,7 +22,8 @@ def reserve_outputs(
     A second command with one of these outputs ends with an error, in this or another process. The
     lock is a hidden file next to the output, or in the output folder. It is removed at the end. The
     operating system releases the lock of a killed process, so a lock file that is left has no
-    effect. Commands that call other commands reserve the same outputs again; that is allowed.
+    effect. Temporary files that a killed process has left are removed. Commands that call other
+    commands reserve the same outputs again; that is allowed.
 
     Folders are created. Those that are still empty at the end are removed, so that a failed command
     changes nothing.
@@ -60,6 +61,8 @@ def _reserve(
     for lock, output in sorted(locks.items()):
         stack.enter_context(_created_folder(lock.parent, output))
         stack.enter_context(_locked(lock, output))
+    for file in files:
+        remove_partial_files(file)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.files import atomic_file
 from pipeline.outputs import reserve_outputs
 from stages.errors import PipelineError
 
@@ -43,6 +44,22 @@ def test_second_run_is_refused_until_the_first_is_killed(holder, tmp_path):
     with reserve_outputs([path]):
         pass
     assert not any(path.parent.iterdir())  # the lock file of the killed process is removed
+
+
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
+    kept = [
+        tmp_path / "e.state",
+        tmp_path / ".other.state.abcdefgh.partial",
+        tmp_path / ".e.b.state.abcdefgh.partial",  # of e.b.state
+    ]
+    for path in kept:
+        path.touch()
+    with atomic_file(tmp_path / "e.state"):
+        (stale,) = set(tmp_path.iterdir()) - set(kept)
+    stale.touch()
+    with reserve_outputs([tmp_path / "e.state"]):
+        assert not stale.exists()
+    assert set(tmp_path.iterdir()) == set(kept)
 
 
 def test_a_command_may_reserve_the_outputs_of_its_caller(tmp_path):

@@ -165,6 +165,38 @@ def test_unwritable_cache_is_a_data_error(tmp_path: Path) -> None:
         build_store(folder, tmp_path / "cache")
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o755), (0o002, 0o775), (0o077, 0o700)])
+def test_umask_decides_who_can_read_a_store(umask: int, mode: int, tmp_path: Path) -> None:
+    folder = write_random_images(tmp_path / "photos", 3)
+    earlier = os.umask(umask)
+    try:
+        build_store(folder, tmp_path / "cache")
+    finally:
+        os.umask(earlier)
+    (store,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    assert store.stat().st_mode & 0o777 == mode
+    assert all(path.stat().st_mode & 0o777 == mode & 0o666 for path in store.iterdir())
+
+
+def test_private_store_of_another_user_is_reported_before_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cache = write_random_images(tmp_path / "photos", 3), tmp_path / "cache"
+    build_store(folder, cache)
+    (store,) = (path for path in cache.iterdir() if path.is_dir())
+    before = read_all_files(cache)
+
+    def deny(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(np, "load", deny)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != store)
+    monkeypatch.setattr(decoding_pool, "decode_files", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(DataError, match=rf"^{store}: .*--cache"):
+        build_store(folder, cache)
+    assert read_all_files(cache) == before
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the file size with a POSIX function")
 def test_full_disk_is_one_message_and_leaves_no_file(tmp_path: Path) -> None:
     folder, cache = write_random_images(tmp_path / "photos", 300), tmp_path / "cache"
