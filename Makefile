@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-slow test-all check docs bench clean
+.PHONY: run test test-slow test-all test-hostile check docs bench clean
 
 # Install, then train both stages and write the report on the bundled digits.
 run: .venv/installed
@@ -9,12 +9,16 @@ run: .venv/installed
 
 # Install, then run the fast tests; test-all also runs the slow ones.
 test: .venv/installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow
 
 test-all: test test-slow
+
+# Thousands of random damages to files, kills and simultaneous runs; `make test` tries a few.
+test-hostile: .venv/installed-test
+	HOSTILE=full $(BIN)/python -m pytest tests/hostile
 
 # Lint, docstrings, types, import layers, file and function length.
 check: .venv/installed-test

@@ -68,7 +68,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks import characters
-from pipeline.device import choose_precision, start_device
+from pipeline.device import choose_precision, keep_freed_memory, start_device
 from stages.embedding import augment, sampler, schedule, train
 from stages.embedding.train import Step, train_embedding
 from stages.evaluation.knn import knn
@@ -296,6 +296,7 @@ def main() -> None:
         print_table(results)
         return
     start_device("cpu", None)
+    keep_freed_memory("cpu")
     recipe = parse_recipe(options.recipe)
     sets = load_sets(options.work)
     for name in options.sets.split(",") if options.sets else sets:

@@ -45,7 +45,7 @@ from pipeline.commands.embed import embed
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
 from pipeline.data.sources import load_dataset
-from pipeline.device import choose_precision, start_device
+from pipeline.device import choose_precision, keep_freed_memory, start_device
 from stages.embedding.train import train_embedding
 from stages.evaluation.knn import knn
 from stages.network.embedding_net import EmbeddingNet, to_device
@@ -152,6 +152,7 @@ def train_peer(
 
 def train_ours(train: Split, precision: torch.dtype, *, on_step: OnStep) -> None:
     start_device("cpu", None)
+    keep_freed_memory("cpu")
     settings = EmbedSettings(classes_per_batch=P, images_per_class=K)
     train_embedding(train, None, settings, device=CPU, precision=precision, on_step=on_step)
 

@@ -1,86 +1,37 @@
 """Save and load checkpoints.
 
-A checkpoint is one safetensors file. Its header holds these strings (see :func:`_header`):
+A checkpoint is one safetensors file. Its header (:mod:`pipeline.checkpoint_header`) holds strings:
 
 ==================  ================================================================
 ``format_version``  Version of the file format, an integer.
-``kind``            ``embedding``, ``classifier`` or ``vectors``.
+``kind``            ``embedding``, ``classifier``, ``vectors`` or ``state``.
 ``digest``          SHA-256 of the tensors, from :func:`stages.network.digest.state_digest`.
 ``record``          JSON: settings, data source, training history and versions.
+``record_digest``   SHA-256 of the record's bytes in UTF-8.
 ==================  ================================================================
 
-safetensors files contain no code, so a file from an untrusted source is safe to load.
+safetensors files contain no code, so a file from an untrusted source is safe to load. Digests find
+damage; :mod:`pipeline.record` finds values that cannot work, also in an edited file.
 """
 
-import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pipeline.checkpoint_header import COMMANDS, Header, advice, make_header, parse_header
 from pipeline.files import write_atomically
-from stages.errors import CheckpointError
+from stages.errors import CheckpointError, DataError, SettingsError
 from stages.network.digest import state_digest
-from stages.network.embedding_net import build_network
+from stages.network.embedding_net import EmbeddingNet, build_network, describe_mismatch
 from stages.network.head import Head
 from stages.records import ClassifierCheckpoint, EmbeddingCheckpoint, Embeddings
-
-FORMAT_VERSION = 1
-# The commands that create a file. The data and the embedding are placeholders: a default could
-# train on other data than the user's.
-COMMANDS = {
-    "embedding": "pipeline embed --data SOURCE",
-    "classifier": "pipeline classify --embedding FILE",
-}
-
-
-class Header(NamedTuple):
-    """Header of a checkpoint file.
-
-    Attributes:
-        kind: Kind of checkpoint: ``embedding``, ``classifier`` or ``vectors``.
-        digest: SHA-256 of the tensors.
-        record: Settings, data source, training history and versions.
-    """
-
-    kind: str
-    digest: str
-    record: dict[str, Any]
-
-
-def _header(kind: str, digest: str, record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the header to write to the file."""
-    return {
-        "format_version": str(FORMAT_VERSION),
-        "kind": kind,
-        "digest": digest,
-        "record": json.dumps(record),
-    }
-
-
-def _parse_header(path: Path, metadata: Mapping[str, str]) -> Header:
-    """Return the header that was read from a file."""
-    version = metadata.get("format_version", "")
-    if not version.isdigit() or "kind" not in metadata:
-        raise CheckpointError(
-            f"{path}: a safetensors file, but not a checkpoint of this program; use one that "
-            "`pipeline embed` or `pipeline classify` has written"
-        )
-    if int(version) > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: has format {version}, but this version reads formats up to "
-            f"{FORMAT_VERSION}; install a newer version"
-        )
-    try:
-        record = json.loads(metadata["record"])
-        return Header(kind=metadata["kind"], digest=metadata["digest"], record=record)
-    except (KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"{path}: the header is damaged ({error}); create the file again"
-        ) from error
 
 
 def save_embedding(path: Path, network: nn.Module, record: Mapping[str, Any]) -> str:
@@ -147,12 +98,12 @@ def save_tensors(
     # safetensors rejects channels-last tensors and tensors that share memory.
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     digest = state_digest(copies)
-    write_atomically(path, save(copies, _header(kind, digest, record)))
+    write_atomically(path, save(copies, make_header(kind, digest, record)))
     return digest
 
 
 def read_header(path: Path) -> Header:
-    """Read the header of a checkpoint.
+    """Read and check the header of a checkpoint. Its tensors are not read.
 
     Args:
         path: Checkpoint file of any kind.
@@ -161,9 +112,10 @@ def read_header(path: Path) -> Header:
         The header.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, not a checkpoint, or of a newer format.
+        CheckpointError: If the file is missing, damaged, not a checkpoint, or of another format.
     """
-    return _read(path)[0]
+    with _open(path) as file:
+        return parse_header(path, file.metadata() or {})
 
 
 def load_embedding(path: Path) -> EmbeddingCheckpoint:
@@ -176,11 +128,11 @@ def load_embedding(path: Path) -> EmbeddingCheckpoint:
         The network, its class names, its record and its digest.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, of another kind or of a newer format.
+        CheckpointError: If the file is missing, damaged, of another kind or of another format.
     """
     header, tensors = load_tensors(path, "embedding")
     return EmbeddingCheckpoint(
-        network=_build_network(path, header.record, tensors),
+        network=_build_network(path, header, tensors),
         classes=tuple(header.record["classes"]),
         record=header.record,
         digest=header.digest,
@@ -197,28 +149,40 @@ def load_classifier(path: Path) -> ClassifierCheckpoint:
         The network, the head, the gallery and the record.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, of another kind or of a newer format, or
+        CheckpointError: If the file is missing, damaged, of another kind or of another format, or
             if its embedding network is not the one that its record names.
     """
     header, tensors = load_tensors(path, "classifier")
     record, classes = header.record, tuple(header.record["classes"])
     embedding = {
-        name.removeprefix("embedding."): value
-        for name, value in tensors.items()
+        name.removeprefix("embedding."): tensors.pop(name)
+        for name in list(tensors)
         if name.startswith("embedding.")
     }
     if state_digest(embedding) != record["embedding_digest"]:
         raise CheckpointError(
             f"{path}: the embedding network does not match the digest in the record; "
-            f"create the file again with `{COMMANDS['classifier']} --out {path}`"
+            f"{advice(path, header.kind)}"
         )
-    head = Head(record["network"]["dim"], len(classes), dropout=record["settings"]["dropout"])
-    head_state = {"weight": tensors["head.weight"], "bias": tensors["head.bias"]}
-    _load_state_dict(path, head.linear, head_state)
+    network = _build_network(path, header, embedding)
+    dim, rows = record["network"]["dim"], len(record["gallery_ids"])
+    shapes = {
+        "head.weight": torch.empty(len(classes), dim, device="meta"),
+        "head.bias": torch.empty(len(classes), device="meta"),
+        "gallery.vectors": torch.empty(rows, dim, device="meta"),
+        "gallery.labels": torch.empty(rows, dtype=torch.int64, device="meta"),
+    }
+    _check_tensors(path, header, shapes, tensors)
+    head = Head(dim, len(classes), dropout=record["settings"]["dropout"])
+    head.linear.load_state_dict({"weight": tensors["head.weight"], "bias": tensors["head.bias"]})
+    try:
+        gallery = Embeddings(tensors["gallery.vectors"], tensors["gallery.labels"], classes)
+    except DataError as error:
+        raise CheckpointError(f"{path}: gallery: {error}; {advice(path, header.kind)}") from error
     return ClassifierCheckpoint(
-        network=_build_network(path, record, embedding),
+        network=network,
         head=head.eval(),
-        gallery=Embeddings(tensors["gallery.vectors"], tensors["gallery.labels"], classes),
+        gallery=gallery,
         gallery_ids=tuple(record["gallery_ids"]),
         classes=classes,
         record=record,
@@ -230,7 +194,7 @@ def load_classifier(path: Path) -> ClassifierCheckpoint:
 
 
 def load_tensors(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
-    """Load the header and all tensors, and compare the tensors with their digest.
+    """Load the header and all tensors, and compare both with their digests.
 
     Args:
         path: Checkpoint file.
@@ -240,51 +204,69 @@ def load_tensors(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
         The header, and the tensors by name, on the CPU.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, of another kind or of a newer format.
+        CheckpointError: If the file is missing, damaged, of another kind or of another format, or
+            a tensor has values that are not finite.
     """
-    header, tensors = _read(path, kind)
-    if header.kind != kind:
-        raise CheckpointError(
-            f"{path}: holds a checkpoint of kind {header.kind}; use one of kind {kind}"
-        )
+    with _open(path, kind) as file:
+        header = parse_header(path, file.metadata() or {})
+        if header.kind != kind:
+            raise CheckpointError(
+                f"{path}: holds a checkpoint of kind {header.kind}; use one of kind {kind}"
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if state_digest(tensors) != header.digest:
         raise CheckpointError(
             f"{path}: damaged: the tensors do not match the digest in the header; "
-            "create the file again"
+            f"{advice(path, kind)}"
         )
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise CheckpointError(
+                f"{path}: {name} contains values that are not finite; {advice(path, kind)}"
+            )
     return header, tensors
 
 
-def _read(path: Path, kind: str = "") -> tuple[Header, dict[str, Tensor]]:
-    if not path.is_file():
-        advice = "use another path"
-        if kind in COMMANDS:
-            advice = f"run `{COMMANDS[kind]} --out {path}` to create it, or {advice}"
-        raise CheckpointError(f"{path}: no such file; {advice}")
+@contextmanager
+def _open(path: Path, kind: str = "") -> Iterator[Any]:
+    """Open a safetensors file; its tensors are read only when they are asked for."""
+    if not os.path.isfile(path):  # unlike Path.is_file, this raises no PermissionError
+        found, remedy = "not a file", "use another path"
+        if not os.path.exists(path):
+            found = "no such file"
+            if kind in COMMANDS:
+                remedy = f"run `{COMMANDS[kind]} --out {path}` to create it, or {remedy}"
+        raise CheckpointError(f"{path}: {found}; {remedy}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path}: not a complete safetensors file ({error}); create the file again"
+            f"{path}: damaged: not a complete safetensors file ({error}); {advice(path, kind)}"
         ) from error
-    return _parse_header(path, metadata), tensors
 
 
-def _build_network(
-    path: Path, record: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> nn.Module:
-    network = build_network(record["network"])
-    _load_state_dict(path, network, tensors)
+def _build_network(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> EmbeddingNet:
+    """Build the network that a record describes and load its tensors."""
+    config = header.record["network"]
+    try:
+        # The meta device has shapes but no memory: an edited record cannot allocate much. Some
+        # library networks cannot be built on it.
+        with suppress(SettingsError), torch.device("meta"):
+            _check_tensors(path, header, build_network(config).state_dict(), tensors)
+        network = build_network(config)
+    except SettingsError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    _check_tensors(path, header, network.state_dict(), tensors)
+    network.load_state_dict(dict(tensors))
     return network.eval()
 
 
-def _load_state_dict(path: Path, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    try:
-        module.load_state_dict(dict(tensors))
-    except RuntimeError as error:
+def _check_tensors(
+    path: Path, header: Header, expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> None:
+    """Raise an error if names, shapes or dtypes differ from the expected ones."""
+    if mismatch := describe_mismatch(expected, tensors):
         raise CheckpointError(
-            f"{path}: the tensors do not fit the network that the record describes ({error}); "
-            "create the file again"
-        ) from error
+            f"{path}: the tensors do not fit the record ({mismatch}); {advice(path, header.kind)}"
+        )

@@ -15,6 +15,7 @@ from pipeline import options as opt
 from pipeline import terminal
 from pipeline.config import add_run_defaults, configured_values, read_config
 from pipeline.error_messages import describe_error
+from pipeline.failures import LOST_PROCESS, report_failure
 from pipeline.options import CLASSIFIER, EMBEDDING, REPORTS, pick, predict_hint, spell
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
@@ -22,7 +23,9 @@ from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 def run_context(options: dict[str, Any]) -> Any:
     """Build the RunContext from a command's options."""
     from pipeline.context import RunContext
+    from pipeline.device import keep_freed_memory
 
+    keep_freed_memory(options.get("device", "auto"))
     return pick(RunContext, options)
 
 
@@ -326,15 +329,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         status = commands.main(arguments, standalone_mode=False)
         terminal.flush_output()
-    except (BrokenPipeError, SystemExit) as error:
-        # The reader of the output has closed it, as `head` does. click exits with status 1 then.
-        if not isinstance(error.__context__ or error, BrokenPipeError):
-            raise
+    except (BrokenPipeError, SystemExit):
+        # The reader of the output has closed it, as `head` does. click turns that into SystemExit.
         terminal.discard_output()
         status = 0
     except Exception as error:
         status, message = describe_error(error)
-        if is_main:
+        if status == 1:  # not after an interrupt, which reaches all processes
+            report_failure(message.removeprefix("error: "))
+        if is_main or LOST_PROCESS in message:
             terminal.print_error(message)
         terminal.discard_output()
     except KeyboardInterrupt as error:

@@ -6,6 +6,8 @@ import os
 import platform
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -41,11 +43,27 @@ def start_device(device: str, threads: int | None) -> torch.device:
         torch.set_num_threads(threads)
     chosen = _choose_device(device)
     _use_deterministic_algorithms(chosen)
-    if chosen == "cpu":
-        _keep_freed_memory()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         join_process_group(chosen)
     return torch.device(chosen)
+
+
+@contextmanager
+def restore_torch_settings() -> Iterator[None]:
+    """Restore at the end the settings that :func:`start_device` changes for the whole process.
+
+    The commands' functions are decorated with it, so that a Python program that calls them keeps
+    its own settings.
+    """
+    mode, threads = torch.get_deterministic_debug_mode(), torch.get_num_threads()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            torch.set_deterministic_debug_mode(mode)
+            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+            torch.set_num_threads(threads)
 
 
 def _choose_device(device: str) -> str:
@@ -81,14 +99,25 @@ def _use_deterministic_algorithms(device: str) -> None:
         warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
 
 
-def _keep_freed_memory() -> None:
-    """Keep freed memory in the process, so that the next training step reuses it.
+def keep_freed_memory(device: str = "auto") -> None:
+    """Keep freed memory in the process, so that the next training step on a CPU reuses it.
+
+    The command line calls this function. It cannot be undone, so the functions of
+    ``pipeline.commands`` leave it to the program that calls them.
 
     By default glibc returns large blocks to the kernel, and each training step then pays for new
     pages. Keeping them saves a tenth of the training time of small networks and a quarter of that
     of large ones, and needs up to a fifth more memory. The limits are described in mallopt(3).
+
+    Args:
+        device: One of ``DEVICES``. Nothing is changed unless it is the CPU.
+
+    Raises:
+        SettingsError: If the device is not available.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if _choose_device(device) != "cpu" or sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         trim_threshold, mmap_threshold = -1, -3
         if not mallopt(mmap_threshold, 2**31 - 1):
@@ -113,6 +142,7 @@ def choose_precision(
     """
     if name == "auto":
         if device.type == "cuda":
+            # Older GPUs emulate bfloat16, which is slower than float32.
             bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             bfloat16 = device.type == "cpu" and _cpu_has_bfloat16()

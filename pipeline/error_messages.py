@@ -4,6 +4,7 @@ import io
 
 import click
 
+from pipeline.failures import LOST_PROCESS, failure_of_another_rank, is_lost_process
 from stages.errors import PipelineError, SettingsError
 
 
@@ -17,8 +18,10 @@ def describe_error(error: Exception) -> tuple[int, str]:
         Exception: The error itself, if it is a bug.
     """
     if isinstance(error, click.Abort):
-        # click wraps the interrupt.
-        return 130, str(error.__cause__ or "") or "interrupted"
+        # click wraps the interrupt. torchrun interrupts a process if another one has failed.
+        failure = failure_of_another_rank()
+        message = f"error: {failure}" if failure else str(error.__cause__ or "")
+        return 1 if failure else 130, message or "interrupted"
     if isinstance(error, click.ClickException):
         text = io.StringIO()
         error.show(text)
@@ -28,12 +31,10 @@ def describe_error(error: Exception) -> tuple[int, str]:
     if isinstance(error, OSError):
         place = error.filename or "standard output"
         return 1, f"error: {place}: {error.strerror or error}; check the path and the free space"
-    from pipeline.device import is_out_of_memory
-    from pipeline.processes import is_lost_process
-
     if is_lost_process(error):
-        message = "another process of this run has died; start the run again, `embed` with --resume"
-        return 1, f"error: {message}"
+        return 1, f"error: {failure_of_another_rank() or LOST_PROCESS}"
+    from pipeline.device import is_out_of_memory
+
     if is_out_of_memory(error):
         advice = "use a smaller --size, --dim, --classes-per-batch or --images-per-class"
         return 1, f"error: out of memory ({str(error)[:200]}); {advice}"

@@ -31,10 +31,10 @@ def escape_formula(value: str) -> str:
 def printable(text: str) -> str:
     r"""Return the text with all characters escaped that would control a terminal.
 
-    Line breaks remain.
+    Line breaks remain. The result can be encoded in UTF-8.
 
     Args:
-        text: Text for a terminal. File and class names in it come from untrusted sources.
+        text: Text for a terminal or a page. File and class names in it come from untrusted sources.
 
     Example:
         >>> print(printable("a" + chr(27) + "[31mb"))

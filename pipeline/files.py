@@ -1,6 +1,7 @@
 """Atomic file writing and checks of output paths."""
 
 import errno
+import glob
 import os
 import secrets
 import tempfile
@@ -54,6 +55,17 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def remove_partial_files(path: Path) -> None:
+    """Remove the temporary files that killed processes have left; see :func:`atomic_file`.
+
+    Args:
+        path: File that no other process is writing.
+    """
+    path = Path(os.path.realpath(path))
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.????????.partial"):
+        partial.unlink(missing_ok=True)
 
 
 def is_special(path: Path) -> bool:

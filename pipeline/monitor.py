@@ -1,6 +1,5 @@
 """Monitor a training run: progress, history, saved state and requests to stop."""
 
-import glob
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -50,6 +49,27 @@ def history_path(out: Path) -> Path:
     return out.with_name(f"{out.stem}.history.csv")
 
 
+def vectors_path(out: Path) -> Path:
+    """Return the path of the cached vectors that belong to a checkpoint.
+
+    Args:
+        out: Checkpoint file.
+
+    Returns:
+        A path next to the checkpoint, with the ending ``.vectors``.
+    """
+    return out.with_name(f"{out.stem}.vectors")
+
+
+def embedding_files(out: Path) -> list[Path]:
+    """Return the files next to a checkpoint that stage one and stage two write.
+
+    Args:
+        out: Checkpoint file.
+    """
+    return [state_path(out), history_path(out), vectors_path(out)]
+
+
 class TrainingMonitor:
     """Callbacks for :func:`stages.embedding.train.train_embedding`.
 
@@ -94,7 +114,6 @@ class TrainingMonitor:
         self.bar, self.say, self.stop = bar, say, stop
         self.speeds, self.has_validation = speeds, has_validation
         self.stopped = False
-        _remove_stale_files(out)
         self._writer: Any = None
         if tensorboard and is_main_process():
             self._writer = _summary_writer(tensorboard, first_epoch=len(speeds) + 1)
@@ -197,12 +216,6 @@ class TrainingMonitor:
 
 def _history_row(log: EpochLog, speed: float | None) -> dict[str, Any]:
     return {**asdict(log), "images_per_second": speed}
-
-
-def _remove_stale_files(out: Path) -> None:
-    """Remove the temporary files of a killed run; see :func:`pipeline.files.atomic_file`."""
-    for path in out.parent.glob(f".{glob.escape(out.stem)}.*.????????.partial"):
-        path.unlink(missing_ok=True)
 
 
 def describe_epoch(log: EpochLog, epochs: int, speed: float | None = None) -> str:

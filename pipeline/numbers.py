@@ -1,4 +1,4 @@
-"""Scores as text that does not round an imperfect score to a perfect one."""
+"""Numbers as text. An imperfect score is not rounded to a perfect one."""
 
 MAX_DECIMALS = 16  # a double below 1 differs from 1 in one of these
 
@@ -39,3 +39,13 @@ def _format(value: float, decimals: int, *, whole: int) -> str:
         if float(text) not in (0, whole):
             return text
     return f"{value:.1e}"
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number and a noun in the singular or the plural.
+
+    Example:
+        >>> count_of(1, "epoch"), count_of(1200, "epoch")
+        ('1 epoch', '1,200 epochs')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

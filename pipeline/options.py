@@ -243,7 +243,7 @@ def parse_seeds(_: click.Context, option: click.Parameter, value: str | None) ->
         click.BadParameter: For anything but distinct whole numbers with commas between them.
     """
     try:
-        seeds = tuple(int(seed) for seed in value.split(",")) if value else ()
+        seeds = () if value is None else tuple(int(seed) for seed in value.split(","))
     except ValueError:
         message = f"{value}: use whole numbers with commas between them, such as 0,1,2"
         raise click.BadParameter(message, param=option) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.files import check_output_file, check_output_folder
+from pipeline.files import check_output_file, check_output_folder, remove_partial_files
 from pipeline.processes import main_process_only
 from stages.errors import PipelineError
 
@@ -22,7 +22,8 @@ def reserve_outputs(
     A second command with one of these outputs ends with an error, in this or another process. The
     lock is a hidden file next to the output, or in the output folder. It is removed at the end. The
     operating system releases the lock of a killed process, so a lock file that is left has no
-    effect. Commands that call other commands reserve the same outputs again; that is allowed.
+    effect. Temporary files that a killed process has left are removed. Commands that call other
+    commands reserve the same outputs again; that is allowed.
 
     Folders are created. Those that are still empty at the end are removed, so that a failed command
     changes nothing.
@@ -48,17 +49,20 @@ def _reserve(
     for folder in folders:
         check_output_folder(folder)
     taken = {path.resolve() for path in inputs}
+    locks = {folder.resolve() / ".report.lock": folder for folder in folders}
     for file in files:
-        if file.resolve() in taken:
+        target = file.resolve()  # a link and its target are the same output
+        if target in taken:
             raise PipelineError(
                 f"{file}: is also an input or another output of this command; use another path"
             )
-        taken.add(file.resolve())
-    locks = {file.resolve().with_name(f".{file.name}.lock"): file for file in files}
-    locks |= {folder.resolve() / ".report.lock": folder for folder in folders}
+        taken.add(target)
+        locks[target.with_name(f".{target.name}.lock")] = file
     for lock, output in sorted(locks.items()):
         stack.enter_context(_created_folder(lock.parent, output))
         stack.enter_context(_locked(lock, output))
+    for file in files:
+        remove_partial_files(file)
 
 
 @contextmanager

@@ -8,9 +8,9 @@ at once.
 import atexit
 import importlib.metadata
 import os
-import re
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -20,9 +20,8 @@ from stages.distributed import rank_and_world_size
 from stages.errors import PipelineError, SettingsError
 
 T = TypeVar("T")
-# While the main process decodes a large data set, the others wait longer than PyTorch's default of
-# 30 minutes. They notice at once if it dies, because its connections are closed.
-TIMEOUT = timedelta(days=1)
+
+WAIT_FOR_MAIN_PROCESS = timedelta(days=7)  # longer than any decoding
 
 
 def join_process_group(device: str) -> None:
@@ -50,9 +49,14 @@ def join_process_group(device: str) -> None:
     # arguments would keep the group alive: destroy_process_group would not stop gloo's threads, and
     # a thread that frees a tensor during Python's shutdown aborts the process.
     importlib.import_module("torch.distributed.nn.functional")
-    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT)
-    atexit.register(dist.destroy_process_group)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    _waiting_group()
+    atexit.register(_leave_process_group)
+
+
+def _leave_process_group() -> None:
+    _waiting_group.cache_clear()  # a reference to the group would keep gloo's threads alive
+    dist.destroy_process_group()
 
 
 def is_main_process() -> bool:
@@ -76,6 +80,17 @@ def any_rank(flag: bool) -> bool:
     return bool(reduced)
 
 
+@cache
+def _waiting_group() -> dist.ProcessGroup:
+    """Return the process group in which ranks wait for each other, created by the first call.
+
+    The main process may decode a large data set for hours, but operations of the default group
+    fail after 30 minutes. This group waits for days. If a process dies, the connection to it
+    breaks, which ends the wait at once.
+    """
+    return cast(dist.ProcessGroup, dist.new_group(timeout=WAIT_FOR_MAIN_PROCESS, backend="gloo"))
+
+
 def main_process_first(action: Callable[[], T]) -> T:
     """Call a function on local rank 0 of each machine first, then on the other ranks.
 
@@ -88,12 +103,12 @@ def main_process_first(action: Callable[[], T]) -> T:
         The function's result.
 
     Raises:
-        PipelineError: On every rank, if the function raises one on any rank.
+        PipelineError: On all ranks, if the function fails on any rank.
     """
     if rank_and_world_size()[1] == 1:
         return action()
-    is_first = os.environ["LOCAL_RANK"] == "0"
-    results = [_together(action if is_first else None), _together(None if is_first else action)]
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    results = [_call_on_some_ranks(action, chosen) for chosen in (is_first, not is_first)]
     return cast(T, results[0] if is_first else results[1])
 
 
@@ -104,58 +119,53 @@ def main_process_only(action: Callable[[], Any]) -> None:
         action: Function to call.
 
     Raises:
-        PipelineError: On every rank, if the function raises one.
+        PipelineError: On all ranks, if the function fails.
     """
-    _together(action if is_main_process() else None)
+    if rank_and_world_size()[1] == 1:
+        action()
+    else:
+        _call_on_some_ranks(action, is_main_process())
 
 
-def _together(action: Callable[[], T] | None) -> T | None:
-    """Call a function if there is one, wait for all ranks, and raise an error of any of them."""
+def _call_on_some_ranks(action: Callable[[], T], chosen: bool) -> T | None:
+    """Call a function on the chosen ranks, wait for all ranks, and raise an error on all ranks."""
     result, error = None, None
     try:
-        result = action() if action else None
-    except PipelineError as raised:
+        if chosen:
+            result = action()
+    except Exception as raised:  # raised below, after the other ranks know of it
         error = raised
-    messages: list[str | None] = [None]
-    if rank_and_world_size()[1] > 1:
-        messages *= rank_and_world_size()[1]
-        dist.all_gather_object(messages, str(error) if error else None)
+    rank, world_size = rank_and_world_size()
+    shared: PipelineError | None = None
+    if isinstance(error, PipelineError):
+        shared = error
+    elif error:
+        shared = PipelineError(f"process {rank} has failed: {type(error).__name__}: {error}")
+    errors: list[PipelineError | None] = [None] * world_size
+    dist.all_gather_object(errors, shared, group=_waiting_group())
     if error:
         raise error
-    for message in messages:
-        if message:
-            raise PipelineError(message)
+    for other_error in errors:
+        if other_error:
+            raise other_error
     return result
 
 
-def assert_equal_across_ranks(what: str, value: object, advice: str) -> None:
+def assert_equal_across_ranks(what: str, value: str, remedy: str) -> None:
     """Check that all ranks have the same value.
 
     Args:
         what: Name of the data, for the error message.
-        value: Value of this rank.
-        advice: How to make the values equal.
+        value: Value of this rank, for the error message.
+        remedy: What the user can do if the values differ.
 
     Raises:
-        PipelineError: If the values differ.
+        PipelineError: On all ranks, if the values differ.
     """
     values: list[Any] = [None] * rank_and_world_size()[1]
-    if len(values) > 1:
-        dist.all_gather_object(values, value)
-        if len(set(values)) > 1:
-            raise PipelineError(f"{what}: differs between processes; {advice}")
-
-
-def is_lost_process(error: BaseException) -> bool:
-    """Return True if an error means that another process of the group has died.
-
-    Args:
-        error: Error raised by a collective operation.
-
-    Returns:
-        True for an error that ``torch.distributed``, gloo or NCCL has raised.
-    """
-    if rank_and_world_size()[1] == 1:
-        return False
-    # gloo's errors are plain RuntimeErrors that begin with the place in gloo's source.
-    return isinstance(error, dist.DistError) or re.match(r"\[.*\bgloo/", str(error)) is not None
+    if len(values) == 1:
+        return
+    dist.all_gather_object(values, value)
+    if len(set(values)) > 1:
+        listed = ", ".join(f"process {rank}: {value}" for rank, value in enumerate(values))
+        raise PipelineError(f"{what}: differs between processes ({listed}); {remedy}")

@@ -1,24 +1,20 @@
 """Save and load the training state that ``pipeline embed --resume`` needs.
 
-The file holds the SHA-256 digest of its content (32 bytes), then what ``torch.save`` wrote.
+The file has the format of a checkpoint, of kind ``state``, so loading it runs no code. Its record
+identifies the run and holds the counters under ``progress``.
 """
 
-import hashlib
-import io
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from pipeline.checkpoint import FORMAT_VERSION
-from pipeline.files import write_atomically
+from pipeline.checkpoint import load_tensors, save_tensors
 from stages.errors import CheckpointError
 from stages.records import EpochLog, TrainingState
-
-DIGEST_BYTES = 32
 
 
 def save_state(path: Path, state: TrainingState, record: Mapping[str, Any]) -> None:
@@ -32,35 +28,85 @@ def save_state(path: Path, state: TrainingState, record: Mapping[str, Any]) -> N
     Raises:
         PipelineError: If the file cannot be written.
     """
-    values = {field.name: getattr(state, field.name) for field in fields(state)}
-    values["history"] = [asdict(log) for log in state.history]
-    buffer = io.BytesIO()
-    torch.save(
-        {"format_version": FORMAT_VERSION, "record": json.dumps(record), "state": values}, buffer
-    )
-    content = buffer.getvalue()
-    write_atomically(path, hashlib.sha256(content).digest() + content)
+    progress: dict[str, Any] = {
+        "step": state.step,
+        "steps": state.steps,
+        "history": [asdict(log) for log in state.history],
+        "sums": state.sums,
+        "position": state.sampler["position"],
+        "best": None,
+    }
+    tensors = {f"network.{name}": value for name, value in state.network.items()}
+    for parameter, values in state.optimiser["state"].items():
+        tensors |= {f"optimiser.{parameter}.{name}": value for name, value in values.items()}
+    tensors |= {"sampler": state.sampler["generator"], "generator": state.generator}
+    if state.best:
+        (knn, triplet), epoch, network = state.best
+        progress["best"] = {"knn": knn, "triplet": triplet, "epoch": epoch}
+        tensors |= {f"best.{name}": value for name, value in network.items()}
+    save_tensors(path, "state", tensors, {**record, "progress": progress})
 
 
 def load_state(path: Path) -> tuple[TrainingState, dict[str, Any]]:
     """Load the state of a training run. No code from the file is run.
 
+    :func:`stages.embedding.train.train_embedding` checks that the tensors fit the network.
+
     Args:
         path: File written by :func:`save_state`.
 
     Returns:
-        The training state with its tensors on the CPU, and the record.
+        The training state with its tensors on the CPU, and the record. The optimiser's state has
+        the entry ``state`` only; its settings are those of the run.
 
     Raises:
-        CheckpointError: If the file is damaged.
+        CheckpointError: If the file is damaged, of another kind or of another format.
     """
-    content = path.read_bytes()
-    digest, content = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
-    if hashlib.sha256(content).digest() != digest:
+    header, tensors = load_tensors(path, "state")
+    record = dict(header.record)
+    progress = record.pop("progress")
+    generators = {name: tensors.pop(name, torch.empty(0)) for name in ("sampler", "generator")}
+    for name, value in generators.items():
+        _check_generator(path, name, value)
+    parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "optimiser": {}}
+    for name, value in tensors.items():
+        part, _, rest = name.partition(".")
+        if part not in parts:
+            raise CheckpointError(
+                f"{path}: unknown tensor {name}; use --force to start the training again"
+            )
+        parts[part][rest] = value
+    best = progress["best"]
+    state = TrainingState(
+        step=progress["step"],
+        steps=progress["steps"],
+        network=parts["network"],
+        optimiser={"state": _by_parameter(parts["optimiser"])},
+        sampler={"generator": generators["sampler"], "position": progress["position"]},
+        generator=generators["generator"],
+        history=tuple(EpochLog(**log) for log in progress["history"]),
+        sums=tuple(progress["sums"]),
+        best=best and ((best["knn"], best["triplet"]), best["epoch"], parts["best"]),
+    )
+    return state, record
+
+
+def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[int | str, dict[str, Tensor]]:
+    """Group tensors with names such as ``3.exp_avg`` by the number of the parameter."""
+    state: dict[int | str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        parameter, _, key = name.partition(".")
+        is_number = parameter.isascii() and parameter.isdigit() and len(parameter) < 9
+        state.setdefault(int(parameter) if is_number else parameter, {})[key] = value
+    return state
+
+
+def _check_generator(path: Path, name: str, value: Tensor) -> None:
+    """Raise an error if a tensor is not the state of a random generator."""
+    try:
+        torch.Generator().set_state(value)
+    except (RuntimeError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: the training state is damaged; use --force to start the training again"
-        )
-    saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    values = saved["state"]
-    values["history"] = tuple(EpochLog(**log) for log in values["history"])
-    return TrainingState(**values), json.loads(saved["record"])
+            f"{path}: {name}, {value.dtype} {tuple(value.shape)}, is no state of a random "
+            "generator; use --force to start the training again"
+        ) from error

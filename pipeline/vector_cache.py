@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.checkpoint import load_tensors, save_tensors
-from stages.errors import CheckpointError
+from stages.errors import CheckpointError, DataError
 from stages.records import Embeddings
 
 
@@ -20,7 +20,8 @@ def save_vectors(
         path: File to write.
         train: Embeddings of the training images.
         validation: Embeddings of the validation images, if there are any.
-        record: JSON-serialisable record with at least ``embedding_digest`` and ``fingerprint``.
+        record: JSON-serialisable record with ``embedding_digest``, ``fingerprint``, the training
+            images' ``ids`` and kNN's ``k``.
 
     Raises:
         PipelineError: If the file cannot be written.
@@ -53,10 +54,14 @@ def load_vectors(
     record = header.record
     if record["embedding_digest"] != embedding_digest or record["fingerprint"] != fingerprint:
         return None
-    if "train.vectors" not in tensors:
+    names = {f"{split}.{name}" for split in ("train", "val") for name in ("vectors", "labels")}
+    if set(tensors) not in (names, {name for name in names if name.startswith("train.")}):
         return None
-    train = Embeddings(tensors["train.vectors"], tensors["train.labels"], classes)
-    validation = None
-    if "val.vectors" in tensors:
-        validation = Embeddings(tensors["val.vectors"], tensors["val.labels"], classes)
-    return train, validation, record
+    try:
+        train = Embeddings(tensors["train.vectors"], tensors["train.labels"], classes)
+        validation = None
+        if "val.vectors" in tensors:
+            validation = Embeddings(tensors["val.vectors"], tensors["val.labels"], classes)
+    except DataError:
+        return None
+    return (train, validation, record) if len(train) == len(record["ids"]) else None

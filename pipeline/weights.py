@@ -2,6 +2,7 @@
 
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -137,18 +138,36 @@ def _weights_file(path: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> Any:
+    """Read a file without running code from it, and without taking more memory than its size."""
     if not os.path.isfile(path):
         problem = "a folder, not a file" if os.path.isdir(path) else "no such file"
         raise CheckpointError(f"--weights {path}: {problem}; {FILE_ADVICE}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged pickles raise errors of any type
+        in_zip = zipfile.is_zipfile(path)
+        if in_zip:
+            _check_zip(path)
+        # From a mapped file, tensors cannot reach beyond the end of the file.
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=in_zip)
+    except Exception as error:  # torch, pickle and zipfile raise many kinds for a damaged file
         reason = f"{type(error).__name__}: {_one_line(error)}"
         raise CheckpointError(
             f"--weights {path}: cannot be read ({reason}); {FILE_ADVICE}"
         ) from error
+
+
+def _check_zip(path: Path) -> None:
+    """Raise an error if a member of a zip file is compressed or damaged.
+
+    torch.save compresses nothing, and torch.load does not compare checksums.
+    """
+    with zipfile.ZipFile(path) as file:
+        for member in file.infolist():
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{member.filename} is compressed")
+        if damaged := file.testzip():
+            raise ValueError(f"{damaged} is damaged")
 
 
 def _one_line(error: Exception) -> str:
@@ -167,9 +186,12 @@ def _is_dense(value: Any) -> bool:
     if (
         not isinstance(value, Tensor)
         or value.layout != torch.strided
+        or value.is_nested
         or value.is_meta
         or value.is_quantized
         or value.is_complex()
+        # A view that repeats its values would need more memory than the file.
+        or value.numel() * value.itemsize > value.untyped_storage().nbytes()
     ):
         return False
     is_float8 = value.is_floating_point() and value.dtype.itemsize == 1

@@ -24,9 +24,13 @@ class SettingsError(PipelineError):
     """
 
     def __init__(self, field: str, value: object, problem: str) -> None:
-        shown = field if value is None else f"{field} {value}"
-        super().__init__(f"{shown}: {problem}")
+        super().__init__(field, value, problem)  # all arguments, so that the error can be pickled
         self.field = field
+
+    def __str__(self) -> str:
+        field, value, problem = self.args
+        shown = field if value is None else f"{field} {value}"
+        return f"{shown}: {problem}"
 
 
 class CheckpointError(PipelineError):

@@ -45,8 +45,8 @@ def _require_count(settings: object, field: str, largest: int) -> None:
     _require(value is None or 1 <= value <= largest, field, value, allowed)
 
 
-def _require_seed(seed: int) -> None:
-    _require(0 <= seed < 2**32, "seed", seed, "0 to 4294967295")
+def _require_seed(field: str, seed: int) -> None:
+    _require(0 <= seed < 2**32, field, seed, "0 to 4294967295")
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class ReadSettings:
         _check_types(self)
         _require(self.size is None or 4 <= self.size <= 1024, "size", self.size, "4 to 1024 pixels")
         _require(self.channels in (None, 1, 3), "channels", self.channels, "1 or 3")
+        _require_seed("split_seed", self.split_seed)
         _require(self.resize in RESIZES, "resize", self.resize, ", ".join(RESIZES))
         for field in ("val", "test"):
             share = getattr(self, field)
@@ -159,7 +160,7 @@ class EmbedSettings:
             allowed = "at least 2: a triplet needs two classes, and two images of one of them"
             _require(value is None or value >= 2, field, value, allowed)
         _require(0 < self.lr <= 1, "lr", self.lr, "a rate above 0 and up to 1")
-        _require_seed(self.seed)
+        _require_seed("seed", self.seed)
 
     def _check_network(self) -> None:
         library, _, name = self.network.partition(":")
@@ -203,4 +204,4 @@ class ClassifySettings:
         _check_types(self)
         _require(0 <= self.dropout < 1, "dropout", self.dropout, "a share from 0 to below 1")
         _require_count(self, "max_iter", MAX_ROUNDS)
-        _require_seed(self.seed)
+        _require_seed("seed", self.seed)

@@ -1,5 +1,7 @@
 """Fixtures: small image sets shared by the tests."""
 
+import multiprocessing
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,17 @@ def _temporary_cache(tmp_path_factory: pytest.TempPathFactory):
         for name in ("XDG_CACHE_HOME", "LOCALAPPDATA", "HOME"):  # Linux, Windows, macOS
             patch.setenv(name, str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def warm_processes() -> ForkServerContext:
+    """Return a context whose processes start at once: their parent has imported the packages."""
+    context = multiprocessing.get_context("forkserver")
+    commands = [f"pipeline.commands.{name}" for name in ("folds", "predict", "run")]
+    context.set_forkserver_preload(
+        ["pipeline.cli", *commands, "pytest", "sklearn.datasets", "sklearn.manifold", "bokeh"]
+    )
+    return context
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +20,10 @@ from pipeline.data.splits import split_source
 from stages.evaluation.baselines import Baseline
 from stages.evaluation.results import Evaluation
 from stages.evaluation.scores import evaluate_split
+from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet
 from stages.network.head import Head
-from stages.records import ClassifierCheckpoint, Embeddings
+from stages.records import ClassifierCheckpoint, Embeddings, EpochLog, HeadLog
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 QUIET = RunContext(device="cpu", precision="fp32", quiet=True)
@@ -99,6 +102,61 @@ def train_both(
     embedding = embed(data, data.read, settings, out=folder / f"{name}.safetensors", context=QUIET)
     out = folder / f"{name}-classifier.safetensors"
     return embedding, classify(embedding, ClassifySettings(), out=out, context=QUIET, source=data)
+
+
+def make_record(kind: str, network: EmbeddingNet | None = None, **changes: Any) -> dict[str, Any]:
+    """Return a valid record of a checkpoint with two classes and three training images.
+
+    Args:
+        kind: Kind of the checkpoint.
+        network: Network of the checkpoint.
+        changes: Entries to replace.
+    """
+    network = network or EmbeddingNet(1, 8, 8)
+    config = network.config
+    read = ReadSettings(size=config["size"], channels=config["channels"])
+    settings = EmbedSettings(network=config["name"], dim=config["dim"], trunk=config["trunk"])
+    epoch_log = EpochLog(1, loss=0.1, active_share=0.2, mean_distance=1, val_knn=1, val_triplet=1)
+    identity = {"fingerprint": "f" * 64, "read": asdict(read), "settings": asdict(settings)}
+    checkpoint = {
+        **identity,
+        "network": config,
+        "classes": ["a", "b"],
+        "source": "made up",
+        "counts": {"train": 3, "val": 1, "test": 0},
+        "skipped": [{"path": "b/4.png", "reason": "no image"}],
+        "epoch": 1,
+        "versions": {"torch": torch.__version__},
+    }
+    process = {"precision": "float32", "processes": 1}
+    digest = state_digest(network.state_dict())
+    records = {
+        "embedding": {
+            **checkpoint,
+            **process,
+            "weights": None,
+            "root": None,
+            "history": [asdict(epoch_log)],
+        },
+        "classifier": {
+            **checkpoint,
+            "settings": asdict(ClassifySettings()),
+            "embedding_settings": asdict(settings),
+            "embedding_digest": digest,
+            "gallery_ids": ["x", "y", "z"],
+            "temperature": 1.5,
+            "k": 3,
+            "history": [asdict(HeadLog(9, 0.1, 0.2, 1.0, 1e-3, converged=True))],
+        },
+        "vectors": {
+            "embedding_digest": digest,
+            "fingerprint": "f" * 64,
+            "ids": ["x", "y", "z"],
+            "k": 3,
+        },
+        "state": {**identity, **process, "speeds": [12.5], "finished": False},
+    }
+    return {**records[kind], **changes}
 
 
 def source_of(rows: list[tuple[str, int, str, str]], read: ReadSettings | None = None) -> Source:

@@ -10,8 +10,9 @@ from pipeline.checkpoint import load_embedding, save_classifier
 from pipeline.commands.inputs import add_trunk_features, choose_k_for, reload_dataset
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
-from pipeline.device import package_versions
+from pipeline.device import package_versions, restore_torch_settings
 from pipeline.identity import classifier_identity, refuse_to_replace
+from pipeline.monitor import embedding_files, vectors_path
 from pipeline.numbers import format_share
 from pipeline.outputs import reserve_outputs
 from pipeline.processes import main_process_only
@@ -24,6 +25,7 @@ from stages.records import EmbeddingCheckpoint, Embeddings
 from stages.settings import ClassifySettings
 
 
+@restore_torch_settings()
 def classify(
     embedding: Path,
     settings: ClassifySettings,
@@ -58,7 +60,7 @@ def classify(
         PosixPath('classifier.safetensors')
     """
     device = context.start()
-    with reserve_outputs([out], inputs=[embedding]):
+    with reserve_outputs([out], inputs=[embedding, *embedding_files(embedding)]):
         return _classify(embedding, settings, device, out, context, source=source, force=force)
 
 
@@ -146,7 +148,7 @@ def classifier_inputs(
     Raises:
         DataError: If the images are not those of stage one.
     """
-    path = embedding.with_name(f"{embedding.stem}.vectors")
+    path = vectors_path(embedding)
     fingerprint = embedded.record["fingerprint"]
     cached = load_vectors(
         path, embedding_digest=embedded.digest, fingerprint=fingerprint, classes=embedded.classes

@@ -11,9 +11,10 @@ from pipeline.checkpoint import save_embedding
 from pipeline.commands.inputs import EmbedInputs, add_trunk_features, prepare_inputs
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
-from pipeline.device import choose_precision, package_versions
+from pipeline.device import choose_precision, package_versions, restore_torch_settings
 from pipeline.identity import describe_differences, embedding_identity, refuse_to_replace
-from pipeline.monitor import TrainingMonitor, history_path, state_path
+from pipeline.monitor import TrainingMonitor, embedding_files, state_path
+from pipeline.numbers import count_of
 from pipeline.outputs import reserve_outputs
 from pipeline.processes import assert_equal_across_ranks, main_process_only
 from pipeline.signals import stop_signals
@@ -73,6 +74,7 @@ class _Training:
         return self.plan.classes_per_batch * self.plan.images_per_class
 
 
+@restore_torch_settings()
 def embed(
     source: str | Dataset | EmbedInputs,
     read: ReadSettings,
@@ -117,14 +119,22 @@ def embed(
     """
     context.start()
     folders = [tensorboard] if tensorboard else []
-    with reserve_outputs(embedding_outputs(out), folders=folders):
+    with reserve_outputs([out, *embedding_files(out)], folders=folders):
         training = _prepare(source, read, settings, out=out, context=context, force=force)
         saved = load_saved_state(
             state_path(out), training.state_identity, resume=resume, force=force
         )
         state = saved[0]
         # A checkpoint that is there is of this run: that of another run has been refused.
-        if resume and not force and out.exists() and (state is None or state.step == state.steps):
+        is_done = state is None or state.step == state.steps
+        is_finished = resume and not force and out.exists() and is_done
+        # Ranks that start at different steps would wait for each other for ever.
+        assert_equal_across_ranks(
+            str(state_path(out)),
+            "finished" if is_finished else f"step {state.step if state else 0}",
+            "copy the files of the first machine to the others, or use a shared folder",
+        )
+        if is_finished:
             context.say(f"{out}: finished; nothing to resume")
             return out
         _announce(training, context)
@@ -137,11 +147,6 @@ def embed(
             )
         main_process_only(lambda: _save(out, training, trained, monitor, context))
     return out
-
-
-def embedding_outputs(out: Path) -> list[Path]:
-    """Return the files that stage one writes: checkpoint, training state and history."""
-    return [out, state_path(out), history_path(out)]
 
 
 def _prepare(
@@ -183,8 +188,6 @@ def load_saved_state(
 ) -> SavedState:
     """Load the training state to resume from.
 
-    All ranks must resume from the same step, or they would wait for each other for ever.
-
     Args:
         path: File of the state, which may be missing.
         identity: Identity of the run that would resume.
@@ -198,19 +201,9 @@ def load_saved_state(
     Raises:
         CheckpointError: If the file is damaged or holds another run; without ``resume``, if it
             holds an unfinished run.
-        PipelineError: If the ranks have different states.
     """
-    saved: SavedState = (None, [])
-    if path.exists() and (resume or not force):
-        saved = _check_saved_state(path, identity, resume)
-    step = saved[0].step if saved[0] else None
-    assert_equal_across_ranks(
-        f"{path}: step {step or 0}", step, "copy the file to every machine, or remove it"
-    )
-    return saved
-
-
-def _check_saved_state(path: Path, identity: Mapping[str, Any], resume: bool) -> SavedState:
+    if not path.exists() or (force and not resume):
+        return None, []
     state, record = load_state(path)
     if resume:
         if difference := describe_differences(identity, record):
@@ -238,8 +231,9 @@ def _announce(training: _Training, context: RunContext) -> None:
         f"{counts['val']:,} validation, {counts['test']:,} test images of {size} x {size}, {colour}"
     )
     context.say(
-        f"{training.epochs} epochs of {plan.per_epoch} batches, {plan.classes_per_batch} classes x "
-        f"{plan.images_per_class} images, on {training.device.type} in {precision}"
+        f"{count_of(training.epochs, 'epoch')} of {plan.per_epoch} batches, "
+        f"{plan.classes_per_batch} classes x {plan.images_per_class} images, "
+        f"on {training.device.type} in {precision}"
         + (f", {processes} processes" if processes > 1 else "")
     )
     if data.validation is None:
@@ -295,17 +289,23 @@ def _train(
             tensorboard=tensorboard,
             has_validation=data.validation is not None,
         )
-        trained = train_embedding(
-            data.train,
-            data.validation,
-            training.settings,
-            device=training.device,
-            precision=training.precision,
-            network=network,
-            state=state,
-            on_step=monitor.on_step,
-            on_epoch=monitor.on_epoch,
-        )
+        try:
+            trained = train_embedding(
+                data.train,
+                data.validation,
+                training.settings,
+                device=training.device,
+                precision=training.precision,
+                network=network,
+                state=state,
+                on_step=monitor.on_step,
+                on_epoch=monitor.on_epoch,
+            )
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{state_path(out)}: does not fit this run ({error}); start from the beginning "
+                "with --force"
+            ) from error
     return trained, monitor
 
 

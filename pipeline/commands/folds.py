@@ -16,6 +16,8 @@ from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset, Source
 from pipeline.data.folds import plan_folds
 from pipeline.data.splits import split_source
+from pipeline.device import restore_torch_settings
+from pipeline.numbers import count_of
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.write import write_report
 from pipeline.weights import load_weights, with_pretrained_size
@@ -45,6 +47,7 @@ class _FoldContext(RunContext):
             super().say(message)
 
 
+@restore_torch_settings()
 def run_folds(
     source: str | Dataset,
     read: ReadSettings,
@@ -166,7 +169,7 @@ def _announce(
     )
     context.say(
         f"{name}: {counts['train']:,} training, {counts['val']:,} validation, "
-        f"{counts['test']:,} test images; {epochs} epochs of {plan.per_epoch} batches, "
+        f"{counts['test']:,} test images; {count_of(epochs, 'epoch')} of {plan.per_epoch} batches, "
         f"{plan.classes_per_batch} classes x {plan.images_per_class} images"
     )
 
@@ -236,7 +239,9 @@ def pool_comparisons(
     def pool(part: Sequence[EvaluatedRun]) -> Evaluation:
         test_indices = [fold.images.rows.numpy() for fold in part]
         labels = torch.cat([fold.images.labels for fold in part]).numpy()
-        return pool_folds([fold.evaluation for fold in part], test_indices, labels, classes)
+        evaluations = [fold.evaluation for fold in part]
+        pretrained = part[0].pretrained
+        return pool_folds(evaluations, test_indices, labels, classes, pretrained=pretrained)
 
     if repeats > 1:
         starts = range(0, len(folds), per_repeat)

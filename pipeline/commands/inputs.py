@@ -66,7 +66,9 @@ def prepare_inputs(
         return source
     pretrained = load_weights(settings)
     data = load_data(source, with_pretrained_size(read, settings), context)
-    assert_equal_across_ranks(data.source, data.fingerprint, "give every machine the same images")
+    assert_equal_across_ranks(
+        data.source, f"fingerprint {data.fingerprint[:12]}", "give every machine the same images"
+    )
     return with_audit(data, pretrained)
 
 

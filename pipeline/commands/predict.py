@@ -18,6 +18,7 @@ from pipeline.context import RunContext
 from pipeline.data.dataset import Skipped
 from pipeline.data.decode import decode_files
 from pipeline.data.folder import IMAGE_SUFFIXES, find_image_files
+from pipeline.device import restore_torch_settings
 from pipeline.escape import escape_formula
 from pipeline.files import check_output_file, is_special
 from pipeline.numbers import format_share
@@ -52,6 +53,7 @@ class Predicted(NamedTuple):
     nearest_distance: float
 
 
+@restore_torch_settings()
 def predict(
     images: Sequence[Path],
     classifier: Path,

@@ -13,10 +13,16 @@ from pipeline.checkpoint import load_classifier, load_embedding, read_header
 from pipeline.commands.inputs import add_trunk_features, choose_k_for, reload_dataset
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
+from pipeline.device import restore_torch_settings
 from pipeline.outputs import reserve_outputs
 from pipeline.processes import main_process_only
 from pipeline.report.evaluated_run import EvaluatedRun
-from pipeline.report.write import refuse_to_replace_folds, report_files, write_report
+from pipeline.report.write import (
+    figure_files,
+    refuse_to_replace_folds,
+    report_files,
+    write_report,
+)
 from pipeline.weights import load_weights
 from stages.errors import CheckpointError, DataError, PipelineError, SettingsError
 from stages.evaluation.baselines import Baseline, raw_pixels
@@ -29,6 +35,7 @@ from stages.records import EmbeddingCheckpoint, Split
 from stages.settings import EmbedSettings
 
 
+@restore_torch_settings()
 def report(
     embeddings: Path | Sequence[Path],
     classifiers: Path | Sequence[Path],
@@ -100,12 +107,16 @@ def reserve_report(
     Raises:
         PipelineError: If the report cannot be written, or would replace one on cross-validation.
     """
-    main_process_only(lambda: refuse_to_replace_folds(out, force))
+    files = report_files(out)
+    if figures:
+        files += figure_files(figures)
     folders = [out, figures] if figures else [out]
-    with reserve_outputs(report_files(out), folders=folders, inputs=inputs):
+    with reserve_outputs(files, folders=folders, inputs=inputs):
+        main_process_only(lambda: refuse_to_replace_folds(out, force))
         yield
 
 
+@restore_torch_settings()
 def evaluate_run(
     name: str,
     embedding: Path,
@@ -160,6 +171,7 @@ def evaluate_run(
         leaked=data.leaked,
         validated=data.validation is not None,
         within=within,
+        pretrained=bool(embedded.record.get("weights")),
     )
     return EvaluatedRun(
         run=name,

@@ -5,12 +5,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.commands.classify import classify
-from pipeline.commands.embed import embed, embedding_outputs
+from pipeline.commands.embed import embed
 from pipeline.commands.inputs import EmbedInputs, prepare_inputs
 from pipeline.commands.report import evaluate_run, reserve_report
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
+from pipeline.device import restore_torch_settings
 from pipeline.identity import classifier_identity, embedding_identity, refuse_to_replace
+from pipeline.monitor import embedding_files
 from pipeline.outputs import reserve_outputs
 from pipeline.processes import main_process_only
 from pipeline.report.evaluated_run import EvaluatedRun
@@ -57,6 +59,7 @@ def seed_path(path: Path, seed: int) -> Path:
     return path.with_name(f"{path.stem}-seed-{seed}{path.suffix}")
 
 
+@restore_torch_settings()
 def run(
     source: str | Dataset,
     read: ReadSettings,
@@ -113,7 +116,7 @@ def run(
         runs = [runs[0].with_seed(seed) for seed in seeds]
     outputs = []
     for planned in runs:
-        outputs += [*embedding_outputs(planned.embedding), planned.classifier]
+        outputs += [planned.embedding, *embedding_files(planned.embedding), planned.classifier]
     with reserve_outputs(outputs), reserve_report(out, figures, force):
         inputs = prepare_inputs(source, read, embed_settings, context)
         evaluated = _run_all(runs, inputs, read, context, force=force, resume=resume)

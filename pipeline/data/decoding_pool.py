@@ -7,22 +7,25 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
-from multiprocessing.connection import wait
+from itertools import islice
+from multiprocessing.connection import Connection
 
 from pipeline.data.decode import Decode, Outcome, decode_files
 
 FileState = tuple[int, int]  # size in bytes, modification time in nanoseconds
 
 # Starting the workers takes half a second. It pays from this many files or bytes on.
-POOL_FILES, POOL_BYTES = 10_000, 8e6
+POOL_FILES, POOL_BYTES = 10_000, 2e7
 SMALL_FILE = 16_000  # bytes
 # Files per task: many small files, to limit the overhead per task, or few large ones.
 SMALL_FILES_PER_TASK, LARGE_FILES_PER_TASK = 256, 16
+TASKS_PER_WORKER = 4  # submitted at once; bounds the memory of the results
 
 
 def file_state(path: str) -> FileState | None:
@@ -57,32 +60,58 @@ def file_decoder(files: Sequence[tuple[str, FileState | None]], resize: str) -> 
     small = total_bytes < SMALL_FILE * len(paths)
     step = SMALL_FILES_PER_TASK if small else LARGE_FILES_PER_TASK
     tasks = [paths[start : start + step] for start in range(0, len(paths), step)]
-    pool: ProcessPoolExecutor | None = None
     workers = _available_cpus()
-    if workers > 1 and (len(paths) >= POOL_FILES or total_bytes >= POOL_BYTES):
-        # Spawned, not forked: torch has started threads, and forking a process with threads can
-        # cause a deadlock.
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, context, _start_worker)
+    use_pool = workers > 1 and (len(paths) >= POOL_FILES or total_bytes >= POOL_BYTES)
+    with _worker_pool(workers) if use_pool else nullcontext() as pool:
 
-    def decode(size: int | None, channels: int | None) -> Iterator[Outcome]:
-        decode_task = partial(decode_files, size=size, channels=channels, resize=resize)
-        done = 0
-        if pool:
-            # The pool breaks if memory runs out, or if a script without an `if __name__` guard
-            # starts it. This process then decodes the remaining files.
-            with suppress(BrokenProcessPool):
-                for outcomes in pool.map(decode_task, tasks):
-                    yield from outcomes
-                    done += 1
-        for task in tasks[done:]:
-            yield from decode_task(task)
+        def decode(size: int | None, channels: int | None) -> Iterator[Outcome]:
+            decode_task = partial(decode_files, size=size, channels=channels, resize=resize)
+            done = 0
+            if pool:
+                # If memory runs out, the system may kill a worker, which breaks the pool. This
+                # process then decodes the remaining files.
+                with suppress(BrokenProcessPool):
+                    for outcomes in _map(pool, decode_task, tasks, workers * TASKS_PER_WORKER):
+                        yield from outcomes
+                        done += 1
+            for task in tasks[done:]:
+                yield from decode_task(task)
 
-    try:
         yield decode
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _worker_pool(workers: int) -> Generator[Executor]:
+    """Start worker processes, which end with the context or when this process is killed.
+
+    They are loky's. Those of the standard library import the user's script again, or are forked
+    while torch's threads hold locks. Threads would share the interpreter's lock: decoding small
+    files in them takes twice as long.
+    """
+    from joblib.externals.loky import ProcessPoolExecutor  # imported only where it is needed
+
+    # Nothing is ever sent. The system closes the writing end when this process ends.
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    with reader, writer:
+        pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(reader,))
+        try:
+            yield pool
+        finally:
+            pool.shutdown(kill_workers=True)
+
+
+def _map(
+    pool: Executor,
+    decode_task: Callable[[Sequence[str]], list[Outcome]],
+    tasks: Sequence[Sequence[str]],
+    ahead: int,
+) -> Iterator[list[Outcome]]:
+    """Yield the results of all tasks in order, with at most ``ahead`` of them in memory."""
+    remaining = iter(tasks)
+    submitted = deque(pool.submit(decode_task, task) for task in islice(remaining, ahead))
+    while submitted:
+        yield submitted.popleft().result()
+        submitted.extend(pool.submit(decode_task, task) for task in islice(remaining, 1))
 
 
 def _available_cpus() -> int:
@@ -91,14 +120,13 @@ def _available_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def _start_worker() -> None:
+def _start_worker(parent: Connection) -> None:
     """Ignore interrupts, which the parent handles, and exit when the parent exits or is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent:
-        threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
+    threading.Thread(target=_exit_with, args=(parent,), daemon=True).start()
 
 
-def _exit_with(sentinel: int) -> None:
-    wait([sentinel])
+def _exit_with(parent: Connection) -> None:
+    with suppress(EOFError, OSError):
+        parent.recv()
     os._exit(1)

@@ -8,6 +8,8 @@ from pipeline.data.dataset import SPLITS, Source
 from pipeline.data.splits import assign_splits, indivisible_groups
 from stages.errors import SettingsError
 
+MAX_REPEATS = 1000  # more would not make a standard deviation more precise
+
 
 def assign_folds(source: Source, folds: int, salt: str = "") -> list[int]:
     """Assign each image to a fold.
@@ -100,8 +102,8 @@ def plan_folds(source: Source, folds: int, repeats: int) -> tuple[dict[str, list
         SettingsError: If ``folds`` or ``repeats`` is out of range, or some fold has no triplet to
             train on.
     """
-    if repeats < 1:
-        raise SettingsError("repeats", repeats, "out of range; use at least 1")
+    if not 1 <= repeats <= MAX_REPEATS:
+        raise SettingsError("repeats", repeats, f"out of range; use 1 to {MAX_REPEATS}")
     plans: dict[str, list[str]] = {}
     for repeat in range(1, repeats + 1):
         assigned = assign_folds(source, folds, f"repeat-{repeat}")

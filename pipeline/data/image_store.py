@@ -13,8 +13,9 @@ and renamed when it is complete. If two processes build the same store, both use
 
 import hashlib
 import json
+import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -93,29 +94,36 @@ def open_store(
         The opened store.
 
     Raises:
-        DataError: If the cache cannot be written to, for example because the disk is full.
+        DataError: If the cache cannot be written to, for example because the disk is full, or
+            if another user owns the store and keeps it private.
         NothingReadable: If no image is readable.
     """
     chosen_file = cache / f"{signature}.json"
     size, channels = read.size, read.channels
+    chosen = None
     if size is None or channels is None:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            chosen = json.loads(chosen_file.read_text())
-            size, channels = size or int(chosen["size"]), channels or int(chosen["channels"])
+        chosen = _read_chosen(chosen_file)
+        if chosen:
+            size, channels = size or chosen["size"], channels or chosen["channels"]
     if size and channels:
-        store = _open(_store_folder(cache, signature, size, channels, read.resize))
-        if store is not None:
+        folder = _store_folder(cache, signature, size, channels, read.resize)
+        store = _open(folder, count, size, channels)
+        # The choice is compared with the images, because its file has no checksum.
+        if store is not None and chosen in (None, _choose_shape(store.facts)):
             return store
+        _check_replaceable(folder)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(cache)
-        partial = Path(tempfile.mkdtemp(prefix=f"{signature}.", suffix=".partial", dir=cache))
+        # Not tempfile.mkdtemp, which makes folders that only their owner can read.
+        partial = cache / f"{signature}.{secrets.token_hex(4)}.partial"
+        partial.mkdir()
         try:
             size, channels, chosen = _build(partial, decode, count, read, show)
             with atomic_file(chosen_file) as file:
                 file.write(json.dumps(chosen).encode())
             folder = _store_folder(cache, signature, size, channels, read.resize)
-            store = _move_and_open(partial, folder)
+            store = _move_and_open(partial, folder, count, size, channels)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
@@ -134,6 +142,15 @@ def _store_folder(cache: Path, signature: str, size: int, channels: int, resize:
     return cache / f"{signature}-{size}-{channels}-{resize}"
 
 
+def _check_replaceable(folder: Path) -> None:
+    """Check, before a store is built, that it can replace one that cannot be opened."""
+    if folder.exists() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise DataError(
+            f"{folder}: another user's decoded images, which you can neither read nor replace; "
+            "ask for access, or use another folder with --cache"
+        )
+
+
 def _remove_abandoned(cache: Path) -> None:
     """Remove what killed processes have left. A running one writes all the time."""
     for path in cache.glob("*.partial"):
@@ -147,26 +164,51 @@ def _remove_abandoned(cache: Path) -> None:
                 path.unlink()
 
 
-def _move_and_open(partial: Path, folder: Path) -> Store | None:
+def _move_and_open(
+    partial: Path, folder: Path, count: int, size: int, channels: int
+) -> Store | None:
     """Rename a complete store, unless another process has built the same store meanwhile."""
-    store = _open(folder)
+    store = _open(folder, count, size, channels)
     if store is None:
         shutil.rmtree(folder, ignore_errors=True)  # a damaged store
         with suppress(OSError):  # another process was faster: the folder exists and is not empty
             partial.rename(folder)
-        store = _open(folder)
+        store = _open(folder, count, size, channels)
     return store
 
 
-def _open(folder: Path) -> Store | None:
-    """Open a store; return None if it is missing or damaged."""
+def _read_chosen(path: Path) -> dict[str, int] | None:
+    """Return the saved size and number of channels; None if they are missing or damaged."""
+    with suppress(OSError, ValueError, RecursionError):
+        chosen = json.loads(path.read_text())
+        if isinstance(chosen, dict) and set(chosen) == {"size", "channels"}:
+            in_range = all(type(v) is int and 0 < v <= MAX_OWN_SIZE for v in chosen.values())
+            return chosen if in_range else None
+    return None
+
+
+def _open(folder: Path, count: int, size: int, channels: int) -> Store | None:
+    """Open a store of ``count`` entries; return None if it is missing or damaged.
+
+    ``index.npz`` has checksums. ``images`` has none: only its size is compared, because reading
+    all of it would take longer than training on small sets.
+    """
     try:
         with (folder / "index.npz").open("rb") as file, np.load(file, allow_pickle=False) as index:
             shape, facts, origin = tuple(index["shape"].tolist()), index["facts"], index["origin"]
             reasons = json.loads(str(index["reasons"]))
             skipped = tuple(zip(index["skipped"].tolist(), reasons, strict=True))
-        size = (folder / "images").stat().st_size
-        if size != np.prod(shape, dtype=np.int64) or facts.dtype != FACT:
+        rows = len(origin)
+        positions = np.sort([*origin, *(position for position, _ in skipped)])
+        expected = (rows, channels, size, size)
+        if (
+            shape != expected
+            or (facts.dtype, facts.shape) != (FACT, (rows,))
+            or not np.array_equal(positions, np.arange(count))
+            or not bool((np.diff(origin) > 0).all())
+            or not all(isinstance(reason, str) for reason in reasons)
+            or (folder / "images").stat().st_size != np.prod(expected, dtype=np.int64)
+        ):
             return None
         # Copy on write: torch requires a writable array. Nothing is written.
         images = np.memmap(folder / "images", np.uint8, "c", shape=shape)

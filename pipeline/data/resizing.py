@@ -31,8 +31,7 @@ def fit_to_square(image: Image.Image, size: int, resize: str) -> Pixels:
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side) if resize == "crop" else (0, 0, width, height)
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
-    scale = size / max(width, height)
-    target = (max(1, round(width * scale)), max(1, round(height * scale)))
+    target = _padded_size(width, height, size)
     if target != image.size:
         image = image.resize(target, Image.Resampling.BILINEAR)
     pixels: Pixels = np.asarray(image)
@@ -43,12 +42,47 @@ def fit_to_square(image: Image.Image, size: int, resize: str) -> Pixels:
     return repeated
 
 
+def image_area(width: int, height: int, size: int, resize: str) -> tuple[int, int, int, int]:
+    """Locate the original image in the square made by :func:`fit_to_square`.
+
+    Args:
+        width: Width of the original image.
+        height: Height of the original image.
+        size: Side of the square in pixels.
+        resize: As for :func:`fit_to_square`. The squares of ``crop`` and ``stretch`` have no
+            padding.
+
+    Returns:
+        Left, top, right and bottom edge in pixels.
+
+    Example:
+        >>> image_area(400, 200, 64, "pad-repeat"), image_area(400, 200, 64, "pad")
+        ((0, 0, 64, 32), (0, 16, 64, 48))
+    """
+    if resize in ("stretch", "crop"):
+        return 0, 0, size, size
+    right, bottom = _padded_size(width, height, size)
+    left, top = _padding(right, bottom, size) if resize == "pad" else (0, 0)
+    return left, top, left + right, top + bottom
+
+
+def _padded_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Return width and height of an image whose longest side is resized to ``size``."""
+    scale = size / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def _padding(width: int, height: int, size: int) -> tuple[int, int]:
+    """Return the left and top edge of an image centred on a square."""
+    return (size - width) // 2, (size - height) // 2
+
+
 def _pad(pixels: Pixels, size: int) -> Pixels:
     """Centre an image on a square of its median colour."""
     height, width = pixels.shape[:2]
     canvas = np.empty((size, size, *pixels.shape[2:]), np.uint8)
     canvas[:] = np.median(pixels.reshape(height * width, -1), axis=0).reshape(pixels.shape[2:])
-    top, left = (size - height) // 2, (size - width) // 2
+    left, top = _padding(width, height, size)
     canvas[top : top + height, left : left + width] = pixels
     return canvas
 

@@ -7,7 +7,6 @@ cache, so that training takes seconds. The file is a ``.npy`` array followed by 
 import hashlib
 import json
 import os
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from stages.records import TrunkFeatures
 
 FORMAT = 1  # part of the file's name
 BLOCK = 64  # images per forward pass
+VIEWS = 2  # of each image: the image and its mirror image
 DIGEST_BYTES = 32
 
 
@@ -83,21 +83,24 @@ def _cache_key(data: Dataset, network: EmbeddingNet, trunk_digest: str) -> str:
 
 def _open(path: Path, count: int) -> Tensor | None:
     """Return the features (M, V, F) of a file; None if it is missing or damaged."""
-    with suppress(OSError, ValueError, EOFError):
+    try:
         # Copy on write: torch requires a writable array. Nothing is written.
-        values = np.load(path, mmap_mode="c", allow_pickle=False)
-        if values.dtype == np.float32 and values.ndim == 3 and len(values) == count:
-            with path.open("rb") as file:
-                file.seek(-DIGEST_BYTES, os.SEEK_END)
-                if hashlib.sha256(values.data).digest() == file.read():
-                    return torch.from_numpy(values)
-    return None
+        values = np.lib.format.open_memmap(path, mode="c")
+        # The digest does not cover the shape, but with M and V given F follows from the length.
+        if (values.dtype, values.ndim, values.shape[:2]) != (np.dtype("<f4"), 3, (count, VIEWS)):
+            return None
+        with path.open("rb") as file:
+            file.seek(-DIGEST_BYTES, os.SEEK_END)
+            matches = hashlib.sha256(values.data).digest() == file.read()
+        return torch.from_numpy(values) if matches else None
+    except Exception:  # numpy raises many kinds of errors for a damaged file
+        return None
 
 
 def _build(
     path: Path, images: Tensor, network: EmbeddingNet, device: torch.device, show: Progress
 ) -> None:
-    """Write the features (M, V, F) of V = 2 views: each image and its mirror image."""
+    """Write the features (M, V, F) of each image and its mirror image."""
     starts, digest = range(0, len(images), BLOCK), hashlib.sha256()
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:

@@ -46,6 +46,11 @@ class EvaluatedRun:
         return self.data.test
 
     @property
+    def pretrained(self) -> bool:
+        """Return True if training started from a pretrained trunk."""
+        return bool(self.embedding.get("weights"))
+
+    @property
     def repeats(self) -> int:
         """Return the number of predictions per test image."""
         return len(self.images) // self.evaluation.score("knn_accuracy").count

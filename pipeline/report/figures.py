@@ -7,6 +7,7 @@ import numpy as np
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.formats import format_percent
 from pipeline.report.plots import (
+    CURVES,
     draw_confusion,
     draw_curves,
     draw_distances,
@@ -19,6 +20,12 @@ from stages.evaluation.calibration_error import reliability
 from stages.evaluation.explore import Exploration
 from stages.evaluation.results import Evaluation
 
+FIGURES = (
+    "comparison",
+    *(f"training-{name.replace('_', '-')}" for name in CURVES),
+    *("reliability", "confusion", "distances", "map"),
+)
+
 
 def draw_figures(run: EvaluatedRun, exploration: Exploration | None) -> dict[str, Any]:
     """Draw the figures of a run.
@@ -28,7 +35,7 @@ def draw_figures(run: EvaluatedRun, exploration: Exploration | None) -> dict[str
         exploration: Its distances and map. Without it these two figures are omitted.
 
     Returns:
-        Matplotlib figures by name.
+        Matplotlib figures by name, one of ``FIGURES``.
     """
     classes = run.test.classes
     figures = {

@@ -2,10 +2,11 @@
 
 import math
 
-from pipeline.numbers import MAX_DECIMALS, format_percentage
+from pipeline.numbers import format_percentage
 from stages.evaluation.results import PairedTest, Score
 
 UNDEFINED = "\u2013"
+LEVEL = 0.05  # p-values below are significant
 
 
 def format_percent(value: float | None) -> str:
@@ -33,28 +34,33 @@ def format_points(difference: float, *, decimals: int) -> str:
     """Return a difference of two scores in percentage points, with its sign.
 
     More decimals are used where one would round to 0, so that an interval that excludes 0 does
-    not seem to contain 0.
+    not seem to contain 0. The same holds for 100.
 
     Example:
         >>> format_points(0.0125, decimals=2), format_points(0.0002, decimals=1)
         ('+1.25', '+0.02')
     """
-    points = 100 * difference
-    while difference and float(f"{points:.{decimals}f}") == 0 and decimals < MAX_DECIMALS:
-        decimals += 1
-    return f"{points:+.{decimals}f}".replace("-", "\u2212")
+    sign = "\u2212" if difference < 0 else "+"
+    return sign + format_percentage(abs(difference), decimals).removesuffix("%")
 
 
 def format_p_value(value: float | None) -> str:
     """Return a p-value with two significant digits.
 
+    More digits are used where two would round a significant p-value to 0.05.
+
     Example:
         >>> format_p_value(1.0), format_p_value(0.022), format_p_value(1e-9)
         ('1.0', '0.022', '< 0.001')
+        >>> format_p_value(0.0498), format_p_value(0.0502)
+        ('0.0498', '0.050')
     """
     if value is None:
         return UNDEFINED
-    return "< 0.001" if value < 0.001 else f"{value:#.2g}"
+    if value < 0.001:
+        return "< 0.001"
+    texts = (f"{value:#.{digits}g}" for digits in range(2, 18))
+    return next(text for text in texts if (float(text) < LEVEL) == (value < LEVEL))
 
 
 def p_equals(value: float | None) -> str:
@@ -70,7 +76,7 @@ def p_equals(value: float | None) -> str:
 
 def is_significant(paired: PairedTest) -> bool:
     """Return True if the difference is significant at the 5% level."""
-    return paired.p_value is not None and paired.p_value < 0.05
+    return paired.p_value is not None and paired.p_value < LEVEL
 
 
 def format_difference(paired: PairedTest) -> str:

@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.dataset import Source
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.formats import format_percent
-from pipeline.report.thumbnails import thumbnail
+from pipeline.report.thumbnails import thumbnail, unpadded_image
 from stages.evaluation.explore import Exploration
 from stages.evaluation.knn import nearest_rows
 from stages.records import Split
@@ -41,13 +42,13 @@ def build_galleries(run: EvaluatedRun, exploration: Exploration | None) -> dict[
         "disagreements": [
             _predicted_image(run, row) for row in disagreeing[:GALLERY_SIZE].tolist()
         ],
-        "triplets": _triplets(run.images, exploration) if exploration else [],
+        "triplets": _triplets(run, exploration) if exploration else [],
     }
 
 
-def _image(split: Split, row: int) -> dict[str, Any]:
+def _image(split: Split, row: int, source: Source) -> dict[str, Any]:
     return {
-        "image": thumbnail(split.take(slice(row, row + 1))[0]),
+        "image": thumbnail(unpadded_image(split, row, source)),
         "id": split.ids[row],
         "label": split.classes[int(split.labels[row])],
     }
@@ -56,7 +57,7 @@ def _image(split: Split, row: int) -> dict[str, Any]:
 def _predicted_image(run: EvaluatedRun, row: int) -> dict[str, Any]:
     prediction, classes = run.evaluation.prediction, run.images.classes
     return {
-        **_image(run.images, row),
+        **_image(run.images, row, run.data.origin),
         "classifier": classes[prediction.classifier[row]],
         "probability": format_percent(float(prediction.probability[row])),
         "knn": classes[prediction.knn[row]],
@@ -71,13 +72,13 @@ def _nearest_images(run: EvaluatedRun, row: int) -> list[dict[str, Any]]:
         row -= len(fold.images)
         fold = next(folds)
     nearest = nearest_rows(fold.test.vectors[[row]], fold.gallery.vectors, count=4)[0]
-    return [_image(fold.data.train, index) for index in nearest.tolist()]
+    return [_image(fold.data.train, index, fold.data.origin) for index in nearest.tolist()]
 
 
-def _triplets(test: Split, exploration: Exploration) -> list[dict[str, Any]]:
+def _triplets(run: EvaluatedRun, exploration: Exploration) -> list[dict[str, Any]]:
     return [
         {
-            "images": [_image(test, row) for row in rows],
+            "images": [_image(run.images, row, run.data.origin) for row in rows],
             "positive": positive,
             "negative": negative,
         }

@@ -5,10 +5,15 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.escape import printable
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.plots import PALETTE
-from pipeline.report.thumbnails import small_thumbnails
+from pipeline.report.thumbnails import small_thumbnails, unpadded_image
 from stages.evaluation.explore import Exploration
+
+# Bokeh's tooltips are in a shadow DOM, which the page's style sheet does not reach.
+TOOLTIP_STYLE = "font: 13px/1.4 system-ui, sans-serif; max-width: 220px; overflow-wrap: anywhere"
+IMAGE_STYLE = "width: 112px; height: 112px; object-fit: contain; image-rendering: pixelated"
 
 
 def map_of_run(run: EvaluatedRun, exploration: Exploration) -> Any:
@@ -27,7 +32,7 @@ def map_of_run(run: EvaluatedRun, exploration: Exploration) -> Any:
     return hover_map(
         exploration.points,
         colours=test.labels[rows].tolist(),
-        thumbnails=small_thumbnails([test.take(slice(row, row + 1))[0] for row in rows]),
+        thumbnails=small_thumbnails([unpadded_image(test, row, run.data.origin) for row in rows]),
         lines=lines,
     )
 
@@ -60,9 +65,9 @@ def hover_map(
         "colour": [PALETTE[colour % len(PALETTE)] for colour in colours],
         "image": list(thumbnails),
     }
-    tooltip = '<img src="@image" alt="">'
+    tooltip = f'<img src="@image" alt="" style="{IMAGE_STYLE}">'
     for index, column in enumerate(zip(*lines, strict=True)):
-        columns[f"line{index}"] = list(column)
+        columns[f"line{index}"] = [printable(line) for line in column]
         tooltip += f"<div>@line{index}</div>"
     plot = figure(
         sizing_mode="stretch_width",
@@ -80,7 +85,7 @@ def hover_map(
         line_color=None,
         fill_alpha=0.8,
     )
-    tooltips = f'<div class="hover">{tooltip}</div>'
+    tooltips = f'<div class="hover" style="{TOOLTIP_STYLE}">{tooltip}</div>'
     plot.add_tools(HoverTool(tooltips=tooltips, point_policy="follow_mouse"))
     plot.axis.visible = plot.grid.visible = False
     plot.outline_line_color = None

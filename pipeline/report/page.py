@@ -7,6 +7,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from pipeline.escape import printable
 from pipeline.report.evaluated_run import EvaluatedRun, compare_runs_pairwise
 from pipeline.report.figures import confusion_matrix
 from pipeline.report.formats import (
@@ -36,8 +37,9 @@ def render_page(
 ) -> str:
     """Return the page ``report.html``: one self-contained file.
 
-    Class and file names are untrusted, so the template escapes them. Only the first run's
-    images are shown, to keep the page small.
+    Class and file names are untrusted, so the template escapes them. Control
+    characters, and bytes of a file name that are not UTF-8, are shown as escapes. Only the first
+    run's images are shown, to keep the page small.
 
     Args:
         runs: Evaluated runs.
@@ -49,6 +51,7 @@ def render_page(
         loader=jinja2.PackageLoader("pipeline.report", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_printable,
         trim_blocks=True,
     )
     # Bokeh's objects refer to earlier ones, so their order matters.
@@ -76,6 +79,11 @@ def render_page(
         map_count=len(exploration.mapped) if exploration else 0,
         map_script=Markup(map_script()),  # Bokeh's code: no user input in it
     )
+
+
+def _printable(value: Any) -> Any:
+    """Escape control characters in a text that the template prints."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.escape import printable
 from stages.evaluation.statistics import wilson_interval
 
 INK, BLUE, ORANGE, GREY = "#222222", "#3b7ddd", "#e0702c", "#8a8f98"
@@ -259,7 +260,7 @@ def _new_figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _short_name(name: str) -> str:
     """Return a class name that fits into a figure and can be encoded."""
-    name = name.encode("utf-8", "replace").decode()
+    name = printable(name.replace("\n", " "))
     return name if len(name) <= LABEL_LENGTH else f"{name[: LABEL_LENGTH - 1]}\u2026"
 
 

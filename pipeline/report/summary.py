@@ -13,7 +13,7 @@ from pipeline.report.formats import (
     is_significant,
     p_equals,
 )
-from stages.evaluation.metric_definitions import METRICS
+from stages.evaluation.metric_definitions import METRICS, initial_network
 from stages.evaluation.pooling import pool_runs
 from stages.evaluation.scores import WITHOUT_DUPLICATES
 from stages.records import COLLAPSED
@@ -90,7 +90,7 @@ def _mean_scores(runs: Sequence[EvaluatedRun]) -> Finding:
     for mean, deviation in zip(means, deviations, strict=True):
         if mean.metric in MAIN_METRICS and mean.split == "test":
             value = format_percent(mean.value).removesuffix("%")
-            spread = f"{100 * (deviation.value or 0):.1f}%"
+            spread = format_percent(deviation.value)
             texts.append(f"{METRICS[mean.metric].title} {value} \u00b1 {spread}")
     text = f"Mean and standard deviation over {len(runs)} runs on the same split: "
     return Finding("answer", f"{text}{', '.join(texts)}.")
@@ -106,7 +106,7 @@ def _accuracy(run: EvaluatedRun) -> Finding:
     return Finding(
         "answer",
         f"Classification accuracy is {format_percent(accuracy.value)} on {accuracy.count:,} "
-        f"test images (95% CI {format_interval(accuracy)}). "
+        f"test image{_plural(accuracy.count)} (95% CI {format_interval(accuracy)}). "
         f"kNN accuracy is {format_percent(knn.value)}; the difference is {negation}significant "
         f"({p_equals(paired.p_value)}). "
         f"kNN accuracy on raw pixels is {format_percent(pixels.value)}.",
@@ -127,8 +127,8 @@ def _precision_of_folds(run: EvaluatedRun) -> Finding | None:
     if len(run.folds) != accuracy.count:
         deviation = next(score for score in run.deviation if score.metric == accuracy.metric)
         unit = "repeats" if run.repeats > 1 else "folds"
-        points = 100 * (deviation.value or 0)
-        text += f" The standard deviation over {unit} is {points:.1f} points."
+        points = format_percent(deviation.value).removesuffix("%")
+        text += f" The standard deviation over {unit} is {points} points."
     return Finding("note", text)
 
 
@@ -141,9 +141,9 @@ def _duplicates(run: EvaluatedRun) -> Finding | None:
     accuracy = evaluation.score("classification_accuracy", WITHOUT_DUPLICATES)
     knn = evaluation.score("knn_accuracy", WITHOUT_DUPLICATES)
     text = (
-        f"{count:,} of the {total:,} test images ({format_percent(count / total)}) also "
-        f"occur{'s' if count == 1 else ''} in the training or validation split, "
-        "so the scores are too optimistic. "
+        f"{count:,} of the {total:,} test image{_plural(total)} "
+        f"({format_percent(count / total)}) also occur{'s' if count == 1 else ''} "
+        "in the training or validation split, so the scores are too optimistic. "
     )
     if accuracy.count:
         text += (
@@ -170,12 +170,9 @@ def _collapse(run: EvaluatedRun) -> Finding | None:
 def _baselines(run: EvaluatedRun) -> list[Finding]:
     """Return a warning per baseline that the embedding does not significantly improve on."""
     majority = run.test.classes[int(np.bincount(run.gallery.labels.numpy()).argmax())]
-    before_training = "the network before training"
-    if run.embedding["weights"]:
-        before_training = "the pretrained trunk with an untrained projection"
     baselines = {
         "majority_accuracy": f"always predicting {majority}",
-        "untrained_knn_accuracy": f"kNN on {before_training}",
+        "untrained_knn_accuracy": f"kNN on the {initial_network(pretrained=run.pretrained)}",
         "pixel_knn_accuracy": "kNN on raw pixels",
     }
     findings = []
@@ -192,3 +189,7 @@ def _baselines(run: EvaluatedRun) -> list[Finding]:
         text = f"{problem} {name} ({value}, {p_equals(paired.p_value)})."
         findings.append(Finding("warning", text))
     return findings
+
+
+def _plural(count: int) -> str:
+    return "" if count == 1 else "s"

@@ -9,6 +9,7 @@ import pandas as pd
 from pipeline.escape import escape_formula
 from pipeline.numbers import format_share
 from pipeline.report.evaluated_run import EvaluatedRun, RunComparison, compare_runs_pairwise
+from pipeline.report.formats import LEVEL
 from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.pooling import pool_runs
 from stages.evaluation.results import Evaluation, Score
@@ -65,7 +66,7 @@ def comparison_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> p
         [
             *(escape_formula(run_a), paired.metric_a, escape_formula(run_b), paired.metric_b),
             *(paired.split, _difference(paired.difference)),
-            *(_difference(paired.low), _difference(paired.high), _number(paired.p_value)),
+            *(_difference(paired.low), _difference(paired.high), _p_value(paired.p_value)),
             *(paired.count, paired.test),
         ]
         for run_a, run_b, paired in comparisons
@@ -153,17 +154,28 @@ def _mean_and_deviation(runs: Sequence[EvaluatedRun]) -> list[tuple[str, tuple[S
 
 
 def _single_run_table(scores: Sequence[Score]) -> str:
-    width = max(len(score_title(score)) for score in scores)
-    lines = [f"{'':{width}}{'value':>8}   {'95% CI':<18}{'count':>11}"]
+    cells = [("", "value", "95% CI", "count")]
     for score in scores:
         interval = ""
         if score.low is not None and score.high is not None:
             interval = f"{format_share(score.low, 4)}\u2013{format_share(score.high, 4)}"
-        value, unit = _share(score.value, 4, missing="-"), METRICS[score.metric].unit
-        lines.append(
-            f"{score_title(score):{width}}{value:>8}   {interval:<18}{score.count:>11,} {unit}"
-        )
-    return "\n".join(lines)
+        value = _share(score.value, 4, missing="-")
+        cells.append((score_title(score), value, interval, f"{score.count:,}"))
+    titles, values, intervals, _ = zip(*cells, strict=True)
+    width = max(map(len, titles))
+    # Scores next to 0 and 1 have more decimals than others.
+    value_width = max(8, max(map(len, values)) + 1)
+    interval_width = max(18, max(map(len, intervals)) + 1)
+    units = ["", *(" " + _unit(score) for score in scores)]
+    return "\n".join(
+        f"{title:{width}}{value:>{value_width}}   {interval:<{interval_width}}{count:>11}{unit}"
+        for (title, value, interval, count), unit in zip(cells, units, strict=True)
+    )
+
+
+def _unit(score: Score) -> str:
+    unit = METRICS[score.metric].unit
+    return unit if score.count == 1 else f"{unit}s"
 
 
 def _columns(names: Sequence[str], texts: Sequence[str]) -> str:
@@ -177,12 +189,16 @@ def _share(value: float | None, decimals: int = 6, *, missing: str = "") -> str:
 
 
 def _difference(value: float | None) -> str:
-    """Return 6 decimals; more digits where a difference would round to 0."""
+    """Return 6 decimals, and all digits where they would round to -1, 0 or 1."""
     if value is None:
         return ""
     text = f"{value:.6f}"
-    return text if float(text) or not value else _number(value)
+    return repr(float(value)) if float(text) in (-1, 0, 1) and float(text) != value else text
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
+def _p_value(value: float | None) -> str:
+    """Return 6 digits, and all digits where they would hide that the value is significant."""
+    if value is None:
+        return ""
+    text = f"{value:.6g}"
+    return text if (float(text) < LEVEL) == (value < LEVEL) else repr(float(value))

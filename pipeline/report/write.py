@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.files import write_atomically
 from pipeline.report.evaluated_run import EvaluatedRun
-from pipeline.report.figures import draw_figures
+from pipeline.report.figures import FIGURES, draw_figures
 from pipeline.report.page import render_page
 from pipeline.report.plots import to_png, to_svg
 from pipeline.report.tables import accuracy_table, comparison_table, prediction_table
@@ -21,6 +21,11 @@ NAMES = ("accuracy.csv", "comparisons.csv", "predictions.csv", "report.html")
 def report_files(folder: Path) -> list[Path]:
     """Return the files of a report."""
     return [folder / name for name in NAMES]
+
+
+def figure_files(folder: Path) -> list[Path]:
+    """Return the files of all figures that a report can have."""
+    return [folder / f"{name}.{kind}" for name in FIGURES for kind in ("svg", "png")]
 
 
 def refuse_to_replace_folds(folder: Path, force: bool) -> None:
@@ -73,6 +78,7 @@ def write_report(
     }
     assert tuple(contents) == NAMES
     for name, content in contents.items():
+        # Ids in the CSV files keep the bytes of file names that are not UTF-8. The page has none.
         write_atomically(folder / name, content.encode("utf-8", "surrogateescape"))
     if figures:
         for name, figure in drawn[0].items():

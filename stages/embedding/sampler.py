@@ -156,6 +156,7 @@ class PKSampler:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a state that `state_dict` returned."""
         self.generator.set_state(state["generator"])
+        self._epoch_start = state["generator"]
         self._position = int(state["position"])
 
     def _epoch(self) -> list[Tensor]:

@@ -20,6 +20,7 @@ from stages.distributed import (
 from stages.embedding.best_epoch import Best, epoch_score, is_better, out_of_patience
 from stages.embedding.inputs import training_input
 from stages.embedding.loss import TripletLoss, triplet_loss
+from stages.embedding.resume import check_state, restore_optimiser
 from stages.embedding.sampler import PKSampler
 from stages.embedding.schedule import is_validated, learning_rate_factor, plan_training
 from stages.embedding.validation import (
@@ -117,6 +118,7 @@ def train_embedding(
     Raises:
         SettingsError: If the batches cannot be formed or divided among ranks, or the loss is no
             longer finite.
+        CheckpointError: If ``state`` does not fit the run.
 
     Example:
         >>> images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)
@@ -225,8 +227,12 @@ class _Run:
         )
 
     def restore(self, state: TrainingState) -> None:
+        """Continue from a state, or raise an error before anything is changed."""
+        check_state(
+            state, self.network, self.optimiser, steps=self.steps, per_epoch=len(self.sampler)
+        )
         self.network.load_state_dict(state.network)
-        self.optimiser.load_state_dict(state.optimiser)
+        restore_optimiser(self.optimiser, state)
         self.sampler.load_state_dict(state.sampler)
         torch.set_rng_state(state.generator)
         self.step, self.sums = state.step, state.sums

@@ -10,12 +10,12 @@ class Metric(NamedTuple):
         title: Name shown to people.
         definition: Definition in one sentence, a template for ``str.format``. Its fields depend on
             the evaluation; see :func:`stages.evaluation.scores.define_metrics`.
-        unit: Unit of ``Score.count``: ``images`` or ``triplets``.
+        unit: Unit of ``Score.count`` in the singular: ``image`` or ``triplet``.
     """
 
     title: str
     definition: str
-    unit: str = "images"
+    unit: str = "image"
 
 
 # Template of a template: %s is the name of the field that describes the voting images.
@@ -30,8 +30,8 @@ METRICS = {
     "triplet_accuracy": Metric(
         "Triplet accuracy",
         "Share of all triplets {triplets} with d(anchor, positive) < d(anchor, negative); equal "
-        "distances count as lost; interval: Wilson with the jackknife error over images",
-        unit="triplets",
+        "distances count as lost; interval: Wilson with the effective number of images (jackknife)",
+        unit="triplet",
     ),
     "classification_accuracy": Metric(
         "Classification accuracy",
@@ -67,7 +67,7 @@ METRICS = {
     ),
     "untrained_knn_accuracy": Metric(
         "Baseline: kNN before training",
-        _VOTE % "untrained_voters" + "; embeddings of the network before training",
+        _VOTE % "untrained_voters" + "; embeddings of the {initial_network}",
     ),
     "calibration_error": Metric(
         "Calibration error (lower is better)",
@@ -80,3 +80,14 @@ METRICS = {
         "before temperature scaling",
     ),
 }
+
+
+def initial_network(*, pretrained: bool) -> str:
+    """Describe the network before training.
+
+    Args:
+        pretrained: True if its trunk has pretrained weights.
+    """
+    return (
+        "pretrained trunk with an untrained projection" if pretrained else "network before training"
+    )

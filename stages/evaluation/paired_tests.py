@@ -1,14 +1,87 @@
-"""Significance tests that compare two metrics or two runs image by image."""
+"""Significance tests that compare two metrics or two runs image by image.
+
+All tests are score tests, and their intervals are score intervals: the differences that the same
+test does not reject. So the 95% interval of a difference excludes 0 exactly if p < 0.05.
+"""
 
 import math
 
 import numpy as np
-from scipy import stats
-from scipy.optimize import brentq
 
 from stages.evaluation.results import Evaluation, PairedTest
-from stages.evaluation.statistics import jackknife_error, normal_quantile
+from stages.evaluation.statistics import LARGEST_VARIANCE, jackknife_error, normal_quantile
 from stages.evaluation.triplets_and_rankings import SplitMeasures
+
+BISECTIONS = 60  # halvings of an interval no longer than 2, down to the precision of float64
+
+
+def tango_z(difference: float, only_a: float, only_b: float, count: float) -> float:
+    """Compute Tango's score statistic for a difference of two paired shares.
+
+    Args:
+        difference: Difference under the null hypothesis, in [-1, 1].
+        only_a: Number of pairs where only a is correct.
+        only_b: Number of pairs where only b is correct.
+        count: Number of pairs, at least 1.
+
+    Returns:
+        The statistic, standard normal under the null hypothesis. It decreases in ``difference``.
+        For a difference of 0 it is McNemar's, ``(only_a - only_b) / sqrt(only_a + only_b)``.
+
+    References:
+        Tango 1998, "Equivalence test and confidence interval for the difference in proportions for
+        the paired-sample design" (Statistics in Medicine 17, 891-908).
+    """
+    distance = only_a - only_b - count * difference
+    if difference == 0:
+        variance = only_a + only_b  # exact, so that p-value and interval agree
+    else:
+        # Share of pairs where only b is correct, by maximum likelihood under the null hypothesis.
+        linear = (2 * count - only_a + only_b) * difference - only_a - only_b
+        constant = -only_b * difference * (1 - difference)
+        root = math.sqrt(max(0.0, linear**2 - 8 * count * constant))
+        share_b = (root - linear) / (4 * count)
+        variance = count * (2 * share_b + difference * (1 - difference))
+    if variance <= 0:
+        return math.copysign(math.inf, distance) if distance else 0.0
+    return distance / math.sqrt(variance)
+
+
+def tango_interval(only_a: float, only_b: float, count: float) -> tuple[float, float]:
+    """Compute the 95% confidence interval of a difference of two paired shares.
+
+    Args:
+        only_a: Number of pairs where only a is correct. It may be an effective number, not an
+            integer.
+        only_b: The same for b.
+        count: Number of pairs, at least 1.
+
+    Returns:
+        Lower and upper bound in [-1, 1]. They differ. The interval contains 0 exactly if
+        :func:`tango_z` of 0 is at most 1.96 in size.
+
+    Example:
+        >>> low, high = tango_interval(1, 7, 21)
+        >>> round(low, 3), round(high, 3)
+        (-0.517, -0.026)
+    """
+    quantile = normal_quantile()
+    observed = (only_a - only_b) / count
+
+    def bound(end: float, target: float) -> float:
+        """Find the difference between the observed one and an end with the target statistic."""
+        inside, outside = observed, end
+        # Start at 0 if it is in between, so that the bound is on the right side of 0.
+        middle = 0.0 if min(inside, outside) < 0 < max(inside, outside) else (inside + outside) / 2
+        for _ in range(BISECTIONS):
+            if abs(tango_z(middle, only_a, only_b, count)) <= target:
+                inside = middle
+            else:
+                outside = middle
+            middle = (inside + outside) / 2
+        return inside
+
+    return bound(-1.0, quantile), bound(1.0, quantile)
 
 
 def mcnemar_test(
@@ -16,12 +89,9 @@ def mcnemar_test(
 ) -> PairedTest:
     """Compare two classifiers of the same images with McNemar's test and Tango's interval.
 
-    The interval contains every difference that the score test does not reject. For a difference
-    of 0 the score test is McNemar's test, so the interval excludes 0 exactly if p < 0.05. The
-    interval has a width even if no image distinguishes the classifiers.
-
-    A mean over repeats counts as a fraction of an image. The test is then conservative: it assumes
-    the variance of whole images, which is larger.
+    The test is the asymptotic one without continuity correction. The exact one is conservative and
+    has no interval of positive width where no image differs. For means over repeats the test is
+    the score test of :func:`compare_runs`.
 
     Args:
         metric_a: Name of the first metric.
@@ -35,9 +105,9 @@ def mcnemar_test(
         The test of the difference ``a`` minus ``b``; undefined without an image.
 
     References:
-        McNemar 1947 for the test, without continuity correction; Tango 1998 for the interval
-        (doi 10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B). Fagerland,
-        Lydersen and Laake 2014 (doi 10.1002/sim.6148) recommend both.
+        McNemar 1947 for the test, Tango 1998 for the interval. Fagerland, Lydersen and Laake 2013
+        (doi 10.1186/1471-2288-13-91) recommend this test for paired shares, and Fagerland,
+        Lydersen and Laake 2014 (doi 10.1002/sim.6148) this interval.
 
     Example:
         >>> a = np.array([True, True, True, True, True, True, False])
@@ -47,87 +117,22 @@ def mcnemar_test(
         (0.0143, 7)
     """
     differences = a.astype(float) - b
-    count = len(a)
-    only_a, only_b = differences.clip(min=0).sum(), (-differences).clip(min=0).sum()
+    only_a, only_b = int((differences > 0).sum()), int((differences < 0).sum())
     if a.dtype == bool:
-        images = f"{only_a:.0f} images correct only in a, {only_b:.0f} only in b"
+        test = f"McNemar test; images correct only in a: {only_a}, only in b: {only_b}"
     else:
-        images = f"{only_a:.2f} images more correct in a, {only_b:.2f} in b (fractions: repeats)"
-    test = f"McNemar test: {images}; interval: Tango"
-    if count == 0:
-        return PairedTest.undefined(metric_a, metric_b, split, test)
-    low, high = tango_interval(only_a, only_b, count)
-    return PairedTest(
-        metric_a=metric_a,
-        metric_b=metric_b,
-        split=split,
-        difference=float(differences.mean()),
-        low=low,
-        high=high,
-        p_value=2 * float(stats.norm.sf(abs(_tango_statistic(0, only_a, only_b, count)))),
-        count=count,
-        test=test,
-    )
-
-
-def tango_interval(only_a: float, only_b: float, count: int) -> tuple[float, float]:
-    """Compute Tango's 95% score interval of the difference of two paired shares.
-
-    Args:
-        only_a: Number of images that only the first classifier classifies correctly.
-        only_b: Number of images that only the second classifier classifies correctly.
-        count: Number of images, at least 1.
-
-    Returns:
-        Lower and upper bound of the difference, first minus second, in [-1, 1].
-
-    References:
-        Tango 1998, "Equivalence test and confidence interval for the difference in proportions for
-        the paired-sample design".
-
-    Example:
-        >>> low, high = tango_interval(12, 2, 100)
-        >>> round(low, 3), round(high, 3)
-        (0.031, 0.182)
-    """
-    difference = (only_a - only_b) / count
-    quantile = normal_quantile()
-
-    def excess(delta: float, quantile: float) -> float:
-        return _tango_statistic(delta, only_a, only_b, count) - quantile
-
-    # The statistic falls from the lower to the upper end of the range, and is 0 at the difference.
-    low, high = -1.0, 1.0
-    if excess(-1.0, quantile) > 0:
-        low = brentq(excess, -1.0, difference, args=(quantile,), xtol=1e-14)
-    if excess(1.0, -quantile) < 0:
-        high = brentq(excess, difference, 1.0, args=(-quantile,), xtol=1e-14)
-    return low, high
-
-
-def _tango_statistic(delta: float, only_a: float, only_b: float, count: int) -> float:
-    """Return the score statistic of the hypothesis that the true difference is ``delta``.
-
-    Its variance contains the share of images that only b classifies correctly, estimated by maximum
-    likelihood under the hypothesis: the positive root of a quadratic equation.
-    """
-    surplus = only_a - only_b - count * delta
-    linear = -only_a - only_b + (2 * count - only_a + only_b) * delta
-    constant = -only_b * delta * (1 - delta)
-    root = math.sqrt(max(0.0, linear**2 - 8 * count * constant))
-    share_only_b = (root - linear) / (4 * count)
-    variance = count * (2 * share_only_b + delta * (1 - delta))
-    if variance <= 0:  # at a difference of -1 or 1, or without an image that distinguishes a and b
-        return 0.0 if abs(surplus) < 1e-9 else math.copysign(math.inf, surplus)
-    return surplus / math.sqrt(variance)
+        test = f"score test; images more often correct in a: {only_a}, in b: {only_b}"
+    test += "; interval: Tango"
+    return _test_differences(metric_a, metric_b, split, differences, test)
 
 
 def compare_runs(a: Evaluation, b: Evaluation) -> tuple[PairedTest, ...]:
     """Compare two runs on the same test images in the same order.
 
-    kNN and classification accuracy are compared with :func:`mcnemar_test`, triplet accuracy with a
-    normal test whose standard error is the jackknife over images, and MAP@R with a paired t-test
-    over queries.
+    kNN and classification accuracy are compared with :func:`mcnemar_test`. MAP@R and triplet
+    accuracy are compared with the same score test of the effective number of images: the number
+    of binary differences whose mean has the same standard error. The standard error of triplet
+    accuracy is that of the jackknife over images.
 
     Args:
         a: First run.
@@ -146,46 +151,81 @@ def compare_runs(a: Evaluation, b: Evaluation) -> tuple[PairedTest, ...]:
 
 def _compare_triplets(a: SplitMeasures, b: SplitMeasures) -> PairedTest:
     metric = "triplet_accuracy"
-    test = "normal test and interval; standard error: jackknife over images"
+    test = "score test over images; standard error: jackknife; interval: Tango"
     total = int(a.total.sum())
-    won = int((a.won - b.won).sum())
-    error = jackknife_error(won, a.won_any - b.won_any, total, a.total_any)
+    won_a, won_b = int(a.won.sum()), int(b.won.sum())
+    error = jackknife_error(won_a - won_b, a.won_any - b.won_any, total, a.total_any)
     if error is None:
         return PairedTest.undefined(metric, metric, "test", test)
-    return _test_mean(metric, won / total, error, math.inf, len(a.total), test)
+    share_a, share_b, count = won_a / total, won_b / total, int((a.total_any > 0).sum())
+    difference = (won_a - won_b) / total
+    return _score_test(
+        (metric, metric, "test"),
+        difference,
+        # The numbers of images if each were won or lost as a whole, and independently in a and b.
+        only=(count * share_a * (1 - share_b), count * share_b * (1 - share_a)),
+        squares=(count * error) ** 2 + count * difference**2,
+        count=count,
+        test=test,
+    )
 
 
 def _compare_map(a: np.ndarray, b: np.ndarray) -> PairedTest:
     metric = "map_at_r"
-    test = "paired t-test and interval over queries"
-    differences = (a - b)[~np.isnan(a)]
-    count = len(differences)
-    if count < 2:
-        return PairedTest.undefined(metric, metric, "test", test)
-    error = float(differences.std(ddof=1)) / math.sqrt(count)
-    return _test_mean(metric, float(differences.mean()), error, count - 1, count, test)
+    test = "score test over queries; interval: Tango"
+    return _test_differences(metric, metric, "test", (a - b)[~np.isnan(a)], test)
 
 
-def _test_mean(
-    metric: str, difference: float, error: float, degrees: float, count: int, test: str
+def _test_differences(
+    metric_a: str, metric_b: str, split: str, differences: np.ndarray, test: str
 ) -> PairedTest:
-    """Test a mean difference with Student's t; infinite degrees of freedom mean a normal test."""
-    if not error:  # all images have the same difference, so its spread is unknown
-        p_value = 1.0 if difference == 0 else None
-        low = high = None
-    else:
-        distribution = stats.t(degrees)
-        half_width = float(distribution.ppf(0.975)) * error
-        low, high = max(-1.0, difference - half_width), min(1.0, difference + half_width)
-        p_value = 2 * float(distribution.sf(abs(difference) / error))
+    """Test the mean of differences in [-1, 1], one per image."""
+    count = len(differences)
+    if count == 0:
+        return PairedTest.undefined(metric_a, metric_b, split, test)
+    only_a, only_b = differences.clip(min=0), (-differences).clip(min=0)
+    return _score_test(
+        (metric_a, metric_b, split),
+        # Rounding makes differences that cancel out exactly 0.
+        round(math.fsum(differences) / count, 12),
+        only=(math.fsum(only_a), math.fsum(only_b)),
+        squares=math.fsum(np.square(differences)),
+        count=count,
+        test=test,
+    )
+
+
+def _score_test(
+    names: tuple[str, str, str],
+    difference: float,
+    *,
+    only: tuple[float, float],
+    squares: float,
+    count: int,
+    test: str,
+) -> PairedTest:
+    """Test a difference of two means of values in [0, 1] with Tango's score statistic.
+
+    Args:
+        names: First metric, second metric and split.
+        difference: First mean minus second mean.
+        only: Sums over images of the differences in favour of a and of b.
+        squares: Sum of the squared differences.
+        count: Number of images.
+        test: Description of the test.
+    """
+    # Differences below 1 vary less than binary ones of the same size: see `bounded_mean_interval`.
+    design_effect = (squares + LARGEST_VARIANCE) / (sum(only) + LARGEST_VARIANCE)
+    only_a, only_b = only[0] / design_effect, only[1] / design_effect
+    effective_count = count / design_effect
+    low, high = tango_interval(only_a, only_b, effective_count)
+    z = tango_z(0.0, only_a, only_b, effective_count)
     return PairedTest(
-        metric_a=metric,
-        metric_b=metric,
-        split="test",
+        *names,
         difference=difference,
         low=low,
         high=high,
-        p_value=p_value,
+        p_value=math.erfc(abs(z) / math.sqrt(2)),
         count=count,
         test=test,
     )

@@ -16,6 +16,8 @@ def pool_folds(
     test_indices: Sequence[np.ndarray],
     labels: np.ndarray,
     classes: Sequence[str],
+    *,
+    pretrained: bool = False,
 ) -> Evaluation:
     """Pool the test images of all folds into one evaluation of every image.
 
@@ -28,6 +30,7 @@ def pool_folds(
         labels: Class index of each prediction, fold after fold, int64, shape (R * N,) for R
             repeats.
         classes: Class names.
+        pretrained: True if training started from a pretrained trunk.
 
     Returns:
         The pooled evaluation. ``correct`` and ``prediction`` list the predictions fold after fold;
@@ -57,6 +60,7 @@ def pool_folds(
         voters=voters,
         pixel_voters=voters,
         untrained_voters=voters if "untrained_knn_accuracy" in correct else None,
+        pretrained=pretrained,
     )
     scores, tests = compute_scores("test", mean_correct, measures, prediction, labels, definitions)
     scores = [_as_pooled(score, count, repeats) for score in scores]

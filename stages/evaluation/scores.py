@@ -9,7 +9,7 @@ import numpy as np
 from stages.evaluation.baselines import PIXELS, Baseline
 from stages.evaluation.calibration_error import BINS, calibration_score
 from stages.evaluation.knn import knn
-from stages.evaluation.metric_definitions import METRICS
+from stages.evaluation.metric_definitions import METRICS, initial_network
 from stages.evaluation.paired_tests import mcnemar_test
 from stages.evaluation.results import Evaluation, PairedTest, Predictions, Score
 from stages.evaluation.statistics import mean_score, share_score, triplet_score
@@ -38,6 +38,7 @@ def evaluate_split(
     leaked: Sequence[int] = (),
     validated: bool = True,
     within: bool = True,
+    pretrained: bool = False,
 ) -> Evaluation:
     """Compute all scores, paired tests and predictions of a run on the test split.
 
@@ -56,6 +57,7 @@ def evaluate_split(
         validated: True if each k was chosen on validation images.
         within: True if test images query each other. If False, they query the training images,
             which suits small test splits.
+        pretrained: True if training started from a pretrained trunk. It only changes a definition.
 
     Returns:
         The evaluation.
@@ -79,6 +81,7 @@ def evaluate_split(
         voters=_describe_voters(classifier.k, gallery, validated),
         pixel_voters=_describe_voters(pixels.k, gallery, validated),
         untrained_voters=_describe_voters(untrained.k, gallery, validated) if untrained else None,
+        pretrained=pretrained,
     )
     scores, tests = compute_scores("test", correct, measures, prediction, labels, definitions)
     if len(leaked):
@@ -157,6 +160,7 @@ def define_metrics(
     voters: str,
     pixel_voters: str,
     untrained_voters: str | None,
+    pretrained: bool = False,
 ) -> dict[str, str]:
     """Fill in the definitions of ``METRICS`` for one evaluation.
 
@@ -165,7 +169,8 @@ def define_metrics(
         majority_class: Name of the most frequent class and where it was counted.
         voters: Description of the k nearest neighbours in the embedding.
         pixel_voters: The same for raw pixels.
-        untrained_voters: The same for the untrained network, or None if it is not available.
+        untrained_voters: The same for the network before training, or None if it is not available.
+        pretrained: True if training started from a pretrained trunk.
 
     Returns:
         Metric -> definition, in the order of ``METRICS``.
@@ -187,6 +192,7 @@ def define_metrics(
             voters=voters,
             pixel_voters=pixel_voters,
             untrained_voters=untrained_voters,
+            initial_network=initial_network(pretrained=pretrained),
             pixels=PIXELS,
             bins=BINS,
         )

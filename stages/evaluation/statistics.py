@@ -8,6 +8,8 @@ from scipy import stats
 from stages.evaluation.results import Score
 from stages.evaluation.triplets_and_rankings import SplitMeasures
 
+LARGEST_VARIANCE = 0.25  # of values in [0, 1]
+
 
 def normal_quantile() -> float:
     """Return the 97.5% quantile of the standard normal distribution."""
@@ -19,7 +21,7 @@ def wilson_interval(share: float, count: float) -> tuple[float, float]:
 
     Args:
         share: Observed share in [0, 1].
-        count: Number of observations, above 0. An effective number may be a fraction.
+        count: Number of observations above 0. It may be an effective number, not an integer.
 
     Returns:
         Lower and upper bound in [0, 1].
@@ -39,6 +41,35 @@ def wilson_interval(share: float, count: float) -> tuple[float, float]:
     low, high = (centre - half_width) / scale, (centre + half_width) / scale
     # Rounding errors would leave the bounds at shares of 0 and 1 slightly outside [0, 1].
     return (0.0 if share == 0 else low), (1.0 if share == 1 else high)
+
+
+def bounded_mean_interval(mean: float, error: float, count: int) -> tuple[float, float]:
+    """Compute a 95% interval of a mean of values in [0, 1] from its standard error.
+
+    The interval is the Wilson interval of the effective number of values: the number of binary
+    values whose mean has the same standard error. Unlike mean +- 1.96 errors it stays within
+    [0, 1]. One more value with the largest possible variance, 1/4, is added to both variances:
+    where all values are equal, other images could still have other values. For binary values this
+    is the Wilson interval itself.
+
+    Args:
+        mean: Mean in [0, 1].
+        error: Standard error of the mean.
+        count: Number of independent values, at least 1.
+
+    Returns:
+        Lower and upper bound in [0, 1]. They differ.
+
+    Example:
+        >>> low, high = bounded_mean_interval(1.0, error=0.0, count=9)
+        >>> round(low, 3), high
+        (0.701, 1.0)
+    """
+    # Variances summed over the values, and the ratio of the two: Kish's design effect.
+    variance = (count * error) ** 2
+    binary_variance = count * mean * (1 - mean)
+    design_effect = (variance + LARGEST_VARIANCE) / (binary_variance + LARGEST_VARIANCE)
+    return wilson_interval(mean, count / design_effect)
 
 
 def jackknife_error(
@@ -68,43 +99,11 @@ def jackknife_error(
     return math.sqrt((count - 1) / count * squares)
 
 
-def bounded_mean_interval(
-    mean: float, error: float | None, observations: int
-) -> tuple[float, float]:
-    """Compute a 95% interval of a mean of values in [0, 1] from its standard error.
-
-    A share of n independent images has the standard error sqrt(mean (1 - mean) / n). The interval
-    is the Wilson interval for the effective number of observations, the n for which that formula
-    gives ``error``. Unlike mean +- 1.96 errors it stays within [0, 1]. If all values are equal
-    the error is 0, although other images could have other values. The effective number is then
-    the number of observations, so that the interval has a width.
-
-    Args:
-        mean: Mean in [0, 1].
-        error: Standard error of the mean. None if it cannot be estimated.
-        observations: Number of independent observations, such as images, at least 1.
-
-    Returns:
-        Lower and upper bound in [0, 1]; (0, 1) without an error.
-
-    Example:
-        >>> low, high = bounded_mean_interval(1.0, 0.0, 9)
-        >>> round(low, 3), high
-        (0.701, 1.0)
-    """
-    if error is None:
-        return 0.0, 1.0
-    effective: float = observations
-    if error > 0 and 0 < mean < 1:
-        effective = mean * (1 - mean) / error**2
-    return wilson_interval(mean, effective)
-
-
 def triplet_accuracy(measures: SplitMeasures) -> tuple[float, float, float]:
     """Compute the share of triplets with d(anchor, positive) < d(anchor, negative).
 
     The share is over all triplets, not a mean over anchors. The interval is that of
-    :func:`bounded_mean_interval` with the jackknife error over images.
+    :func:`bounded_mean_interval` over images, with the standard error of the jackknife.
 
     Args:
         measures: Measures of a split.
@@ -116,8 +115,7 @@ def triplet_accuracy(measures: SplitMeasures) -> tuple[float, float, float]:
         >>> import torch
         >>> from stages.evaluation.triplets_and_rankings import measure_split
         >>> vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
-        >>> value, low, high = triplet_accuracy(measure_split(vectors, torch.tensor([0, 0, 1])))
-        >>> value, round(low, 3), round(high, 3)
+        >>> triplet_accuracy(measure_split(vectors, torch.tensor([0, 0, 1])))
         (0.5, 0.0, 1.0)
     """
     total, won = int(measures.total.sum()), int(measures.won.sum())
@@ -125,6 +123,8 @@ def triplet_accuracy(measures: SplitMeasures) -> tuple[float, float, float]:
         return math.nan, math.nan, math.nan
     value = won / total
     error = jackknife_error(won, measures.won_any, total, measures.total_any)
+    if error is None:
+        return value, 0.0, 1.0
     images = int((measures.total_any > 0).sum())
     return value, *bounded_mean_interval(value, error, images)
 
@@ -170,7 +170,7 @@ def share_score(metric: str, split: str, correct: np.ndarray, definition: str) -
 
 
 def mean_score(metric: str, split: str, values: np.ndarray, definition: str) -> Score:
-    """Return a mean over queries as a score with the interval of `bounded_mean_interval`.
+    """Return a mean over queries as a score with the interval of :func:`bounded_mean_interval`.
 
     Args:
         metric: Name of the metric.
@@ -179,15 +179,13 @@ def mean_score(metric: str, split: str, values: np.ndarray, definition: str) -> 
         definition: Definition stored with the score.
 
     Returns:
-        The score; undefined without a value, and without an interval for a single value.
+        The score; undefined without a value.
     """
     values, definition = _drop_undefined(values, definition)
     if len(values) == 0:
         return Score.undefined(metric, split, definition)
     mean = min(1.0, math.fsum(values) / len(values))
-    if len(values) == 1:
-        return Score(metric, split, mean, None, None, 1, definition)
-    error = float(values.std(ddof=1)) / math.sqrt(len(values))
+    error = float(values.std()) / math.sqrt(len(values))
     low, high = bounded_mean_interval(mean, error, len(values))
     definition = f"{definition}; interval: Wilson with the effective number of queries"
     return Score(metric, split, mean, low, high, len(values), definition)
@@ -198,5 +196,6 @@ def _drop_undefined(values: np.ndarray, definition: str) -> tuple[np.ndarray, st
     defined = values[~np.isnan(values)]
     dropped = len(values) - len(defined)
     if dropped:
-        definition += f"; {dropped} queries without another image of their class dropped"
+        queries = "query" if dropped == 1 else "queries"
+        definition += f"; {dropped} {queries} without another image of the same class dropped"
     return defined, definition

@@ -173,10 +173,16 @@ class EmbeddingNet(nn.Module):
         given = {
             name: value for name, value in tensors.items() if not name.startswith(self.trunk.heads)
         }
-        if problems := _mismatches(expected, given):
+        # Files from before BatchNorm had this counter lack it, and nothing uses it.
+        required = {
+            name: value
+            for name, value in expected.items()
+            if name in given or not name.endswith("num_batches_tracked")
+        }
+        if mismatch := describe_mismatch(required, given, dtypes=False):
             raise CheckpointError(
                 f"{where}: not the weights of {self.config['name']} at size "
-                f"{self.config['size']} ({'; '.join(problems)}); give the weights of this network "
+                f"{self.config['size']} ({mismatch}); give the weights of this network "
                 "and size, or change the network or the size"
             )
         # Copy instead of load_state_dict: some networks require extra state there.
@@ -253,22 +259,40 @@ def _frozen_block_count(name: str, trunk: str, blocks: int) -> int:
     return blocks - trained
 
 
-def _mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """Describe how the names and shapes of given tensors differ from the expected ones."""
-    missing = [
-        name
-        for name in expected
-        # Files from before BatchNorm had this counter lack it, and nothing uses it.
-        if name not in given and not name.endswith("num_batches_tracked")
-    ]
+def describe_mismatch(
+    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, dtypes: bool = True
+) -> str:
+    """Describe how the names, shapes and dtypes of tensors differ from the expected ones.
+
+    Args:
+        expected: Tensors by name, on any device.
+        given: The tensors to compare with them.
+        dtypes: False to accept any dtype.
+
+    Returns:
+        A phrase that names up to three tensors per kind of difference; empty if all fit.
+
+    Example:
+        >>> describe_mismatch({"a": torch.zeros(2)}, {"a": torch.zeros(3), "b": torch.zeros(1)})
+        'unknown b; wrong shape: a (3,) instead of (2,)'
+    """
+    missing = [name for name in expected if name not in given]
     unknown = [name for name in given if name not in expected]
-    reshaped = [
-        f"{name} {tuple(given[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected
-        if name in given and given[name].shape != expected[name].shape
-    ]
-    problems = (("missing", missing), ("unknown", unknown), ("wrong shape:", reshaped))
-    return [f"{problem} {_first_three(names)}" for problem, names in problems if names]
+    reshaped, retyped = [], []
+    for name, value in expected.items():
+        other = given.get(name, value)
+        if other.shape != value.shape:
+            reshaped.append(f"{name} {tuple(other.shape)} instead of {tuple(value.shape)}")
+        elif dtypes and other.dtype != value.dtype:
+            retyped.append(f"{name} {other.dtype} instead of {value.dtype}")
+    problems = {
+        "missing": missing,
+        "unknown": unknown,
+        "wrong shape:": reshaped,
+        "wrong dtype:": retyped,
+    }
+    listed = [f"{problem} {_first_three(names)}" for problem, names in problems.items() if names]
+    return "; ".join(listed)
 
 
 def _first_three(names: Sequence[str]) -> str:

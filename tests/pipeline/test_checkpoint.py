@@ -1,18 +1,30 @@
 """Checkpoints load completely or not at all."""
 
 import json
+import os
+import sys
 
 import pytest
 import torch
+from checkpoint_files import assert_rejected, change_header, make_gallery, write_file
+from factories import make_record
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pipeline.checkpoint import load_classifier, load_embedding, save_classifier, save_embedding
-from stages.errors import CheckpointError
+import pipeline.checkpoint as checkpoint_module
+from pipeline.checkpoint import (
+    load_classifier,
+    load_embedding,
+    read_header,
+    save_classifier,
+    save_embedding,
+    save_tensors,
+)
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet
 from stages.network.head import Head
-from stages.records import Embeddings
+
+LOAD = {"embedding": load_embedding, "classifier": load_classifier}
 
 
 @pytest.fixture
@@ -20,26 +32,31 @@ def saved(tmp_path):
     """Path of a saved embedding, and its network."""
     network = EmbeddingNet(1, 28, 8).to(memory_format=torch.channels_last)
     path = tmp_path / "embedding.safetensors"
-    save_embedding(path, network, {"network": network.config, "classes": ["a", "b"]})
+    save_embedding(path, network, make_record("embedding", network))
     return path, network
 
 
-def change_header(path, **changes):
-    """Save the same tensors with other header entries."""
+@pytest.fixture(params=["embedding", "classifier"])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def checkpoint(kind, tmp_path):
+    """Path of a checkpoint."""
+    path = tmp_path / f"{kind}.safetensors"
+    write_file(kind, path)
+    return path
+
+
+def change_tensors(path, **changes):
+    """Save another file with other tensors and a correct digest; ``None`` removes a tensor."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = file.metadata()
-    save_file(tensors, path, {**header, **changes})
-
-
-def assert_rejected(path, *texts, load=load_embedding):
-    """Assert that the file is rejected with a message that names it and contains the texts."""
-    with pytest.raises(CheckpointError) as error:
-        load(path)
-    message = str(error.value)
-    assert message.startswith(f"{path}: ")
-    for text in texts:
-        assert text in message
+    header = read_header(path)
+    tensors |= {name.replace("__", "."): value for name, value in changes.items()}
+    kept = {name: value for name, value in tensors.items() if value is not None}
+    save_tensors(path, header.kind, kept, header.record)
 
 
 def test_embedding_round_trip(saved):
@@ -49,21 +66,14 @@ def test_embedding_round_trip(saved):
     assert loaded.digest == state_digest(network.state_dict())
     assert loaded.classes == ("a", "b") and not loaded.network.training
     with safe_open(path, framework="pt") as file:
-        assert set(file.metadata()) == {"format_version", "kind", "digest", "record"}
+        assert set(file.metadata()) == {
+            *("format_version", "kind", "digest", "record", "record_digest")
+        }
 
 
 def test_classifier_holds_network_head_and_gallery(tmp_path):
-    network, head = EmbeddingNet(1, 28, 8), Head(8, 2)
-    gallery = Embeddings(torch.eye(8)[:3], torch.tensor([0, 1, 1]), ("a", "b"))
-    record = {
-        "network": network.config,
-        "classes": ["a", "b"],
-        "settings": {"dropout": 0.5},
-        "embedding_digest": state_digest(network.state_dict()),
-        "gallery_ids": ["x", "y", "z"],
-        "temperature": 1.5,
-        "k": 3,
-    }
+    network, head, gallery = EmbeddingNet(1, 28, 8), Head(8, 2), make_gallery()
+    record = make_record("classifier", network)
     path = tmp_path / "classifier.safetensors"
     save_classifier(path, network, head, gallery, record)
     with safe_open(path, framework="pt") as file:
@@ -113,16 +123,129 @@ def test_changed_bit_is_rejected(saved):
     assert_rejected(path, "damaged", "digest")
 
 
-def test_newer_format_is_rejected(saved):
-    path, _ = saved
-    change_header(path, format_version="2")
-    assert_rejected(path, "format 2", "up to 1")
+@pytest.mark.parametrize("version", ["3", "30"])
+def test_newer_format_is_rejected(checkpoint, kind, version):
+    change_header(checkpoint, format_version=version)
+    assert_rejected(checkpoint, f"format {version}", "format 2", load=LOAD[kind])
 
 
-def test_damaged_record_is_rejected(saved):
-    path, _ = saved
-    change_header(path, record="{")
-    assert_rejected(path, "header is damaged")
+@pytest.mark.parametrize("version", ["", "0", "-2", "2.0", "\u00b2", "9" * 5000])
+def test_format_that_is_no_number_is_rejected(saved, version):
+    change_header(saved[0], format_version=version)
+    assert_rejected(saved[0], "not a checkpoint")
+
+
+def test_older_format_is_rejected_with_the_command_that_replaces_it(checkpoint, kind):
+    change_header(checkpoint, format_version="1", record_digest="")
+    command = {"embedding": "embed", "classifier": "classify"}[kind]
+    assert_rejected(
+        checkpoint,
+        "format 1",
+        f"`pipeline {command}",
+        f"--out {checkpoint} --force",
+        load=LOAD[kind],
+    )
+    assert_rejected(checkpoint, "format 1", load=read_header)
+
+
+@pytest.mark.parametrize("entry", ["digest", "record", "record_digest", "kind"])
+def test_missing_header_entry_is_rejected(checkpoint, kind, entry):
+    change_header(checkpoint, **{entry: ""})
+    assert_rejected(checkpoint, load=LOAD[kind])
+    assert_rejected(checkpoint, load=read_header)
+
+
+def test_edited_record_is_rejected(checkpoint, kind):
+    record = read_header(checkpoint).record
+    change_header(checkpoint, record=json.dumps({**record, "source": "elsewhere"}))
+    assert_rejected(checkpoint, "record", "digest", load=LOAD[kind])
+
+
+def save_other_network(path, name, **config):
+    """Save a record that describes another network than the file holds."""
+    record = make_record("embedding")
+    record["settings"] |= {"network": name, "dim": config["dim"]}
+    record["network"] |= {"name": name, **config}
+    save_tensors(path, "embedding", EmbeddingNet(1, 8, 8).state_dict(), record)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "found"),
+    [
+        ("torchvision:no_network", 8, "torchvision:no_network"),
+        ("timm:resnet10t", 8, "pip install"),
+        ("conv-deep", 8, "do not fit"),
+        ("conv", 1_000_000, "1000000"),  # 12 GB of weights
+        ("torchvision:vit_h_14", 8, "do not fit"),  # 2.5 GB
+    ],
+)
+def test_other_network_is_rejected_before_it_is_built(tmp_path, monkeypatch, name, dim, found):
+    monkeypatch.setitem(sys.modules, "timm", None)  # not installed
+    devices = []
+    build = checkpoint_module.build_network
+
+    def record_device(config):
+        network = build(config)
+        devices.append(network.mean.device.type)
+        return network
+
+    monkeypatch.setattr(checkpoint_module, "build_network", record_device)
+    save_other_network(tmp_path / "e", name, dim=dim)
+    assert_rejected(tmp_path / "e", found)
+    assert set(devices) <= {"meta"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gallery__labels": torch.tensor([0, 1, 2])},
+        {"gallery__labels": torch.tensor([0, 1, -1])},
+        {"gallery__labels": torch.tensor([0, 1, 1], dtype=torch.int32)},
+        {"gallery__labels": None},
+        {"gallery__vectors": 2 * torch.eye(8)[:3]},
+        {"gallery__vectors": torch.full((3, 8), torch.nan)},
+        {"gallery__vectors": torch.eye(8)[:2]},
+        {"gallery__vectors": torch.eye(8)[:3].double()},
+        {"head__weight": torch.zeros(3, 8)},
+        {"head__weight": torch.full((2, 8), torch.inf)},
+        {"head__bias": torch.zeros(2, dtype=torch.float16)},
+        {"head__bias": None},
+        {"other": torch.zeros(1)},
+    ],
+    ids=str,
+)
+def test_impossible_tensors_are_rejected(tmp_path, changes):
+    path = tmp_path / "classifier.safetensors"
+    write_file("classifier", path)
+    change_tensors(path, **changes)
+    assert_rejected(path, load=load_classifier)
+
+
+def test_weights_that_are_not_finite_are_rejected(saved):
+    change_tensors(saved[0], project__bias=torch.full((8,), torch.nan))
+    assert_rejected(saved[0], "project.bias", "finite")
+
+
+def test_reading_the_header_reads_no_tensor(saved, monkeypatch):
+    path, network = saved
+    monkeypatch.setattr("pipeline.checkpoint.state_digest", lambda _: pytest.fail("tensors read"))
+    header = read_header(path)
+    assert header.record["network"] == network.config
+    with pytest.raises(pytest.fail.Exception):
+        load_embedding(path)
+
+
+@pytest.mark.parametrize("make", ["mkdir", "mkfifo"])
+def test_path_that_is_no_file_is_rejected(tmp_path, make, kind):
+    path = tmp_path / "odd.safetensors"
+    getattr(os, make)(path)
+    assert_rejected(path, load=LOAD[kind])
+
+
+def test_records_that_would_be_unreadable_are_not_saved(tmp_path):
+    record = make_record("classifier", temperature=float("nan"))
+    with pytest.raises(ValueError, match="JSON"):
+        save_tensors(tmp_path / "c", "classifier", {"a": torch.zeros(1)}, record)
 
 
 def test_foreign_safetensors_file_is_rejected(tmp_path):
@@ -132,7 +255,6 @@ def test_foreign_safetensors_file_is_rejected(tmp_path):
 
 
 def test_tensors_that_do_not_fit_the_record_are_rejected(saved):
-    path, network = saved
-    record = {"network": {**network.config, "dim": 9}, "classes": ["a", "b"]}
-    change_header(path, record=json.dumps(record))
-    assert_rejected(path, "do not fit the network")
+    path, _ = saved
+    change_tensors(path, project__bias=torch.zeros(9))
+    assert_rejected(path, "do not fit the record", "(9,) instead of (8,)")

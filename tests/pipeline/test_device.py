@@ -3,13 +3,24 @@
 import resource
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from factories import QUIET
 
-from pipeline.device import choose_precision, start_device
-from stages.errors import SettingsError
+from pipeline.commands.classify import classify
+from pipeline.commands.data import audit_data
+from pipeline.commands.embed import embed
+from pipeline.commands.folds import run_folds
+from pipeline.commands.predict import predict
+from pipeline.commands.report import evaluate_run, report
+from pipeline.commands.run import run
+from pipeline.context import RunContext
+from pipeline.device import choose_precision, restore_torch_settings, start_device
+from stages.errors import DataError, SettingsError
+from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 ROOT = Path(__file__).parents[2]
 # Prints 1 if glibc accepts the limit. Runs in its own process because the call changes the limit.
@@ -18,9 +29,10 @@ LIMIT_IS_ACCEPTED = (
 )
 COUNT_PAGE_FAULTS = """
 import resource, sys, torch
-from pipeline.device import start_device
-if sys.argv[1] == "started":
-    start_device("cpu", 1)
+from pipeline.device import keep_freed_memory, start_device
+start_device("cpu", 1)
+if sys.argv[1] == "keep":
+    keep_freed_memory("cpu")
 for step in range(20):
     if step == 10:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -41,9 +53,72 @@ def run_python(program: str, *arguments: str) -> str:
 )
 def test_freed_memory_is_reused():
     pages = 10 * 2**26 // resource.getpagesize()  # of ten tensors of 64 MB
-    with_start = int(run_python(COUNT_PAGE_FAULTS, "started"))
-    without_start = int(run_python(COUNT_PAGE_FAULTS, "not started"))
-    assert with_start < pages / 100 < pages / 2 < without_start
+    kept = int(run_python(COUNT_PAGE_FAULTS, "keep"))
+    returned = int(run_python(COUNT_PAGE_FAULTS, "return"))
+    assert kept < pages / 100 < pages / 2 < returned
+
+
+def test_only_the_command_line_keeps_freed_memory(run_command, monkeypatch, tmp_path):
+    devices = []
+    monkeypatch.setattr("pipeline.device.keep_freed_memory", devices.append)
+    with pytest.raises(DataError):
+        audit_data(str(tmp_path / "missing"), ReadSettings(), context=QUIET)
+    with pytest.raises(DataError):
+        embed("missing", ReadSettings(), EmbedSettings(), out=tmp_path / "e", context=QUIET)
+    assert devices == []
+    assert run_command("embed", "--data", "missing", "--device", "cpu")[0] == 1
+    assert devices == ["cpu"]
+
+
+def torch_settings() -> tuple[object, ...]:
+    """Return the settings of the whole process that a command changes while it runs."""
+    return (
+        torch.get_deterministic_debug_mode(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.get_num_threads(),
+        list(warnings.filters),
+    )
+
+
+def test_commands_restore_the_settings_of_torch(monkeypatch, tmp_path):
+    during = []
+
+    def prepare(*_: object) -> None:
+        warnings.filterwarnings("ignore", message="as on a GPU")
+        during.append(torch_settings())
+        raise DataError("no images")
+
+    for command in ("embed", "run"):
+        monkeypatch.setattr(f"pipeline.commands.{command}.prepare_inputs", prepare)
+    monkeypatch.setattr("pipeline.commands.folds.load_data", prepare)
+    for command in ("classify", "report"):
+        monkeypatch.setattr(f"pipeline.commands.{command}.load_embedding", prepare)
+    monkeypatch.setattr("pipeline.commands.predict.load_classifier", prepare)
+    context = RunContext(device="cpu", threads=3, quiet=True)
+    read, stage_one, stage_two = ReadSettings(), EmbedSettings(), ClassifySettings()
+    path = tmp_path / "file"
+    image = path.with_suffix(".png")
+    image.touch()
+    checkpoints = {"embedding": path, "classifier": path}
+    calls = [
+        lambda: embed("a", read, stage_one, out=path, context=context),
+        lambda: classify(path, stage_two, out=path, context=context),
+        lambda: report(path, path, out=tmp_path, context=context),
+        lambda: evaluate_run("a", path, path, context=context),
+        lambda: run("a", read, stage_one, stage_two, out=path, context=context, **checkpoints),
+        lambda: run_folds("a", read, stage_one, stage_two, folds=3, out=path, context=context),
+        lambda: predict([image], path, out=None, as_json=False, context=context),
+    ]
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    with restore_torch_settings():
+        torch.set_deterministic_debug_mode("default")
+        torch.set_num_threads(2)
+        before = torch_settings()
+        for number, call in enumerate(calls, 1):
+            with pytest.raises(DataError):
+                call()
+            assert torch_settings() == before
+            assert len(during) == number and during[-1][:3] == (2, False, 3)
 
 
 def test_operation_without_deterministic_version_is_an_error_on_the_cpu():
@@ -67,6 +142,16 @@ def test_thread_count_below_one_is_rejected():
     with pytest.raises(SettingsError, match=r"^threads 0: ") as error:
         start_device("cpu", 0)
     assert error.value.field == "threads"
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_emulated_bfloat16_is_not_chosen_on_a_gpu(monkeypatch, native, expected):
+    def is_supported(including_emulation: bool = True) -> bool:
+        return including_emulation or native
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    gpu = torch.device("cuda")
+    assert choose_precision("auto", gpu) == choose_precision(expected, gpu)
 
 
 def test_auto_precision_depends_on_processor_and_network(monkeypatch):

@@ -56,13 +56,19 @@ def test_temporary_file_is_hidden_and_marked_as_partial(tmp_path):
     assert name.startswith(".file.csv.") and name.endswith(".partial")
 
 
-def test_written_file_is_readable_by_others(tmp_path):
-    earlier = os.umask(0o022)
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_umask_decides_who_can_read_a_file(tmp_path, umask, mode):
+    earlier = os.umask(umask)
     try:
         write_atomically(tmp_path / "file", b"")
     finally:
         os.umask(earlier)
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_writing_does_not_change_the_umask_of_other_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", lambda _: pytest.fail("changed for the whole process"))
+    write_atomically(tmp_path / "file", b"")
 
 
 def test_target_of_a_link_is_replaced(tmp_path):

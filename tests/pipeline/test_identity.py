@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from factories import make_dataset
+from factories import make_dataset, make_record
 
 from pipeline.checkpoint import save_tensors
 from pipeline.identity import (
@@ -69,7 +69,9 @@ def test_file_of_weights_is_identified_by_its_content():
 def test_only_the_same_run_may_be_replaced_without_force(identity, tmp_path):
     path = tmp_path / "e.safetensors"
     refuse_to_replace(path, "embedding", identity, force=False)  # nothing to replace
-    save_tensors(path, "embedding", {"x": torch.zeros(1)}, identity)
+    record = make_record("embedding", **identity)
+    record["network"] = {**record["network"], "size": identity["read"]["size"]}
+    save_tensors(path, "embedding", {"x": torch.zeros(1)}, record)
     refuse_to_replace(path, "embedding", identity, force=False)
     other = changed(identity, lr=0.01)
     with pytest.raises(CheckpointError, match=r"e\.safetensors.*lr 0\.003 instead of 0\.01"):

@@ -1,6 +1,5 @@
 """Interrupting, killing and resuming a run; history, messages and TensorBoard."""
 
-import multiprocessing
 import os
 import random
 import re
@@ -12,17 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from checkpoint_files import make_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import pipeline.monitor
 from pipeline.checkpoint import read_header
 from pipeline.cli import main
-from pipeline.files import atomic_file
 from pipeline.monitor import TrainingMonitor
 from pipeline.signals import StopRequest
 from pipeline.training_state import load_state
 from stages.embedding.train import Step
-from stages.records import EpochLog, TrainingState
+from stages.records import EpochLog
 
 ROOT = Path(__file__).parents[2]
 EMBED = [
@@ -53,9 +51,7 @@ def make_monitor(
 
 
 def make_step(done: int, *, last: bool = False) -> Step:
-    values = dict.fromkeys(TrainingState.__dataclass_fields__, 0)
-    state = TrainingState(**{**values, "history": ()})
-    return Step(done=done, last=last, loss=0.5, active_share=0.25, images=80, state=lambda: state)
+    return Step(done=done, last=last, loss=0.5, active_share=0.25, images=80, state=make_state)
 
 
 @pytest.fixture
@@ -147,21 +143,6 @@ def test_progress_bar_shows_epoch_and_loss(tmp_path):
     starts = [postfix.split(",")[0] for postfix in monitor.bar.postfixes]
     assert starts == ["epoch 3/10", "epoch 3/10", "epoch 4/10"]
     assert monitor.bar.postfixes[0] == "epoch 3/10, loss 0.5000, active 25.00%"
-
-
-def test_temporary_files_of_a_killed_run_are_removed(tmp_path):
-    kept = [
-        tmp_path / "e.state",
-        tmp_path / "other.state",
-        tmp_path / ".other.state.abcdefgh.partial",
-    ]
-    for path in kept:
-        path.touch()
-    with atomic_file(tmp_path / "e.state"):
-        (stale,) = set(tmp_path.iterdir()) - set(kept)
-    stale.touch()
-    make_monitor(tmp_path / "e.safetensors", [])
-    assert set(tmp_path.iterdir()) == set(kept)
 
 
 def test_interrupted_run_resumes_to_the_same_result(embed, tmp_path):
@@ -276,55 +257,3 @@ def test_signal_saves_the_state_and_exits_with_130(tmp_path, number):
     assert process.returncode == 130 and "--resume" in errors and "Traceback" not in errors
     state, record = load_state(tmp_path / "checkpoints/embedding.state")
     assert 0 < state.step < state.steps and not record["finished"]
-
-
-def run_in(folder: Path, *arguments: str) -> None:
-    """Run `embed` in a child process, whose parent has imported the slow packages."""
-    os.chdir(folder)
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # until the end of the process
-    pipeline.monitor.SAVE_TIME_SHARE = 10  # saves after every epoch, so that kills hit saves
-    main([*EMBED, "--epochs", "25", "--val", "0.05", "--test", "0.8", *arguments])
-
-
-@pytest.mark.slow
-def test_killed_run_resumes_to_the_same_result(tmp_path):
-    """Thirty kills at random moments, also during saves."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            *("torch", "torchvision", "pandas", "pytest", "sklearn.datasets", "scipy.stats"),
-            *("matplotlib", "bokeh"),
-        ]
-    )
-
-    def start_in(folder: Path) -> multiprocessing.process.BaseProcess:
-        folder.mkdir(exist_ok=True)
-        process = context.Process(target=run_in, args=(folder, "--resume"))
-        process.start()
-        return process
-
-    start_in(tmp_path / "warm-up").join()
-    start = time.monotonic()
-    start_in(tmp_path / "whole").join()
-    seconds = time.monotonic() - start
-    generator = random.Random(0)
-    kills = runs = 0
-    while kills < 30:
-        folder = tmp_path / str(runs)
-        process = start_in(folder)
-        while kills < 30:
-            process.join(timeout=generator.uniform(0.1, 0.9) * seconds)
-            if process.exitcode is not None:
-                break
-            process.kill()
-            process.join()
-            kills += 1
-            process = start_in(folder)
-        process.join()
-        assert process.exitcode == 0
-        assert digest(folder) == digest(tmp_path / "whole")
-        assert len(pd.read_csv(folder / "checkpoints/embedding.history.csv")) == 25
-        endings = sorted(path.suffix for path in (folder / "checkpoints").iterdir())
-        assert endings == [".csv", ".safetensors", ".state"]
-        runs += 1
-    assert runs >= 2

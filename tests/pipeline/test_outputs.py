@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.files import atomic_file
 from pipeline.outputs import reserve_outputs
 from stages.errors import PipelineError
 
@@ -45,6 +46,22 @@ def test_second_run_is_refused_until_the_first_is_killed(holder, tmp_path):
     assert not any(path.parent.iterdir())  # the lock file of the killed process is removed
 
 
+def test_temporary_files_of_a_killed_process_are_removed(tmp_path):
+    kept = [
+        tmp_path / "e.state",
+        tmp_path / ".other.state.abcdefgh.partial",
+        tmp_path / ".e.b.state.abcdefgh.partial",  # of e.b.state
+    ]
+    for path in kept:
+        path.touch()
+    with atomic_file(tmp_path / "e.state"):
+        (stale,) = set(tmp_path.iterdir()) - set(kept)
+    stale.touch()
+    with reserve_outputs([tmp_path / "e.state"]):
+        assert not stale.exists()
+    assert set(tmp_path.iterdir()) == set(kept)
+
+
 def test_a_command_may_reserve_the_outputs_of_its_caller(tmp_path):
     path, folder = tmp_path / "file", tmp_path / "reports"
     with reserve_outputs([path], folders=[folder]):
@@ -62,6 +79,14 @@ def test_folders_of_a_failed_command_are_removed_and_results_are_kept(tmp_path):
     with reserve_outputs([path], folders=[tmp_path / "c"]):
         path.touch()
     assert sorted(tmp_path.rglob("*")) == [tmp_path / "a", path.parent, path]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_link_to_a_reserved_output_is_refused(holder, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "out" / "file")
+    with pytest.raises(PipelineError, match=f"^{link}: another run"), reserve_outputs([link]):
+        pass
 
 
 @pytest.mark.parametrize("second", ["file", "folder/../file", "link"])

@@ -21,6 +21,8 @@ from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
 from pipeline.commands.report import evaluate_run, report
 from pipeline.files import default_cache
+from pipeline.report.summary import verdicts
+from pipeline.report.tables import text_table
 from pipeline.weights import load_weights
 from stages.errors import CheckpointError
 from stages.network.digest import state_digest
@@ -156,7 +158,16 @@ def test_untrained_baseline_is_the_initial_network(small_weights, tmp_path, monk
         return forward(network, images)
 
     monkeypatch.setattr(EmbeddingNet, "forward", record_digest)
-    evaluate_run("run", embedding, classifier, context=QUIET, source=photos)
+    run = evaluate_run("run", embedding, classifier, context=QUIET, source=photos)
     trained = load_embedding(embedding).digest
     assert digests == {trained, state_digest(initial.state_dict())}
     assert len(digests) == 2
+    name = "pretrained trunk with an untrained projection"
+    assert name in run.evaluation.score(BASELINE).definition
+    paired = [
+        replace(paired, p_value=0.5) if paired.metric_b == BASELINE else paired
+        for paired in run.evaluation.paired_tests
+    ]
+    run = replace(run, evaluation=replace(run.evaluation, paired_tests=tuple(paired)))
+    texts = " ".join(verdicts([run]))
+    assert name in texts and "before training (" not in texts + text_table([run])

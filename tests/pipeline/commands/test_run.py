@@ -132,6 +132,9 @@ REFUSED = {
     "the classifier is the state": ("--embedding", "x.safetensors", "--classifier", "x.state"),
     "report on folds": ("--out", "folds"),
     "page is a folder": ("--out", "page"),
+    "figure is a folder": ("--figures", "drawn"),
+    "long name": ("--out", "x" * 300),
+    "the classifier is the cache": ("--embedding", "x.safetensors", "--classifier", "x.vectors"),
 }
 
 
@@ -147,6 +150,7 @@ def test_outputs_are_checked_before_images_are_read(run_command, tmp_path, monke
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     (tmp_path / "page" / "report.html").mkdir(parents=True)
+    (tmp_path / "drawn" / "map.svg").mkdir(parents=True)
     write_folds_report(tmp_path / "folds")
     monkeypatch.setattr("pipeline.commands.inputs.load_dataset", None)
     before = sorted(tmp_path.rglob("*"))

@@ -1,5 +1,8 @@
 """Percentages, p-values and differences as text."""
 
+import re
+
+import numpy as np
 import pytest
 
 from pipeline.report.formats import (
@@ -8,8 +11,10 @@ from pipeline.report.formats import (
     format_p_value,
     format_percent,
     format_points,
+    is_significant,
     p_equals,
 )
+from stages.evaluation.paired_tests import mcnemar_test
 from stages.evaluation.results import PairedTest, Score
 
 
@@ -38,6 +43,9 @@ def test_percentages_near_0_and_100_get_more_decimals(value, text):
         (1.0, "1.0", "p = 1.0"),
         (0.6291, "0.63", "p = 0.63"),
         (0.022, "0.022", "p = 0.022"),
+        (0.0498, "0.0498", "p = 0.0498"),
+        (0.049999, "0.049999", "p = 0.049999"),
+        (0.0502, "0.050", "p = 0.050"),
         (0.0009, "< 0.001", "p < 0.001"),
         (None, "\u2013", "p = \u2013"),
     ],
@@ -56,6 +64,23 @@ def test_an_undefined_interval_is_empty():
 def test_differences_use_a_minus_sign():
     assert format_points(-0.0125, decimals=1) == "\u22121.2"
     assert format_points(0.25, decimals=2) == "+25.00"
+    assert format_points(0.0, decimals=1) == "+0.0"
+
+
+@pytest.mark.parametrize("only_b", range(12))
+def test_printed_interval_and_p_value_agree_with_the_verdict(only_b):
+    """A printed bound has the sign of its value, and a printed p-value is on its side of 0.05."""
+    for count in (30, 300, 30_000):
+        for only_a in range(only_b, 40):
+            a = np.repeat([True, False, False], (only_a, only_b, 0))
+            filler = np.zeros(max(0, count - only_a - only_b), dtype=bool)
+            paired = mcnemar_test("a", "b", "test", np.r_[a, filler], np.r_[~a, filler])
+            text = format_difference(paired)
+            low, high = re.search(r"CI (\S+) to (\S+)\)", text.replace("\u2212", "-")).groups()
+            p_value = format_p_value(paired.p_value)
+            excludes_0 = float(low) > 0 or float(high) < 0
+            assert excludes_0 == ("not significantly" not in text) == is_significant(paired)
+            assert excludes_0 == (p_value.startswith("<") or float(p_value) < 0.05)
 
 
 @pytest.mark.parametrize("p_value, negation", [(0.049, ""), (0.05, "not "), (0.63, "not ")])

@@ -49,7 +49,8 @@ TOOLTIPS = """(() => {
                 const image = element.querySelector('img');
                 const embedded = element.querySelectorAll('script, svg, img').length;
                 const source = image.src.slice(0, 16);
-                tooltips.push([image.naturalWidth, source, element.textContent, embedded]);
+                const width = [image.naturalWidth, image.width];
+                tooltips.push([width, source, element.textContent, embedded]);
             }
             if (element.shadowRoot) walk(element.shadowRoot);
         }
@@ -204,7 +205,7 @@ def test_hovering_shows_the_image_and_its_classes(report_file, browse):
     tooltips = page.evaluate(TOOLTIPS)
     assert tooltips, "no tooltip"
     width, source, text, embedded = tooltips[0]
-    assert width == 16
+    assert width == [16, 112]  # a small image is enlarged
     assert source == "data:image/webp;"
     assert any(f"true class: {name}" in text for name in UNTRUSTED_NAMES)
     assert embedded == 1  # only the image: no name became an element

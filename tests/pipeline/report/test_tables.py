@@ -9,7 +9,8 @@ from factories import QUIET, TINY, make_dataset, train_both
 
 from pipeline.commands.report import report
 from pipeline.report.summary import summary
-from pipeline.report.tables import text_table
+from pipeline.report.tables import accuracy_table, comparison_table, text_table
+from pipeline.report.write import write_report
 
 CLASSES = ("cat", "dog", "newt", "owl")
 
@@ -88,7 +89,7 @@ def test_classes_with_no_test_image_and_with_one(tmp_path):
     (run,) = report(*train_both(data, tmp_path), out=tmp_path / "out", context=QUIET, source=data)
     score = run.evaluation.score("precision_at_1")
     assert score.count == 8
-    assert "1 queries without another image" in score.definition
+    assert "1 query without another image" in score.definition
     predictions = pd.read_csv(tmp_path / "out" / "predictions.csv")
     assert predictions["triplet_accuracy"].isna().sum() == 1
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
@@ -100,3 +101,50 @@ def test_two_classes(tmp_path):
     data = make_dataset(("no", "yes"), test=2)
     (run,) = report(*train_both(data, tmp_path), out=tmp_path / "out", context=QUIET, source=data)
     assert run.evaluation.score("triplet_accuracy").count == 8
+
+
+def with_one_lost_triplet(run):
+    """Return the run with one lost triplet of four million, and a difference as small."""
+    value, low, high = 1 - 1 / 4_048_884, 0.99, 1 - 1e-9
+    scores = [
+        dataclasses.replace(score, value=value, low=low, high=high)
+        if score.value is not None
+        else score
+        for score in run.evaluation.scores
+    ]
+    tests = [
+        dataclasses.replace(paired, difference=1e-8, low=1e-9, high=value, p_value=0.04999999)
+        for paired in run.evaluation.paired_tests
+    ]
+    evaluation = dataclasses.replace(
+        run.evaluation, scores=tuple(scores), paired_tests=tuple(tests)
+    )
+    return dataclasses.replace(run, evaluation=evaluation)
+
+
+def test_one_lost_triplet_is_not_rounded_to_a_perfect_score(good_report, tmp_path):
+    run = with_one_lost_triplet(good_report.runs[0])
+    write_report(tmp_path, (run,))
+    accuracy = pd.read_csv(tmp_path / "accuracy.csv")
+    assert ((0.999 < accuracy["value"]) & (accuracy["value"] < 1)).all()
+    assert ((accuracy["value"] < accuracy["ci_high"]) & (accuracy["ci_high"] < 1)).all()
+    comparisons = pd.read_csv(tmp_path / "comparisons.csv")
+    assert ((0 < comparisons["ci_low"]) & (comparisons["ci_low"] < comparisons["difference"])).all()
+    assert (comparisons["p_value"] < 0.05).all() and (comparisons["ci_high"] < 1).all()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8").split("<script>")[0]
+    table = page[page.index('<table class="scores">') : page.index("<details>")]
+    assert "99.99998%" in table and "100.0" not in table
+    assert "+0.0000001 to +99.99998" in page
+    assert "1.0000" not in text_table((run,)) and "0.9999998" in text_table((run,))
+    assert "1.0000" not in text_table((run, run)) and "0.9999998" in text_table((run, run))
+
+
+def test_tables_are_unchanged_away_from_0_and_1(good_report):
+    (run,) = good_report.runs
+    for table, columns in (
+        (accuracy_table((run,)), ("value", "ci_low", "ci_high")),
+        (comparison_table((run,)), ("difference", "ci_low", "ci_high")),
+    ):
+        for column in columns:
+            texts = [text for text in table[column] if text]
+            assert texts and all(len(text.lstrip("-")) == 8 for text in texts)

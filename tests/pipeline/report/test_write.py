@@ -2,6 +2,8 @@
 
 import csv
 import dataclasses
+import re
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from pipeline.commands.report import report
 from pipeline.escape import escape_formula
+from pipeline.report.write import write_report
 
 CSV_FILES = ("accuracy.csv", "comparisons.csv", "predictions.csv")
 UNTRUSTED_NAMES = (
@@ -66,6 +69,56 @@ def test_untrusted_names_are_escaped_and_can_be_read_back(tmp_path):
     labels = [data.test.classes[label] for label in data.test.labels]
     assert list(predictions["label"].str.removeprefix("'")) == labels
     assert len(predictions) == len(data.test)
+
+
+def test_names_that_are_not_valid_text_leave_the_page_valid(tmp_path):
+    """A byte that is not UTF-8 in a file name, and control characters in class names."""
+    data = make_dataset(("a\udcffb", "x\x1b[31m\x00y", "right\u202eleft"))
+    out, figures = tmp_path / "out", tmp_path / "figures"
+    report(*train_both(data, tmp_path), out=out, context=QUIET, source=data, figures=figures)
+    page = (out / "report.html").read_bytes().decode()  # strict
+    assert "a\\udcffb" in page and "x\\x1b[31m\\x00y" in page and "right\\u202eleft" in page
+    body = page.split("<script>")[0]
+    assert not set(body) - {"\n"} & set(map(chr, (*range(32), 127, 0x202E)))
+    assert b"a\xffb" in (out / "predictions.csv").read_bytes()
+    ElementTree.fromstring((figures / "confusion.svg").read_bytes())
+
+
+def headings_without_content(page: str) -> list[str]:
+    """Return the headings that are followed by nothing or by a heading of at least their level."""
+    body = re.search(r"<main>(.*)</main>", page, re.DOTALL).group(1)
+    parts = re.split(r"<h([23])[^>]*>(.*?)</h\1>", body, flags=re.DOTALL)
+    empty = []
+    for level, title, content, next_level in zip(
+        parts[1::3], parts[2::3], parts[3::3], [*parts[4::3], "1"], strict=True
+    ):
+        text = re.sub(r"<(?!svg|img|div id)[^>]*>", "", content).strip()
+        if not text and next_level <= level:
+            empty.append(title)
+    return empty
+
+
+def test_no_heading_is_without_content(good_report, tmp_path):
+    (run,) = good_report.runs
+    perfect = dataclasses.replace(
+        run.evaluation.prediction,
+        classifier=run.test.labels.numpy(),
+        knn=run.test.labels.numpy(),
+    )
+    perfect = dataclasses.replace(
+        run, evaluation=dataclasses.replace(run.evaluation, prediction=perfect)
+    )
+    pooled = dataclasses.replace(
+        perfect,
+        folds=(perfect,),
+        deviation=run.evaluation.scores,
+        embedding={**run.embedding, "history": []},
+    )
+    for name, runs in (("one", [run]), ("two", [run, perfect]), ("folds", [pooled])):
+        write_report(tmp_path / name, runs)
+        page = (tmp_path / name / "report.html").read_text(encoding="utf-8")
+        assert page.count("<h2") > 3
+        assert headings_without_content(page) == [], name
 
 
 @pytest.mark.slow

@@ -58,6 +58,19 @@ def test_restored_sampler_continues_with_the_same_batches(sizes, k, seed, data):
     assert batches == expected
 
 
+def test_restored_sampler_has_the_same_state():
+    labels, sampler = make_sampler([8, 8, 8], 2, 2)
+    for _ in range(2):
+        next(iter(sampler))
+    state = sampler.state_dict()
+    assert state["position"] > 0
+    restored = PKSampler(labels, sampler.plan, seed=1)
+    restored.load_state_dict(state)
+    again = restored.state_dict()
+    assert again["position"] == state["position"]
+    assert torch.equal(again["generator"], state["generator"])
+
+
 def test_epoch_is_as_short_as_possible():
     # Five classes with two groups of 4 each: P = 2 shows all ten groups in five batches.
     _, sampler = make_sampler([8, 8, 8, 8, 8], 2, 4)

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 from factories import evaluate_random, random_embeddings
-from scipy import stats
 
-from stages.evaluation.paired_tests import mcnemar_test
 from stages.evaluation.pooling import pool_folds, pool_runs
-from stages.evaluation.statistics import triplet_accuracy, wilson_interval
+from stages.evaluation.statistics import bounded_mean_interval, triplet_accuracy
 from stages.evaluation.triplets_and_rankings import measure_gallery
 
 CLASSES = tuple("0123")
@@ -37,6 +35,10 @@ def random_folds(repeats: int, count: int = 60, folds: int = 3):
 def test_pooled_scores_are_counted_over_all_predictions(repeats):
     folds, test_indices, labels = random_folds(repeats)
     pooled = pool_folds(folds, test_indices, labels, CLASSES)
+    definition = pooled.score("untrained_knn_accuracy").definition
+    assert "network before training" in definition and "pretrained" not in definition
+    pretrained = pool_folds(folds, test_indices, labels, CLASSES, pretrained=True)
+    assert "pretrained trunk" in pretrained.score("untrained_knn_accuracy").definition
     for metric in ("knn_accuracy", "classification_accuracy", "pixel_knn_accuracy"):
         score = pooled.score(metric)
         correct = np.concatenate([fold.correct[metric] for fold in folds])
@@ -68,14 +70,6 @@ def test_repeated_predictions_do_not_narrow_an_interval():
         )
 
 
-def test_shares_over_repeats_count_as_fractions_of_an_image():
-    a, b = np.array([1, 1, 0.5, 0, 1, 1]), np.array([0, 0.5, 0, 0.5, 1, 0])
-    paired = mcnemar_test("a", "b", "test", a, b)
-    assert paired.difference == pytest.approx(np.mean(a - b))
-    expected = 2 * stats.norm.sf((3 - 0.5) / np.sqrt(3 + 0.5))  # 3 images against 0.5
-    assert paired.p_value == pytest.approx(expected)
-
-
 def test_interval_of_triplet_accuracy_is_a_jackknife_over_queries():
     test, gallery = random_embeddings(30, 3), random_embeddings(50, 3, seed=2)
     measures = measure_gallery(test.vectors, test.labels, gallery.vectors, gallery.labels)
@@ -89,7 +83,7 @@ def test_interval_of_triplet_accuracy_is_a_jackknife_over_queries():
         without.append(kept.won.sum() / kept.total.sum())
     error = np.sqrt(29 / 30 * np.square(without - np.mean(without)).sum())
     assert 0 < low < value < high < 1
-    assert (low, high) == pytest.approx(wilson_interval(value, value * (1 - value) / error**2))
+    assert (low, high) == pytest.approx(bounded_mean_interval(value, error, 30))
 
 
 def test_pool_runs_equals_numpy():

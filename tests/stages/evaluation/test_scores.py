@@ -7,7 +7,9 @@ import pytest
 import torch
 from factories import evaluate_random, random_embeddings, unit_vectors
 
+from stages.errors import PipelineError
 from stages.evaluation.metric_definitions import METRICS
+from stages.evaluation.results import Score
 from stages.evaluation.scores import WITHOUT_DUPLICATES
 from stages.records import Embeddings
 
@@ -74,3 +76,10 @@ def test_triplet_accuracy_without_triplets_is_undefined(labels):
     gallery = random_embeddings(60, 3, seed=2)
     test = Embeddings(unit_vectors(3, 8, seed=0), torch.tensor(labels), gallery.classes)
     assert evaluate_random(test, gallery).score("triplet_accuracy").value is None
+
+
+@pytest.mark.parametrize("value, count", [(1.5, 3), (-0.1, 3), (None, 3), (0.5, 0), (np.nan, 3)])
+def test_an_inconsistent_score_is_a_bug_and_no_error_of_the_user(value, count):
+    with pytest.raises(ValueError, match="knn_accuracy") as error:
+        Score("knn_accuracy", "test", value, None, None, count, "")
+    assert not isinstance(error.value, PipelineError)

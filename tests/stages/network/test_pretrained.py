@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from factories import make_dataset
+from factories import make_dataset, make_record
 from library_networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -68,7 +68,7 @@ def test_network_trains_and_is_rebuilt_from_its_checkpoint(name, channels, tmp_p
         assert 1000 not in parameter.shape  # no ImageNet classifier
     vectors = embed_split(trained, data.test, device=CPU).vectors
     torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
-    save_embedding(tmp_path / "e", trained, {"network": trained.config, "classes": ["a", "b"]})
+    save_embedding(tmp_path / "e", trained, make_record("embedding", trained))
     rebuilt = load_embedding(tmp_path / "e").network
     torch.testing.assert_close(
         embed_split(rebuilt, data.test, device=CPU).vectors, vectors, atol=1e-5, rtol=1e-5
