@@ -9,8 +9,8 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from io import BytesIO
-from typing import BinaryIO, NamedTuple
+from io import BufferedReader, BytesIO
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -101,7 +101,7 @@ def _decode_file(path: str, size: int | None, channels: int | None, resize: str)
         return _reason(error)
 
 
-def _check_and_read(file: BinaryIO) -> BinaryIO:
+def _check_and_read(file: BufferedReader) -> BufferedReader | BytesIO:
     """Return the content of a regular file in memory, or the file itself if it is large."""
     state = os.fstat(file.fileno())
     if not stat.S_ISREG(state.st_mode):
@@ -243,7 +243,7 @@ def decode_image(content: bytes) -> Image.Image:
     return _decode(BytesIO(content))
 
 
-def _decode(file: BinaryIO) -> Image.Image:
+def _decode(file: BufferedReader | BytesIO) -> Image.Image:
     image: Image.Image = Image.open(file, formats=FORMATS)
     mode = image.mode
     _bound_memory(image)
