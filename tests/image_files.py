@@ -121,7 +121,7 @@ GOOD: dict[str, tuple[bytes, np.ndarray, float]] = {
         np.full((7, 7), 255),
         0,
     ),
-    "one pixel": (
+    "a single pixel": (
         encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"),
         np.full((4, 4, 3), (1, 2, 3)),
         0,
