@@ -119,7 +119,8 @@ def embed(
     """
     context.start()
     folders = [tensorboard] if tensorboard else []
-    with reserve_outputs([out, *embedding_files(out)], folders=folders):
+    inputs = [Path(source)] if isinstance(source, str) else []
+    with reserve_outputs([out, *embedding_files(out)], folders=folders, inputs=inputs):
         training = _prepare(source, read, settings, out=out, context=context, force=force)
         saved = load_saved_state(
             state_path(out), training.state_identity, resume=resume, force=force

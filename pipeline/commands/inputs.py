@@ -142,7 +142,14 @@ def reload_dataset(
     """
     if context.root is None and record.get("root"):
         context = replace(context, root=Path(record["root"]))
-    data = load_data(source or record["source"], ReadSettings(**record["read"]), context)
+    try:
+        data = load_data(source or record["source"], ReadSettings(**record["read"]), context)
+    except DataError as error:
+        if source is not None:
+            raise
+        raise DataError(
+            f"{error}; if the images have moved, give their place with --data"
+        ) from None
     if data.fingerprint != record["fingerprint"]:
         raise DataError(
             f"{data.source}: not the images that the checkpoint was trained on (fingerprint "

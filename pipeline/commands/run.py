@@ -117,7 +117,8 @@ def run(
     outputs = []
     for planned in runs:
         outputs += [planned.embedding, *embedding_files(planned.embedding), planned.classifier]
-    with reserve_outputs(outputs), reserve_report(out, figures, force):
+    sources = [Path(source)] if isinstance(source, str) else []
+    with reserve_outputs(outputs, inputs=sources), reserve_report(out, figures, force):
         inputs = prepare_inputs(source, read, embed_settings, context)
         evaluated = _run_all(runs, inputs, read, context, force=force, resume=resume)
         if evaluated:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from io import BytesIO
-from typing import BinaryIO, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -100,7 +100,7 @@ def _decode_file(path: str, size: int | None, channels: int | None, resize: str)
         return _reason(error)
 
 
-def _check_and_read(file: BinaryIO) -> BinaryIO:
+def _check_and_read(file: IO[bytes]) -> IO[bytes]:
     """Return the content of a regular file in memory, or the file itself if it is large."""
     state = os.fstat(file.fileno())
     if not stat.S_ISREG(state.st_mode):
@@ -232,7 +232,7 @@ def decode_image(content: bytes) -> Image.Image:
     return _decode(BytesIO(content))
 
 
-def _decode(file: BinaryIO) -> Image.Image:
+def _decode(file: IO[bytes]) -> Image.Image:
     image: Image.Image = Image.open(file, formats=FORMATS)
     mode = image.mode
     _bound_memory(image)
