@@ -132,7 +132,7 @@ def write_characters(root: Path) -> Path:
 
 
 class Classifier(NamedTuple):
-    """A network with a linear layer on top, and its validation accuracy."""
+    """A network with a linear layer on top, and its validation accuracy (0 without validation)."""
 
     network: EmbeddingNet
     linear: nn.Linear
@@ -166,8 +166,11 @@ def train_cross_entropy(data: Dataset, seconds: float, lr: float) -> Classifier:
             if (share := (time.perf_counter() - start) / seconds) >= 1:
                 break
     network.eval()
-    correct = predict(linear, network, data.validation) == data.validation.labels
-    return Classifier(network, linear, float(correct.float().mean()))
+    accuracy = 0.0
+    if data.validation:
+        correct = predict(linear, network, data.validation) == data.validation.labels
+        accuracy = float(correct.float().mean())
+    return Classifier(network, linear, accuracy)
 
 
 @torch.no_grad()
@@ -194,7 +197,9 @@ def compare(work: Path) -> pd.DataFrame:
     context = RunContext(device="cpu", quiet=True, cache=work / "cache")
     manifest = write_characters(work / "characters")
     data = load_dataset(str(manifest), ReadSettings(), cache=work / "cache")
-    counts = len(data.train), len(data.validation), len(data.test)
+    if data.test is None:
+        raise SystemExit("no font of a test package is installed; install more with --packages")
+    counts = len(data.train), len(data.validation or ()), len(data.test)
     print("{} training, {} validation, {} test images".format(*counts), flush=True)
     start = time.perf_counter()
     out = work / "embedding.safetensors"
@@ -204,7 +209,9 @@ def compare(work: Path) -> pd.DataFrame:
     settings = ClassifySettings()
     classifier = classify(embedding, settings, out=out, context=context, source=data, force=True)
     print(f"stage one in {seconds:.1f} s", flush=True)
-    candidates = [train_cross_entropy(data, seconds, lr) for lr in (1e-3, 3e-3)]
+    # Too few packages leave no validation images, and then there is nothing to choose by.
+    rates = (1e-3, 3e-3) if data.validation else (1e-3,)
+    candidates = [train_cross_entropy(data, seconds, lr) for lr in rates]
     baseline = max(candidates, key=lambda candidate: candidate.accuracy)
     checkpoint = load_classifier(classifier)
     gallery, k = checkpoint.gallery, checkpoint.record["k"]

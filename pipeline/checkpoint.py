@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -94,10 +95,13 @@ def save_tensors(
 
     Raises:
         PipelineError: If the file cannot be written.
+        MemoryError: If there is too little memory to write the file.
     """
     # safetensors rejects channels-last tensors and tensors that share memory.
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     digest = state_digest(copies)
+    # safetensors copies the tensors three times, and aborts with a Rust trace if memory runs out.
+    np.empty(3 * sum(tensor.nbytes for tensor in copies.values()), np.uint8)
     write_atomically(path, save(copies, make_header(kind, digest, record)))
     return digest
 

@@ -50,6 +50,7 @@ BITS = ((RAMP > 100) * 255).astype(np.uint8)
 PALETTE = RGB.quantize(16)
 TRANSPARENT = encode(PALETTE, "PNG", transparency=int(np.asarray(PALETTE)[0, 0]))
 STRIPES = Image.fromarray(np.stack([RAMP, 255 - RAMP, RAMP], -1))
+NOT_FINITE = np.array([[np.nan, np.inf], [-np.inf, 7]], np.float32)
 
 # Content of the file, expected pixels, largest mean difference.
 GOOD: dict[str, tuple[bytes, np.ndarray, float]] = {
@@ -111,8 +112,8 @@ GOOD: dict[str, tuple[bytes, np.ndarray, float]] = {
         0,
     ),
     "a thousand frames": (
-        encode(Image.new("L", (3, 3), 9), "TIFF", save_all=True, append_images=[GREY] * 1000),
-        np.full((3, 3), 9),
+        encode(Image.new("L", (4, 4), 9), "TIFF", save_all=True, append_images=[GREY] * 1000),
+        np.full((4, 4), 9),
         0,
     ),
     "only transparent pixels": (
@@ -120,10 +121,14 @@ GOOD: dict[str, tuple[bytes, np.ndarray, float]] = {
         np.full((7, 7), 255),
         0,
     ),
-    "one pixel": (encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"), np.array([[[1, 2, 3]]]), 0),
+    "one pixel": (
+        encode(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"),
+        np.full((4, 4, 3), (1, 2, 3)),
+        0,
+    ),
     "float TIFF with infinity": (
-        encode(Image.fromarray(np.array([[np.nan, np.inf], [-np.inf, 7]], np.float32)), "TIFF"),
-        np.array([[0, 255], [0, 7]]),
+        encode(Image.fromarray(np.tile(NOT_FINITE, (2, 2))), "TIFF"),
+        np.tile([[0, 255], [0, 7]], (2, 2)),
         0,
     ),
     "damaged colour profile": (

@@ -1,5 +1,6 @@
 """Check a data set without training."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from stages.embedding.sampler import BatchPlan, plan_batches
 from stages.errors import PipelineError
 
 Groups = tuple[tuple[str, ...], ...]
+
+SIMILAR_CLASSES = "classes that differ only by case or Unicode form"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,7 @@ class Audit:
         exact_duplicates: Images with the same pixels, in whatever files.
         leaks: Exact duplicates in more than one of the given splits.
         label_conflicts: Exact duplicates with more than one label.
+        similar_classes: Classes that differ only by case or Unicode form.
         group_crossings: Names of groups with images in more than one split.
         near_duplicates: Similar images that are not identical; ``None`` if not searched.
         batches: Batches of an epoch; ``None`` if no triplet can be formed.
@@ -50,6 +54,7 @@ class Audit:
     exact_duplicates: Groups
     leaks: Groups
     label_conflicts: Groups
+    similar_classes: Groups
     group_crossings: tuple[str, ...]
     near_duplicates: Groups | None
     batches: BatchPlan | None
@@ -103,6 +108,7 @@ def audit_source(
         exact_duplicates=_ids(source, copies),
         leaks=_ids(source, copies_across_splits),
         label_conflicts=_ids(source, copies_across_labels),
+        similar_classes=_similar_classes(entry.label for entry in entries),
         group_crossings=tuple(entries[rows[0]].group for rows in crossings),
         near_duplicates=_ids(source, near_duplicates(source, progress=progress)) if near else None,
         batches=batches,
@@ -129,6 +135,13 @@ def _plan_batches(
     return batches, tuple(problems)
 
 
+def _similar_classes(labels: Iterable[str]) -> Groups:
+    """Group the classes that differ only by case or Unicode form."""
+    classes = sorted(set(labels))
+    forms = [unicodedata.normalize("NFC", label).casefold() for label in classes]
+    return tuple(tuple(classes[row] for row in rows) for rows in equal_groups(forms))
+
+
 def _count_images(source: Source, splits: Sequence[str]) -> dict[str, dict[str, int]]:
     counts = {}
     for label in sorted({entry.label for entry in source.entries}, key=natural_key):
@@ -152,6 +165,7 @@ def audit_warnings(audit: Audit) -> list[str]:
         ("identical images with different labels", audit.label_conflicts),
         ("identical images in one split", harmless),
         ("groups in more than one split", crossings),
+        (SIMILAR_CLASSES, audit.similar_classes),
     ]
     return [
         f"{finding}: {len(groups)}, such as {' = '.join(groups[0][:2])}"
@@ -228,6 +242,7 @@ def _finding_lines(audit: Audit) -> list[str]:
         ("leaks (the same pixels in more than one given split)", audit.leaks),
         ("label conflicts (the same pixels with different labels)", audit.label_conflicts),
         ("groups in more than one split", [(group,) for group in audit.group_crossings]),
+        (SIMILAR_CLASSES, audit.similar_classes),
         ("near duplicates (similar pixels)", audit.near_duplicates),
     ]
     lines = []

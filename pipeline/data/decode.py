@@ -9,16 +9,17 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from io import BytesIO
-from typing import IO, NamedTuple
+from io import BufferedReader, BytesIO
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from pipeline.data.resizing import Pixels, fit_to_square, to_channels
 
-# Largest side of images that keep their own size; larger images are resized to this one.
-MAX_OWN_SIZE = 64
+# Sides of images that keep their own size; others are resized to the nearest one. Networks take
+# images of at least 4 pixels.
+MIN_OWN_SIZE, MAX_OWN_SIZE = 4, 64
 MAX_PIXELS = 89_478_485  # Pillow warns of a decompression bomb above this
 # Memory that may be used to decode one image. Several worker processes decode at once.
 MAX_DECODED_BYTES = 750_000_000
@@ -100,7 +101,7 @@ def _decode_file(path: str, size: int | None, channels: int | None, resize: str)
         return _reason(error)
 
 
-def _check_and_read(file: IO[bytes]) -> IO[bytes]:
+def _check_and_read(file: BufferedReader) -> BufferedReader | BytesIO:
     """Return the content of a regular file in memory, or the file itself if it is large."""
     state = os.fstat(file.fileno())
     if not stat.S_ISREG(state.st_mode):
@@ -141,7 +142,7 @@ def prepare_image(
     Args:
         image: Image of mode ``L`` or ``RGB``, for example from :func:`decode_image`.
         content: SHA-256 of the encoded image, hexadecimal.
-        size: Side of the square in pixels. ``None`` keeps the longest side up to ``MAX_OWN_SIZE``.
+        size: Side of the square in pixels. ``None`` applies :func:`own_size`.
         channels: 1 or 3. ``None`` is 1 for grey images, else 3.
         resize: How the image is fitted to the square; see
             :func:`pipeline.data.resizing.fit_to_square`.
@@ -154,7 +155,7 @@ def prepare_image(
     if grey and image.mode != "L":
         image = image.getchannel(0)
     mode = image.info.get(FILE_MODE, image.mode)
-    side = size or min(max(width, height), MAX_OWN_SIZE)
+    side = size or own_size(width, height)
     square = fit_to_square(image, side, resize)
     count = channels or (1 if grey else 3)
     return Decoded(
@@ -162,6 +163,16 @@ def prepare_image(
         shape=(count, side, side),
         fact=(content, pixel_digest[:32], width, height, mode, grey),
     )
+
+
+def own_size(width: int, height: int) -> int:
+    """Return the side of the square for an image that keeps its own size.
+
+    Example:
+        >>> own_size(28, 20), own_size(640, 480), own_size(1, 1)
+        (28, 64, 4)
+    """
+    return min(max(width, height, MIN_OWN_SIZE), MAX_OWN_SIZE)
 
 
 def _measure(image: Image.Image) -> tuple[bool, str]:
@@ -232,7 +243,7 @@ def decode_image(content: bytes) -> Image.Image:
     return _decode(BytesIO(content))
 
 
-def _decode(file: IO[bytes]) -> Image.Image:
+def _decode(file: BufferedReader | BytesIO) -> Image.Image:
     image: Image.Image = Image.open(file, formats=FORMATS)
     mode = image.mode
     _bound_memory(image)

@@ -53,7 +53,7 @@ def list_folder(root: Path) -> tuple[list[SourceFile], list[str]]:
 
     Args:
         root: Folder with one subfolder per class, or with ``train/`` and optionally ``val/`` and
-            ``test/``, each with one subfolder per class.
+            ``test/`` (in any case), each with one subfolder per class.
 
     Returns:
         Image files in a stable order, and one note for each kind of ignored file.
@@ -79,25 +79,33 @@ def list_folder(root: Path) -> tuple[list[SourceFile], list[str]]:
             name = path.removeprefix(prefix).replace(os.sep, "/")
             entry = Entry(id=name, label=folder.name, part=split, group="")
             files.append(SourceFile(path, state, entry))
+    notes = _notes(loose_images, other_suffixes, unreadable_folders)
     if not files:
+        found = "; ".join(notes) or "no file in it"
         raise DataError(
-            f"{root}: no image in its class folders; give a folder with one subfolder per class "
-            f"that contains images ({', '.join(sorted(IMAGE_SUFFIXES))})"
+            f"{root}: no image in a class folder ({found}); give a folder with one subfolder per "
+            f"class that contains images ({', '.join(sorted(IMAGE_SUFFIXES))})"
         )
-    return files, _notes(loose_images, other_suffixes, unreadable_folders)
+    return files, notes + _nesting_note([folder for folder, _ in class_folders])
 
 
 def _class_folders(root: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
     """Return the class folders with their split ("" for none), and images outside of them."""
     folders = _subfolders(root)
     loose_images = _images_directly_in(root)
-    by_name = {folder.name: folder for folder in folders}
-    split_folders = [
-        by_name[split] for split in SPLITS if split in by_name and _subfolders(by_name[split])
-    ]
+    named_as_splits = [folder for folder in folders if folder.name.lower() in SPLITS]
+    split_folders = [folder for folder in named_as_splits if _subfolders(folder)]
     if not split_folders:
+        if folders and folders == named_as_splits:
+            names = ", ".join(f"{folder.name}/" for folder in folders)
+            raise DataError(f"{root}: no class folders in {names}; add one subfolder per class")
         return [(folder, "") for folder in folders], loose_images
-    if "train" not in [folder.name for folder in split_folders]:
+    split_folders.sort(key=lambda folder: SPLITS.index(folder.name.lower()))
+    splits = [folder.name.lower() for folder in split_folders]
+    if len(set(splits)) < len(splits):
+        names = ", ".join(f"{folder.name}/" for folder in split_folders)
+        raise DataError(f"{root}: has {names}; keep one folder per split")
+    if "train" not in splits:
         names = ", ".join(f"{folder.name}/" for folder in split_folders)
         raise DataError(f"{root}: has {names} but no train/ with class folders; add it")
     for folder in folders:
@@ -109,7 +117,7 @@ def _class_folders(root: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
     class_folders = []
     for split_folder in split_folders:
         for folder in _subfolders(split_folder):
-            class_folders.append((folder, split_folder.name))
+            class_folders.append((folder, split_folder.name.lower()))
         loose_images += _images_directly_in(split_folder)
     return class_folders, loose_images
 
@@ -124,7 +132,9 @@ def _images_directly_in(folder: Path) -> list[Path]:
     return [
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not path.name.startswith(".")
+        and path.is_file()
     ]
 
 
@@ -133,17 +143,32 @@ def _notes(
 ) -> list[str]:
     notes = []
     if loose_images:
-        example = min(loose_images).name
-        notes.append(f"{len(loose_images)} images outside class folders ignored, such as {example}")
+        example, count = min(loose_images).name, len(loose_images)
+        noun = "image" if count == 1 else "images"
+        notes.append(f"{count} {noun} outside class folders ignored, such as {example}")
     if other_suffixes:
         kinds = ", ".join(
             f"{count} {suffix or 'without one'}" for suffix, count in other_suffixes.most_common(5)
         )
-        notes.append(f"{other_suffixes.total()} files ignored because of their extension: {kinds}")
+        count = other_suffixes.total()
+        noun = "file" if count == 1 else "files"
+        notes.append(f"{count} {noun} ignored because of the extension: {kinds}")
     if unreadable_folders:
         examples = ", ".join(unreadable_folders[:5])
-        notes.append(f"{len(unreadable_folders)} folders cannot be opened: {examples}")
+        noun = "folder" if len(unreadable_folders) == 1 else "folders"
+        notes.append(f"{len(unreadable_folders)} {noun} cannot be opened: {examples}")
     return notes
+
+
+def _nesting_note(class_folders: list[Path]) -> list[str]:
+    """Return a note if the only class folder looks like a folder of class folders."""
+    if len(class_folders) != 1 or len(subfolders := _subfolders(class_folders[0])) < 2:
+        return []
+    names = ", ".join(f"{folder.name}/" for folder in subfolders[:3])
+    return [
+        f"{class_folders[0]} is read as one class; if its subfolders ({names}) are the classes, "
+        "give this folder as the source"
+    ]
 
 
 def _walk(folder: str) -> _Listing:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.decode import FACT, MAX_OWN_SIZE, Decode, Outcome
+from pipeline.data.decode import FACT, MAX_OWN_SIZE, Decode, Outcome, own_size
 from pipeline.data.decoding_pool import FileState
 from pipeline.data.resizing import Pixels
 from pipeline.files import atomic_file
@@ -310,6 +310,6 @@ def _choose_shape(facts: npt.NDArray[Any]) -> dict[str, int]:
     side = max(int(widths[-1]), int(heights[-1]))
     keep_size = len(widths) == len(heights) == 1 and side <= MAX_OWN_SIZE
     return {
-        "size": side if keep_size else MAX_OWN_SIZE,
+        "size": own_size(side, side) if keep_size else MAX_OWN_SIZE,
         "channels": 1 if facts["grey"].all() else 3,
     }

@@ -61,7 +61,7 @@ def _check_classes(source: Source, class_sizes: Counter[str]) -> None:
         noun = "class" if len(class_sizes) == 1 else "classes"
         raise DataError(
             f"{source.name}: {len(class_sizes)} {noun} to train on ({names}); "
-            "triplets need at least 2"
+            "triplets need at least 2" + "".join(f" ({note})" for note in source.notes)
         )
     unknown = {entry.label: entry.id for entry in source.entries if entry.label not in class_sizes}
     if unknown:
@@ -94,7 +94,8 @@ def _notes(source: Source, classes: Sequence[str], class_sizes: Counter[str]) ->
     if single:
         examples = ", ".join(single[:5])
         notes.append(
-            f"{len(single)} classes with one training image ({examples}): "
+            f"{len(single)} {'class' if len(single) == 1 else 'classes'} with one training image "
+            f"({examples}): "
             "such an image is never an anchor of a triplet"
         )
     return tuple(notes)

@@ -258,3 +258,15 @@ def test_tensors_that_do_not_fit_the_record_are_rejected(saved):
     path, _ = saved
     change_tensors(path, project__bias=torch.zeros(9))
     assert_rejected(path, "do not fit the record", "(9,) instead of (8,)")
+
+
+def test_too_little_memory_is_noticed_before_safetensors_aborts(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.checkpoint.save", lambda *_: pytest.fail("too late"))
+    size = 2**50  # bytes, of one element that is repeated
+    huge = torch.ones(1).expand(size // 4)
+    monkeypatch.setattr(torch.Tensor, "clone", lambda tensor: tensor)
+    monkeypatch.setattr(torch.Tensor, "contiguous", lambda tensor: tensor)
+    monkeypatch.setattr("pipeline.checkpoint.state_digest", lambda _: "")
+    with pytest.raises(MemoryError):
+        save_tensors(tmp_path / "a.safetensors", "embedding", {"a": huge}, {})
+    assert not list(tmp_path.iterdir())

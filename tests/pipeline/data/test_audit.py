@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sample_sources import smooth_image
+from sample_sources import smooth_image, write_photos
 
 from pipeline.data.audit import as_text, audit_source, audit_warnings
 from pipeline.data.dataset import Source
@@ -67,6 +67,14 @@ def test_text_contains_counts_and_problems(photos, tmp_path):
     heading = next(index for index, line in enumerate(lines) if line.startswith("leaks ("))
     assert lines[heading].endswith(": 1")
     assert lines[heading + 1] == "  train/dog/4.png = test/dog/leak.tiff"
+
+
+def test_classes_that_differ_by_case_are_a_warning(tmp_path):
+    write_photos(tmp_path / "photos", "abA")
+    audit = audit_source(read(tmp_path / "photos", tmp_path / "cache"))
+    (warning,) = audit_warnings(audit)
+    assert "only by case or Unicode form" in warning and "A = a" in warning
+    assert "  A = a" in as_text(audit).splitlines()
 
 
 def test_images_that_differ_in_one_pixel_are_not_exact_duplicates(tmp_path):

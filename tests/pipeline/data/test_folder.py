@@ -141,6 +141,39 @@ def empty_folder(root: Path) -> Path:
     return root
 
 
+def class_called_test(root: Path) -> Path:
+    write_photos(root)
+    for index in range(10):
+        save_image(root / "test" / f"{index}.png")
+    return root
+
+
+def similar_names(root: Path) -> Path:
+    write_photos(root)
+    for label in ("A", "na\xefve", "nai\u0308ve"):
+        for index in range(3):
+            save_image(root / label / f"{index}.png")
+    return root
+
+
+def files_without_suffix(root: Path) -> Path:
+    for label in "ab":
+        save_image(root / label / "image")
+    return root
+
+
+def empty_class_folders(root: Path) -> Path:
+    for number in range(500):
+        (root / str(number)).mkdir(parents=True)
+    return root
+
+
+def flat_splits(root: Path) -> Path:
+    for split in ("train", "test"):
+        save_image(root / split / "1.png")
+    return root
+
+
 READABLE: dict[str, tuple[Writer, Check]] = {
     "a folder": (
         write_photos,
@@ -198,6 +231,29 @@ READABLE: dict[str, tuple[Writer, Check]] = {
         split_folders("train"),
         lambda audit: audit["images"] == 20 and count_images(audit)[2] == 4,
     ),
+    "Train and TEST": (
+        split_folders("Train", "TEST"),
+        lambda audit: audit["given"] == ["train", "test"] and len(audit["classes"]) == 2,
+    ),
+    "a class called test": (
+        class_called_test,
+        lambda audit: list(audit["classes"]) == ["a", "b", "test"],
+    ),
+    "classes that differ by case or Unicode form": (
+        similar_names,
+        lambda audit: (
+            audit["similar_classes"] == [["A", "a"], ["nai\u0308ve", "na\xefve"]]
+            and len(audit["classes"]) == 5
+        ),
+    ),
+    "one class": (
+        lambda root: write_photos(root, "a"),
+        lambda audit: "1 class to train on" in audit["problems"][0],
+    ),
+    "class folders one level too deep": (
+        lambda root: write_photos(root / "photos").parent,
+        lambda audit: "photos is read as one class" in audit["problems"][0],
+    ),
     "numbers sorted by value": (
         numbered_classes,
         lambda audit: list(audit["classes"]) == ["2", "9", "10"],
@@ -212,7 +268,26 @@ def test_unusual_folders_are_read(name, tmp_path, capsys):
 
 REJECTED: dict[str, tuple[Writer, str]] = {
     "an empty folder": (empty_folder, "no image in"),
-    "images without class folders": (lambda root: write_photos(root) / "a", "no image in"),
+    "images without class folders": (
+        lambda root: write_photos(root) / "a",
+        "no image in a class folder (10 images outside class folders ignored, such as 0.png)",
+    ),
+    "hidden images alone": (
+        lambda root: save_image(root / ".cat" / "1.png").parent.parent,
+        "(no file in it)",
+    ),
+    "files without an extension": (files_without_suffix, "(2 files ignored because of the ext"),
+    "empty class folders": (empty_class_folders, "(no file in it)"),
+    "train and test without classes": (
+        flat_splits,
+        "no class folders in test/, train/",
+    ),
+    "two folders for a split": (split_folders("train", "Train"), "one folder per split"),
+    "one class folder": (lambda root: write_photos(root, "a"), "1 class to train on (a)"),
+    "class folders one level too deep": (
+        lambda root: write_photos(root / "photos").parent,
+        "photos is read as one class",
+    ),
     "test without train": (split_folders("test"), "no train/"),
     "a class next to train": (split_folders("train", "valid"), "valid/ next to train/"),
     "no readable image": (

@@ -61,3 +61,29 @@ def test_training_epoch_reads_no_image_file(tmp_path):
     shutil.rmtree(root)
     images = torch.cat(list(data.train.blocks(7))).numpy()
     assert np.array_equal(images[:, 0], expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (1, 3000), (3000, 1)])
+def test_images_of_extreme_shapes_are_read(shape, tmp_path):
+    pixels = np.arange(4 * shape[0] * shape[1]).reshape(4, *shape).astype(np.uint8)
+    for index in range(4):
+        path = tmp_path / "photos" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[index]).save(path)
+    data = load_dataset(str(tmp_path / "photos"), ReadSettings(), cache=tmp_path / "cache")
+    assert data.read.size == (64 if max(shape) > 64 else 4)
+
+
+# Images of the classes `a` and `b`, and the error.
+TOO_FEW = [((1, 0), "1 class"), ((2, 0), "1 class"), ((1, 1), "the largest with 1 image")]
+
+
+@pytest.mark.parametrize(("counts", "message"), TOO_FEW)
+def test_too_few_images_are_one_error(counts, message, tmp_path, capsys):
+    def write(root):
+        for label, count in zip("ab", counts, strict=True):
+            for index in range(count):
+                save_image(root / label / f"{index}.png")
+        return root
+
+    check_rejected(write, message, tmp_path, capsys)
