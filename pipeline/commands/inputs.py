@@ -1,5 +1,6 @@
 """Inputs that several commands share."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,6 +99,12 @@ def load_data(source: str | Dataset, read: ReadSettings, context: RunContext) ->
     for note in data.notes:
         context.say(f"note: {note}")
     return data
+
+
+def source_files(source: object) -> list[Path]:
+    """Return the file that a source is, a manifest, so that no output replaces it."""
+    is_file = isinstance(source, str) and os.path.isfile(source)
+    return [Path(str(source))] if is_file else []
 
 
 def choose_k_for(queries: Tensor | None, gallery: Tensor, data: Dataset) -> int:

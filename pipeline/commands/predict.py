@@ -116,7 +116,8 @@ def _reserved(out: Path | None, images: Sequence[Path], classifier: Path) -> Ite
         yield
         return
     inputs = [classifier, *images]
-    in_folder = any(folder.resolve() in out.resolve().parents for folder in images)
+    folders = {Path(os.path.realpath(image)) for image in images if os.path.isdir(image)}
+    in_folder = not folders.isdisjoint(Path(os.path.realpath(out)).parents)
     if in_folder and out.suffix.lower() in IMAGE_SUFFIXES:
         inputs.append(out)  # one of the images, or it would be taken for one
     with reserve_outputs([out], inputs=inputs):
