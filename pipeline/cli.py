@@ -157,13 +157,11 @@ def report(
 
 
 @commands.command()
-@click.argument(
-    "images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=opt.PATH)
 @opt.path_option("--classifier", CLASSIFIER, "Checkpoint of stage two; no other file is needed.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=opt.PATH,
     default="-",
     show_default=True,
     help="File to write, or - for standard output.",
@@ -321,7 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     terminal.prepare_streams()
     # Of several processes that torchrun starts only the first one prints.
-    is_main = os.environ.get("RANK", "0") == "0"
+    rank = os.environ.get("RANK", "0")
+    is_main = not rank.isdigit() or int(rank) == 0
     if not is_main:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # open until the process ends
     if threading.current_thread() is threading.main_thread():

@@ -1,5 +1,6 @@
 """Option values from a TOML file, one table per command."""
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def read_config(path: Path, group: click.Group) -> Tables:
         SettingsError: If the file cannot be read, or has an unknown table or option.
     """
     try:
+        if not os.path.isfile(path):  # a pipe would wait for a writer, /dev/zero never ends
+            raise OSError("no such file")
         tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:  # decoding errors are ValueErrors
         raise SettingsError(

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from pipeline.processes import join_process_group
+from pipeline.processes import join_process_group, world_size_of_torchrun
 from stages.errors import SettingsError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -43,7 +43,7 @@ def start_device(device: str, threads: int | None) -> torch.device:
         torch.set_num_threads(threads)
     chosen = _choose_device(device)
     _use_deterministic_algorithms(chosen)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+    if world_size_of_torchrun() > 1 and not dist.is_initialized():
         join_process_group(chosen)
     return torch.device(chosen)
 

@@ -25,9 +25,13 @@ def describe_error(error: Exception) -> tuple[int, str]:
     if isinstance(error, click.ClickException):
         text = io.StringIO()
         error.show(text)
-        return error.exit_code, text.getvalue().rstrip()
+        message = text.getvalue().rstrip()
+        if isinstance(error, click.UsageError) and error.ctx is None:
+            message += "; --help lists the options"
+        return error.exit_code, message
     if isinstance(error, PipelineError):
-        return 1, f"error: {error_message(error)}"
+        # A line break in a file name must not look like a second message.
+        return 1, f"error: {error_message(error)}".replace("\n", "\\n").replace("\r", "\\r")
     if isinstance(error, OSError):
         place = error.filename or "standard output"
         return 1, f"error: {place}: {error.strerror or error}; check the path and the free space"

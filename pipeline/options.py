@@ -89,6 +89,20 @@ TYPES: dict[Any, Callable[[Any], Any]] = {
 }
 
 
+class _PathType(click.Path):
+    """A path. An empty one, which would be the current folder, is rejected."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "":
+            self.fail("empty; give a path", param, ctx)
+        if "\0" in str(value):
+            self.fail(f"{str(value)!r} has a null byte; give another path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _PathType(path_type=Path)
+
+
 def combine(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Return a decorator that adds several options to a command, in this order."""
 
@@ -145,7 +159,7 @@ def path_option(flag: str, default: Path | None, text: str) -> Callable[[Any], A
     """Return an option that takes a path."""
     return click.option(
         flag,
-        type=click.Path(path_type=Path),
+        type=PATH,
         default=default and str(default),  # click converts it; help shows it as text
         show_default=True,
         help=text,
@@ -156,7 +170,7 @@ def paths_option(flag: str, default: Path, text: str) -> Callable[[Any], Any]:
     """Return an option that takes a path and may be repeated."""
     return click.option(
         flag,
-        type=click.Path(path_type=Path),
+        type=PATH,
         default=[str(default)],
         multiple=True,
         show_default=True,
@@ -175,6 +189,8 @@ def data_option(default: str | None, text: str) -> Callable[[Any], Any]:
             if positional is not None and source not in (None, positional):
                 raise click.UsageError(f"SOURCE {positional} and --data {source}: give one of them")
             chosen = source if positional is None else positional
+            if chosen == "":
+                raise click.UsageError("--data '': empty; give a source")
             return command(*arguments, source=default if chosen is None else chosen, **options)
 
         option = click.option(
@@ -214,13 +230,13 @@ precision_option = click.option(
 cache_options = combine(
     click.option(
         "--cache",
-        type=click.Path(path_type=Path),
+        type=PATH,
         show_default="the user's cache folder",
         help="Folder for decoded images.",
     ),
     click.option(
         "--root",
-        type=click.Path(path_type=Path),
+        type=PATH,
         show_default="the user's cache folder",
         help="Folder of torchvision's data sets.",
     ),

@@ -24,6 +24,25 @@ T = TypeVar("T")
 WAIT_FOR_MAIN_PROCESS = timedelta(days=7)  # longer than any decoding
 
 
+def world_size_of_torchrun() -> int:
+    """Return the number of processes that torchrun has started, 1 without torchrun.
+
+    Raises:
+        PipelineError: If a variable that torchrun sets is missing or no number.
+    """
+    variables = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT")
+    if "WORLD_SIZE" not in os.environ or os.environ["WORLD_SIZE"] == "1":
+        return 1
+    for name in variables:
+        value = os.environ.get(name, "")
+        if not value.isdigit():
+            raise PipelineError(
+                f"{name}={value}: no number in the environment; start several processes with "
+                "torchrun, or unset WORLD_SIZE"
+            )
+    return int(os.environ["WORLD_SIZE"])
+
+
 def join_process_group(device: str) -> None:
     """Initialise the process group that torchrun describes in the environment.
 

@@ -19,7 +19,7 @@ from pipeline.processes import main_process_only
 from pipeline.vector_cache import load_vectors, save_vectors
 from stages.classifier.frozen_embedding import embed_frozen
 from stages.classifier.train import DECAYS, TrainedClassifier, train_classifier
-from stages.errors import PipelineError
+from stages.errors import CheckpointError, PipelineError
 from stages.network.embedding_net import to_device
 from stages.records import EmbeddingCheckpoint, Embeddings
 from stages.settings import ClassifySettings
@@ -156,6 +156,10 @@ def classifier_inputs(
     if cached and source is None:
         return cached
     data = reload_dataset(embedded.record, source, context)
+    if data.train.classes != embedded.classes:
+        raise CheckpointError(
+            f"{embedding}: its classes are not those of the images; create the file again"
+        )
     if cached:
         return cached
     data = add_trunk_features(data, to_device(embedded.network, device), device, context)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pipeline.checkpoint import save_embedding
-from pipeline.commands.inputs import EmbedInputs, add_trunk_features, prepare_inputs
+from pipeline.commands.inputs import EmbedInputs, add_trunk_features, prepare_inputs, source_files
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
 from pipeline.device import choose_precision, package_versions, restore_torch_settings
@@ -119,7 +119,8 @@ def embed(
     """
     context.start()
     folders = [tensorboard] if tensorboard else []
-    with reserve_outputs([out, *embedding_files(out)], folders=folders):
+    inputs = source_files(source)
+    with reserve_outputs([out, *embedding_files(out)], folders=folders, inputs=inputs):
         training = _prepare(source, read, settings, out=out, context=context, force=force)
         saved = load_saved_state(
             state_path(out), training.state_identity, resume=resume, force=force

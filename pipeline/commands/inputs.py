@@ -1,5 +1,6 @@
 """Inputs that several commands share."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,6 +101,12 @@ def load_data(source: str | Dataset, read: ReadSettings, context: RunContext) ->
     return data
 
 
+def source_files(source: object) -> list[Path]:
+    """Return the file that a source is, a manifest, so that no output replaces it."""
+    is_file = isinstance(source, str) and os.path.isfile(source)
+    return [Path(str(source))] if is_file else []
+
+
 def choose_k_for(queries: Tensor | None, gallery: Tensor, data: Dataset) -> int:
     """Return kNN's k, chosen on validation, or from the class sizes if there is no validation.
 
@@ -142,7 +149,14 @@ def reload_dataset(
     """
     if context.root is None and record.get("root"):
         context = replace(context, root=Path(record["root"]))
-    data = load_data(source or record["source"], ReadSettings(**record["read"]), context)
+    try:
+        data = load_data(source or record["source"], ReadSettings(**record["read"]), context)
+    except DataError as error:
+        if source is not None:
+            raise
+        raise DataError(
+            f"{error}; if the images have moved, give their place with --data"
+        ) from None
     if data.fingerprint != record["fingerprint"]:
         raise DataError(
             f"{data.source}: not the images that the checkpoint was trained on (fingerprint "

@@ -19,7 +19,7 @@ from pipeline.data.dataset import Skipped
 from pipeline.data.decode import decode_files
 from pipeline.data.folder import IMAGE_SUFFIXES, find_image_files
 from pipeline.device import restore_torch_settings
-from pipeline.escape import escape_formula
+from pipeline.escape import escape_formula, printable
 from pipeline.files import check_output_file, is_special
 from pipeline.numbers import format_share
 from pipeline.outputs import reserve_outputs
@@ -115,7 +115,12 @@ def _reserved(out: Path | None, images: Sequence[Path], classifier: Path) -> Ite
     if out is None or is_special(out):
         yield
         return
-    with reserve_outputs([out], inputs=[classifier, *images]):
+    inputs = [classifier, *images]
+    folders = {Path(os.path.realpath(image)) for image in images if os.path.isdir(image)}
+    in_folder = not folders.isdisjoint(Path(os.path.realpath(out)).parents)
+    if in_folder and out.suffix.lower() in IMAGE_SUFFIXES:
+        inputs.append(out)  # one of the images, or it would be taken for one
+    with reserve_outputs([out], inputs=inputs):
         yield
 
 
@@ -231,6 +236,8 @@ def write_predictions(
         PipelineError: If the file cannot be written. The rows so far are kept next to it.
     """
     count, skipped = 0, []
+    # A file name with an escape code must not control the terminal; in a file it is data.
+    shown = printable if out is None and sys.stdout.isatty() else str
     with _destination(out) as file:
         table = csv.writer(file, lineterminator="\n")
         if not as_json:
@@ -244,7 +251,7 @@ def write_predictions(
                 if as_json:
                     file.write(_json_line(row))
                 else:
-                    table.writerow(_csv_cells(row))
+                    table.writerow([shown(cell) for cell in _csv_cells(row)])
             file.flush()
     return count, skipped
 
@@ -278,14 +285,24 @@ def _destination(out: Path | None) -> Iterator[TextIO]:
         return
     target = Path(os.path.realpath(out))
     partial = target if is_special(target) else target.with_name(f"{target.name}.partial")
-    kept = "" if partial == target else f"; the rows so far are in {partial}"
     try:
         with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             yield file
     except OSError as error:
         reason = error.strerror or error
-        raise PipelineError(f"{out}: cannot be written to ({reason}){kept}") from error
+        advice = f"free some space or use another path{_describe_kept(partial)}"
+        raise PipelineError(f"{out}: cannot be written to ({reason}); {advice}") from error
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"interrupted{kept}") from None
+        raise KeyboardInterrupt(f"interrupted{_describe_kept(partial)}") from None
     if partial != target:
         os.replace(partial, target)
+
+
+def _describe_kept(partial: Path) -> str:
+    """Say where the rows so far are; an empty file is removed."""
+    if not partial.is_file():
+        return ""
+    if partial.stat().st_size == 0:
+        partial.unlink()
+        return ""
+    return f"; the rows so far are in {partial}"

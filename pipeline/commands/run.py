@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
-from pipeline.commands.inputs import EmbedInputs, prepare_inputs
+from pipeline.commands.inputs import EmbedInputs, prepare_inputs, source_files
 from pipeline.commands.report import evaluate_run, reserve_report
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
@@ -117,7 +117,7 @@ def run(
     outputs = []
     for planned in runs:
         outputs += [planned.embedding, *embedding_files(planned.embedding), planned.classifier]
-    with reserve_outputs(outputs), reserve_report(out, figures, force):
+    with reserve_outputs(outputs, inputs=source_files(source)), reserve_report(out, figures, force):
         inputs = prepare_inputs(source, read, embed_settings, context)
         evaluated = _run_all(runs, inputs, read, context, force=force, resume=resume)
         if evaluated:

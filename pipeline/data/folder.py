@@ -39,7 +39,7 @@ def find_image_files(path: Path) -> Iterator[Path]:
     Yields:
         Image files in a stable order. A path that is not a folder is yielded unchanged.
     """
-    if path.is_dir():
+    if os.path.isdir(path):  # False for a name that is too long, where Path.is_dir raises
         for name, _ in _walk(str(path)).files:
             yield Path(name)
     else:

@@ -42,6 +42,8 @@ def check_state(
     if state.best:
         mismatches["best epoch"] = describe_mismatch(tensors, state.best[2])
     parameters = _parameters(optimiser)
+    if state.step and not state.optimiser["state"]:
+        raise CheckpointError(f"step {state.step} without the optimiser's moments")
     for index, values in state.optimiser["state"].items():
         if index not in range(len(parameters)):
             raise CheckpointError(f"optimiser: parameter {index} of {len(parameters)}")

@@ -23,6 +23,7 @@ from pipeline.training_state import load_state
 
 KILLS = 100 if os.environ.get("HOSTILE") == "full" else 10
 EMBEDDING, CLASSIFIER = "checkpoints/embedding.safetensors", "checkpoints/classifier.safetensors"
+STAGE_ONE = (EMBEDDING, "checkpoints/embedding.state", "checkpoints/embedding.history.csv")
 CPU = ("--device", "cpu", "--threads", "1", "--quiet")
 SOURCE = ("--data", "photos", "--cache", "cache")
 TRAINING = (*SOURCE, *CPU, "--dim", "8", "--images-per-class", "4", "--precision", "fp32")
@@ -36,7 +37,7 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "embed": Command(("embed", *TRAINING, "--epochs", "8", "--resume"), ("checkpoints",)),
+    "embed": Command(("embed", *TRAINING, "--epochs", "8", "--resume"), STAGE_ONE),
     "folds": Command(
         ("run", *TRAINING, "--epochs", "2", "--folds", "2", "--out", "folds", "--force"),
         ("folds",),

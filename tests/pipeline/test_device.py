@@ -99,14 +99,15 @@ def test_commands_restore_the_settings_of_torch(monkeypatch, tmp_path):
     path = tmp_path / "file"
     image = path.with_suffix(".png")
     image.touch()
-    checkpoints = {"embedding": path, "classifier": path}
+    out = tmp_path / "new"
+    checkpoints = {"embedding": path, "classifier": out}
     calls = [
         lambda: embed("a", read, stage_one, out=path, context=context),
-        lambda: classify(path, stage_two, out=path, context=context),
+        lambda: classify(path, stage_two, out=out, context=context),
         lambda: report(path, path, out=tmp_path, context=context),
         lambda: evaluate_run("a", path, path, context=context),
-        lambda: run("a", read, stage_one, stage_two, out=path, context=context, **checkpoints),
-        lambda: run_folds("a", read, stage_one, stage_two, folds=3, out=path, context=context),
+        lambda: run("a", read, stage_one, stage_two, out=tmp_path, context=context, **checkpoints),
+        lambda: run_folds("a", read, stage_one, stage_two, folds=3, out=tmp_path, context=context),
         lambda: predict([image], path, out=None, as_json=False, context=context),
     ]
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)

@@ -61,7 +61,8 @@ def test_error_of_another_process_is_printed_once(monkeypatch, capsys, rank, end
         raise ending
 
     monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr(failures, "failure_of_another_rank", lambda: failure)
+    monkeypatch.setattr("pipeline.error_messages.failure_of_another_rank", lambda: failure)
+    monkeypatch.setattr("pipeline.cli.report_failure", lambda _: None)
     monkeypatch.setattr("pipeline.commands.embed.embed", end)
     monkeypatch.setattr("builtins.open", lambda *_: StringIO())  # of `main`, instead of /dev/null
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
@@ -79,7 +80,7 @@ def test_error_of_another_process_is_printed_once(monkeypatch, capsys, rank, end
 
 def test_error_is_reported_to_the_other_processes(monkeypatch, capsys):
     messages = []
-    monkeypatch.setattr(failures, "report_failure", messages.append)
+    monkeypatch.setattr("pipeline.cli.report_failure", messages.append)
     with pytest.raises(SystemExit):
         main(["embed", "--data", "missing"])
     assert messages and capsys.readouterr().err == f"error: {messages[0]}\n"

@@ -4,7 +4,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,7 +21,6 @@ from pipeline.training_state import load_state
 from stages.embedding.train import Step
 from stages.records import EpochLog
 
-ROOT = Path(__file__).parents[2]
 EMBED = [
     *("embed", "--epochs", "4", "--dim", "16", "--images-per-class", "8"),
     *("--precision", "fp32", "--threads", "1", "--device", "cpu"),
@@ -67,21 +65,15 @@ def embed(tmp_path, monkeypatch, capsys):
     return call
 
 
-def start_process(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start `embed` in another process."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pipeline", *EMBED, *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+def run_in(folder: Path, *arguments: str) -> None:
+    """Run `embed` in a process of its own."""
+    os.chdir(folder)
+    sys.stderr = open("errors.txt", "w")  # noqa: SIM115  # until the end of the process
+    main([*EMBED, *arguments])
 
 
 def digest(folder: Path) -> str:
     return read_header(folder / "checkpoints/embedding.safetensors").digest
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    while not path.exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.01)
 
 
 def flip_a_bit(content: bytes) -> bytes:
@@ -248,12 +240,16 @@ def test_tensorboard_gets_every_epoch(embed):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_saves_the_state_and_exits_with_130(tmp_path, number):
-    process = start_process(tmp_path, "--epochs", "2000")
-    wait_for(tmp_path / "checkpoints/embedding.state", process)
+def test_signal_saves_the_state_and_exits_with_130(warm_processes, tmp_path, number):
+    process = warm_processes.Process(target=run_in, args=(tmp_path, "--epochs", "2000"))
+    process.start()
+    while not (tmp_path / "checkpoints/embedding.state").exists():
+        assert process.exitcode is None, (tmp_path / "errors.txt").read_text()
+        time.sleep(0.01)
     time.sleep(random.random() / 2)
-    process.send_signal(number)
-    errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 130 and "--resume" in errors and "Traceback" not in errors
+    os.kill(process.pid, number)
+    process.join(60)
+    errors = (tmp_path / "errors.txt").read_text()
+    assert process.exitcode == 130 and "--resume" in errors and "Traceback" not in errors
     state, record = load_state(tmp_path / "checkpoints/embedding.state")
     assert 0 < state.step < state.steps and not record["finished"]

@@ -74,12 +74,9 @@ def check_failure_reports(rank: int) -> None:
 def check_different_states(rank: int, folder: Path) -> None:
     """Check that all ranks stop if only one has a training state to resume from."""
     out = folder / f"machine-{rank}" / "embedding.safetensors"
-    out.parent.mkdir()
-    if rank == 0:
-        out.with_suffix(".state").touch()
+    state = SimpleNamespace(step=20, steps=100) if rank == 0 else None
     with pytest.MonkeyPatch.context() as patch:
-        saved = (SimpleNamespace(step=20), [])
-        patch.setattr("pipeline.commands.embed.load_saved_state", lambda *_, **__: saved)
+        patch.setattr("pipeline.commands.embed.load_saved_state", lambda *_, **__: (state, []))
         patch.setattr("pipeline.commands.embed.train_embedding", lambda *_, **__: pytest.fail())
         settings = EmbedSettings(images_per_class=4)
         with pytest.raises(PipelineError, match=r"embedding.state: .*0: step 20.*1: step 0"):

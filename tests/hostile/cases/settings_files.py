@@ -62,6 +62,7 @@ CASES = [
     toml("[classify]\nepochs = 5\n", "embed", "x.toml", "epochs", name="error in another table"),
     # Values.
     value("epochs = [1]"),
+    value('epochs = "1"'),
     value("epochs = { a = 1 }"),
     value("epochs = 2026-11-24"),
     value("epochs = 12:30:00"),
@@ -112,6 +113,5 @@ CASES = [
     accepted("[data]\n[embed]\n[run]\n", "data photos", name="empty tables"),
     accepted("[data]\nmax_unreadable = 0.5\n", "data photos", name="underscore in a name"),
     accepted("[data]\nval = 0\n", "data photos", name="whole number for a share"),
-    accepted('[data]\nsize = "8"\n', "data photos", name="number as text"),
     accepted("[data]\nsize = 3\n", "data photos --size 8", name="an option wins over the file"),
 ]
