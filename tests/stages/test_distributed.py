@@ -135,9 +135,11 @@ def check_embedding() -> None:
 
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("warm_processes")
 def test_gradients_equal_those_of_a_single_process(tmp_path, port, world_size):
     single = [first_gradients(case) for case in CASES]
-    mp.spawn(run_rank, args=(world_size, port, str(tmp_path)), nprocs=world_size)
+    arguments = (world_size, port, str(tmp_path))
+    mp.start_processes(run_rank, arguments, nprocs=world_size, start_method="forkserver")
     inside_0, after_0 = torch.load(tmp_path / "drawn-0")
     inside_1, after_1 = torch.load(tmp_path / "drawn-1")
     assert not torch.equal(inside_0, inside_1)
