@@ -28,9 +28,9 @@ def photos(tmp_path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_any_name_can_be_printed(photos, tmp_path, encoding):
-    command = f"{PIPELINE} data photos && {PIPELINE} data photos --json && {PIPELINE} data 'x\x1by'"
+    command = f"{PIPELINE} data photos && {PIPELINE} data 'x\x1by'"
     result = run_shell(tmp_path, command, PYTHONIOENCODING=encoding, PYTHONUTF8="0")
     assert result.returncode == 1 and result.stderr.startswith("error: x\\x1by: ")
     assert "Traceback" not in result.stderr and "\x1b" not in result.stdout + result.stderr

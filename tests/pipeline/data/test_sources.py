@@ -13,7 +13,6 @@ from stages.settings import ReadSettings
 
 REJECTED: dict[str, tuple[Writer, str]] = {
     "a missing folder": (lambda root: root, "no such folder"),
-    "an empty name": (lambda root: "", "no such folder"),
     "a name of 5,000 characters": (lambda root: "x" * 5000, "no such folder"),
     "a null byte": (lambda root: "a\0b", "no such folder"),
     "an unknown name": (lambda root: "imagenet", "no such folder"),
