@@ -27,8 +27,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces ``path`` only when it is complete.
 
     The content is written next to ``path`` under a temporary name, synchronised to disk, then
-    renamed. After an error or a crash the earlier file is still complete. Of a symbolic link the
-    target is replaced. A device or a pipe, such as ``/dev/stdout``, is written to directly.
+    renamed. After an error or a crash the earlier file is still complete. A symbolic link stays and
+    its target is replaced. A device or a pipe, such as ``/dev/stdout``, is written to directly.
 
     Args:
         path: File to write. Its folder must exist.
