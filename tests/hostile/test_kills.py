@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import pipeline.monitor
-from pipeline.checkpoint import load_classifier, load_embedding
+from pipeline.checkpoint import load_classifier, load_embedding, read_header
 from pipeline.cli import main
 from pipeline.training_state import load_state
 
@@ -93,6 +93,8 @@ def content(path: Path) -> Any:
         return state.step, record["finished"]
     if path.suffix == ".safetensors":
         return (load_embedding if path.match("embedding.*") else load_classifier)(path).digest
+    if path.suffix == ".vectors":
+        return read_header(path).digest  # the order of the header's entries differs between runs
     if path.suffix == ".csv":
         return pd.read_csv(path).drop(columns="images_per_second", errors="ignore").to_csv()
     if path.suffix == ".html":
