@@ -173,7 +173,7 @@ def predict(
 ) -> None:
     """Classify new images: files, and folders with images in them or in their subfolders.
 
-    The IMAGE - stands for paths on standard input, one per line.
+    Give - as IMAGE to read paths from standard input, one per line.
 
     \b
     pipeline predict photos/new/ --out labels.csv
@@ -325,11 +325,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # open until the process ends
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stdout = sys.stdout
     try:
         status = commands.main(arguments, standalone_mode=False)
         terminal.flush_output()
-    except (BrokenPipeError, SystemExit):
-        # The reader of the output has closed it, as `head` does. click turns that into SystemExit.
+    except (BrokenPipeError, SystemExit) as error:
+        # The reader of the output has closed it, as `head` does. click then replaces sys.stdout
+        # and raises SystemExit. Any other SystemExit keeps its status.
+        if isinstance(error, SystemExit) and sys.stdout is stdout:
+            raise
         terminal.discard_output()
         status = 0
     except Exception as error:

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from stages.errors import SettingsError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
+# Typed as Any: its attribute is created while torch is imported, so type checkers do not see it.
+DETERMINISTIC: Any = torch.utils.deterministic
 THREADS_PER_CORE = 4  # more only cost time and memory
 # Capabilities that PyTorch reports for processors with bfloat16 instructions.
 BFLOAT16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "sve_bf16", "bf16")
@@ -56,13 +59,13 @@ def restore_torch_settings() -> Iterator[None]:
     its own settings.
     """
     mode, threads = torch.get_deterministic_debug_mode(), torch.get_num_threads()
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    fill = DETERMINISTIC.fill_uninitialized_memory
     with warnings.catch_warnings():
         try:
             yield
         finally:
             torch.set_deterministic_debug_mode(mode)
-            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+            DETERMINISTIC.fill_uninitialized_memory = fill
             torch.set_num_threads(threads)
 
 
@@ -93,8 +96,7 @@ def _use_deterministic_algorithms(device: str) -> None:
     torch.set_deterministic_debug_mode("error" if device == "cpu" else "warn")
     # Deterministic mode fills new memory with NaN to expose reads of uninitialised memory.
     # There are no such reads here, and filling takes a seventh of the training time.
-    # The attribute is set when torch is imported, so type checkers do not see it.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    DETERMINISTIC.fill_uninitialized_memory = False
     if device != "cpu":
         warnings.filterwarnings("ignore", message=".*deterministic.*", category=UserWarning)
 

@@ -176,7 +176,7 @@ def assert_equal_across_ranks(what: str, value: str, remedy: str) -> None:
     Args:
         what: Name of the data, for the error message.
         value: Value of this rank, for the error message.
-        remedy: What the user can do if the values differ.
+        remedy: Advice for the user if the values differ.
 
     Raises:
         PipelineError: On all ranks, if the values differ.

@@ -15,9 +15,7 @@ from typing import Any, NamedTuple, get_args, get_type_hints
 
 from stages.errors import SettingsError
 from stages.records import EpochLog, HeadLog
-from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
-
-MAX_DIM = 1_000_000  # far above any useful dimension, and small enough to multiply
+from stages.settings import MAX_DIM, ClassifySettings, EmbedSettings, ReadSettings
 
 
 class RecordError(ValueError):
