@@ -1,6 +1,7 @@
 """Fixtures that the tests of the commands share."""
 
 import pytest
+from checkpoint_files import write_file
 
 from pipeline.cli import main
 
@@ -20,3 +21,17 @@ def run_command(tmp_path, monkeypatch, capsys):
         return int(stop.value.code or 0), captured.out, captured.err
 
     return call
+
+
+@pytest.fixture(params=["embedding", "classifier"])
+def kind(request):
+    """Kind of the checkpoint, each in turn."""
+    return request.param
+
+
+@pytest.fixture
+def checkpoint(kind, tmp_path):
+    """Path of a checkpoint."""
+    path = tmp_path / f"{kind}.safetensors"
+    write_file(kind, path)
+    return path

@@ -36,19 +36,6 @@ def saved(tmp_path):
     return path, network
 
 
-@pytest.fixture(params=["embedding", "classifier"])
-def kind(request):
-    return request.param
-
-
-@pytest.fixture
-def checkpoint(kind, tmp_path):
-    """Path of a checkpoint."""
-    path = tmp_path / f"{kind}.safetensors"
-    write_file(kind, path)
-    return path
-
-
 def change_tensors(path, **changes):
     """Save another file with other tensors and a correct digest; ``None`` removes a tensor."""
     with safe_open(path, framework="pt") as file:

@@ -3,24 +3,11 @@
 import json
 
 import pytest
-from checkpoint_files import assert_rejected, change_header, write_file
+from checkpoint_files import assert_rejected, change_header
 
 from pipeline.checkpoint import load_classifier, load_embedding, read_header
 
 LOAD = {"embedding": load_embedding, "classifier": load_classifier}
-
-
-@pytest.fixture(params=["embedding", "classifier"])
-def kind(request):
-    return request.param
-
-
-@pytest.fixture
-def checkpoint(kind, tmp_path):
-    """Path of a checkpoint."""
-    path = tmp_path / f"{kind}.safetensors"
-    write_file(kind, path)
-    return path
 
 
 def change_record(path, place, value):
