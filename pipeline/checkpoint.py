@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from pipeline.checkpoint_header import COMMANDS, Header, advice, make_header, parse_header
 from pipeline.files import write_atomically
 from stages.errors import CheckpointError, DataError, SettingsError
+from stages.evaluation.knn import nearest_distances
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet, build_network, describe_mismatch
 from stages.network.head import Head
@@ -53,12 +54,19 @@ def save_embedding(path: Path, network: nn.Module, record: Mapping[str, Any]) ->
 
 
 def save_classifier(
-    path: Path, network: nn.Module, head: Head, gallery: Embeddings, record: Mapping[str, Any]
+    path: Path,
+    network: nn.Module,
+    head: Head,
+    gallery: Embeddings,
+    record: Mapping[str, Any],
+    *,
+    validation: Embeddings | None = None,
 ) -> str:
     """Save a classifier together with its frozen embedding network and its gallery.
 
-    Tensor names start with ``embedding.`` for the network, ``head.`` for the head and
-    ``gallery.`` for the embeddings and labels of the training images.
+    Tensor names start with ``embedding.`` for the network, ``head.`` for the head, ``gallery.`` for
+    the embeddings and labels of the training images, and ``validation.`` for those of the
+    validation images and their distances to the nearest training images.
 
     Args:
         path: File to write.
@@ -66,6 +74,7 @@ def save_classifier(
         head: Trained classification head.
         gallery: Embeddings of the training images, searched by kNN.
         record: JSON-serialisable record of the training run.
+        validation: Embeddings of the validation images, if there are any.
 
     Returns:
         Digest of all saved tensors.
@@ -76,6 +85,12 @@ def save_classifier(
     tensors = {f"embedding.{name}": value for name, value in network.state_dict().items()}
     tensors |= {"head.weight": head.linear.weight, "head.bias": head.linear.bias}
     tensors |= {"gallery.vectors": gallery.vectors, "gallery.labels": gallery.labels}
+    if validation:
+        tensors |= {
+            "validation.vectors": validation.vectors,
+            "validation.labels": validation.labels,
+            "validation.distances": nearest_distances(validation.vectors, gallery.vectors),
+        }
     return save_tensors(path, "classifier", tensors, record)
 
 
@@ -176,18 +191,32 @@ def load_classifier(path: Path) -> ClassifierCheckpoint:
         "gallery.vectors": torch.empty(rows, dim, device="meta"),
         "gallery.labels": torch.empty(rows, dtype=torch.int64, device="meta"),
     }
+    if images := record["counts"]["val"]:
+        shapes |= {
+            "validation.vectors": torch.empty(images, dim, device="meta"),
+            "validation.labels": torch.empty(images, dtype=torch.int64, device="meta"),
+            "validation.distances": torch.empty(images, device="meta"),
+        }
     _check_tensors(path, header, shapes, tensors)
     head = Head(dim, len(classes), dropout=record["settings"]["dropout"])
     head.linear.load_state_dict({"weight": tensors["head.weight"], "bias": tensors["head.bias"]})
-    try:
-        gallery = Embeddings(tensors["gallery.vectors"], tensors["gallery.labels"], classes)
-    except DataError as error:
-        raise CheckpointError(f"{path}: gallery: {error}; {advice(path, header.kind)}") from error
+    embeddings = {}
+    for name in ("gallery", "validation"):
+        if f"{name}.vectors" in tensors:
+            vectors, labels = tensors[f"{name}.vectors"], tensors[f"{name}.labels"]
+            try:
+                embeddings[name] = Embeddings(vectors, labels, classes)
+            except DataError as error:
+                raise CheckpointError(
+                    f"{path}: {name}: {error}; {advice(path, header.kind)}"
+                ) from error
     return ClassifierCheckpoint(
         network=network,
         head=head.eval(),
-        gallery=gallery,
+        gallery=embeddings["gallery"],
         gallery_ids=tuple(record["gallery_ids"]),
+        validation=embeddings.get("validation"),
+        validation_distances=tensors.get("validation.distances", torch.empty(0)),
         classes=classes,
         record=record,
         embedding_digest=record["embedding_digest"],

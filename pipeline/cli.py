@@ -167,9 +167,15 @@ def report(
     help="File to write, or - for standard output.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object per line, not CSV.")
+@opt.reject_option
 @opt.device_options
 def predict(
-    images: tuple[Path, ...], classifier: Path, out: Path, as_json: bool, **options: Any
+    images: tuple[Path, ...],
+    classifier: Path,
+    out: Path,
+    as_json: bool,
+    reject: float,
+    **options: Any,
 ) -> None:
     """Classify new images: files, and folders with images in them or in their subfolders.
 
@@ -188,6 +194,7 @@ def predict(
         out=target,
         as_json=as_json,
         context=run_context(options),
+        reject=reject,
     )
     if target:
         terminal.print_text(f"{target} written: {count:,} images")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from stages.settings import DISTANCES, MININGS, RESIZES
+from stages.settings import DISTANCES, MININGS, REJECT, RESIZES
 
 EMBEDDING = Path("checkpoints/embedding.safetensors")
 CLASSIFIER = Path("checkpoints/classifier.safetensors")
@@ -245,6 +245,15 @@ cache_options = combine(
     ),
 )
 figures_option = path_option("--figures", None, "Folder for the figures as PNG and SVG files.")
+reject_option = click.option(
+    "--reject",
+    type=float,
+    metavar="SHARE",
+    default=REJECT,
+    show_default=True,
+    help="Typicality below which an image is marked as unknown. About this share of the images of "
+    "known classes is marked too. 0 marks none.",
+)
 resume_option = click.option(
     "--resume",
     is_flag=True,

@@ -291,6 +291,9 @@ class ClassifierCheckpoint:
         head: The trained classifier head.
         gallery: Embeddings of the training split, searched by kNN.
         gallery_ids: Ids of the gallery's images.
+        validation: Embeddings of the validation images, or None if there are none.
+        validation_distances: Distance of each validation image to the nearest gallery image,
+            float32, shape (V,) for V validation images.
         classes: Class names.
         record: JSON-compatible description of the run.
         embedding_digest: Digest of the embedding network that the head was trained on.
@@ -304,6 +307,8 @@ class ClassifierCheckpoint:
     head: nn.Module
     gallery: Embeddings
     gallery_ids: tuple[str, ...]
+    validation: Embeddings | None
+    validation_distances: Tensor
     classes: tuple[str, ...]
     record: dict[str, Any]
     embedding_digest: str

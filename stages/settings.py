@@ -17,6 +17,7 @@ RESIZES = ("pad-repeat", "pad", "crop", "stretch")
 # Embeddings in use have at most some 4,000 dimensions. At this one, the projection of a conv
 # network has 50 million weights, and training takes 1 GB for it.
 MAX_DIM = 4096
+REJECT = 0.05  # typicality below which an image is rejected as unknown, by default
 MAX_ROUNDS = 1_000_000  # epochs or iterations; far more than any training needs
 
 

@@ -52,6 +52,11 @@ def make_gallery() -> Embeddings:
     return Embeddings(torch.eye(8)[:3], torch.tensor([0, 1, 1]), CLASSES)
 
 
+def make_validation() -> Embeddings:
+    """Return one validation vector of dimension 8, at a distance of sqrt(2) from the gallery."""
+    return Embeddings(torch.eye(8)[3:4], torch.tensor([0]), CLASSES)
+
+
 def make_state(network: EmbeddingNet | None = None) -> TrainingState:
     """Return the state after step 3 of 9, in the second epoch."""
     network = network or EmbeddingNet(1, 8, 8)
@@ -84,7 +89,8 @@ def write_file(kind: str, path: Path) -> None:
     if kind == "embedding":
         save_embedding(path, network, record)
     elif kind == "classifier":
-        save_classifier(path, network, Head(8, 2), make_gallery(), record)
+        head, gallery, validation = Head(8, 2), make_gallery(), make_validation()
+        save_classifier(path, network, head, gallery, record, validation=validation)
     elif kind == "vectors":
         save_vectors(path, make_gallery(), None, record)
     else:

@@ -220,6 +220,8 @@ def evaluate_random(
         head=head,
         gallery=gallery,
         gallery_ids=(),
+        validation=None,
+        validation_distances=torch.empty(0),
         classes=test.classes,
         record={},
         embedding_digest="",

@@ -101,7 +101,11 @@ def _classify(
         "history": [asdict(log) for log in trained.history],
         "versions": package_versions(),
     }
-    main_process_only(lambda: save_classifier(out, embedded.network, trained.head, train, record))
+    main_process_only(
+        lambda: save_classifier(
+            out, embedded.network, trained.head, train, record, validation=validation
+        )
+    )
     return out
 
 

@@ -21,14 +21,16 @@ from pipeline.data.folder import IMAGE_SUFFIXES, find_image_files
 from pipeline.device import restore_torch_settings
 from pipeline.escape import escape_formula, printable
 from pipeline.files import check_output_file, is_special
-from pipeline.numbers import format_share
+from pipeline.numbers import count_of, format_share
 from pipeline.outputs import reserve_outputs
-from stages.errors import DataError, PipelineError
+from stages.classifier.typicality import smallest_typicality, typicality
+from stages.errors import DataError, PipelineError, SettingsError
 from stages.evaluation.knn import knn
 from stages.network.embedding_net import to_device
 from stages.network.head import probabilities
 from stages.network.inference import embed_images
 from stages.records import ClassifierCheckpoint
+from stages.settings import REJECT
 
 BLOCK = 512  # images in memory at once
 
@@ -43,6 +45,10 @@ class Predicted(NamedTuple):
         knn_label: Class predicted by kNN.
         nearest_id: Id of the nearest training image.
         nearest_distance: Euclidean distance to it, in [0, 2].
+        typicality: How usual this distance is, in (0, 1]; see
+            :func:`stages.classifier.typicality.typicality`. None if the classifier was trained
+            without validation images.
+        known: False if the image is rejected: it is probably of no known class.
     """
 
     path: str
@@ -51,6 +57,8 @@ class Predicted(NamedTuple):
     knn_label: str
     nearest_id: str
     nearest_distance: float
+    typicality: float | None
+    known: bool
 
 
 @restore_torch_settings()
@@ -61,8 +69,11 @@ def predict(
     out: Path | None,
     as_json: bool,
     context: RunContext,
+    reject: float = REJECT,
 ) -> int:
     """Classify image files, and the image files in folders and their subfolders.
+
+    Images that are probably of no known class are marked; their labels stay the same.
 
     Args:
         images: Files and folders.
@@ -70,6 +81,7 @@ def predict(
         out: File to write. None: standard output.
         as_json: Write one JSON object per line instead of CSV.
         context: Device and output options.
+        reject: Typicality below which an image is rejected; 0 rejects none.
 
     Returns:
         The number of images that were classified.
@@ -79,6 +91,7 @@ def predict(
             rows are written before.
         PipelineError: If the output cannot be written.
         CheckpointError: If the checkpoint cannot be used.
+        SettingsError: If ``reject`` is not a share.
 
     Example:
         >>> predict(
@@ -87,11 +100,15 @@ def predict(
         ... )  # doctest: +SKIP
         24
     """
+    if not 0 <= reject <= 1:
+        raise SettingsError("reject", reject, "out of range; use a share from 0 to 1")
     device = context.start()
     with _reserved(out, images, classifier):
         checkpoint = load_classifier(classifier)
+        if note := _describe_resolution(checkpoint, reject):
+            context.say(f"note: {note}")
         to_device(checkpoint.network, device)
-        blocks = predict_images(find_images(images), checkpoint, device=device)
+        blocks = predict_images(find_images(images), checkpoint, device=device, reject=reject)
         count, skipped = write_predictions(blocks, out, as_json=as_json)
     for path, reason in skipped:
         context.say(f"skipped: {path}: {reason}")
@@ -105,6 +122,19 @@ def predict(
         number = f"{len(missed or skipped)} of {count + len(skipped)} images"
         raise DataError(f"{path}: {reason}; {number} could not be read, their rows are empty")
     return count
+
+
+def _describe_resolution(classifier: ClassifierCheckpoint, reject: float) -> str:
+    """Say why no image can be rejected, if that is so."""
+    count = len(classifier.validation_distances)
+    if reject == 0 or smallest_typicality(count) < reject:
+        return ""
+    if count == 0:
+        return "no image is rejected as unknown: the classifier has no validation images"
+    return (
+        f"no image is rejected as unknown: with {count_of(count, 'validation image')} typicality "
+        f"is at least {smallest_typicality(count):.2g}, and --reject is {reject:g}"
+    )
 
 
 @contextmanager
@@ -156,7 +186,11 @@ def paths_from_stdin(images: Sequence[Path]) -> list[Path]:
 
 
 def predict_images(
-    files: Iterable[Path], classifier: ClassifierCheckpoint, *, device: torch.device
+    files: Iterable[Path],
+    classifier: ClassifierCheckpoint,
+    *,
+    device: torch.device,
+    reject: float = REJECT,
 ) -> Iterator[list[Predicted | Skipped]]:
     """Classify images in their order, in blocks, so that folders of any size fit into memory.
 
@@ -164,6 +198,7 @@ def predict_images(
         files: Image files.
         classifier: Classifier whose network is on ``device``.
         device: Device to compute on.
+        reject: Typicality below which an image is rejected; 0 rejects none.
 
     Yields:
         Predictions of up to 512 images; ``Skipped`` for an image that cannot be read.
@@ -180,7 +215,7 @@ def predict_images(
             if not isinstance(outcome, str):
                 readable.append(path)
                 images.append(np.frombuffer(outcome.pixels, np.uint8).reshape(outcome.shape))
-        predictions = iter(_classify(readable, images, classifier, device))
+        predictions = iter(_classify(readable, images, classifier, device, reject))
         for path, outcome in zip(paths, outcomes, strict=True):
             block.append(Skipped(path, outcome) if isinstance(outcome, str) else next(predictions))
         yield block
@@ -191,6 +226,7 @@ def _classify(
     images: Sequence[np.ndarray],
     classifier: ClassifierCheckpoint,
     device: torch.device,
+    reject: float,
 ) -> list[Predicted]:
     """Classify decoded images, uint8, each of shape (C, S, S)."""
     if not images:
@@ -202,6 +238,7 @@ def _classify(
     ).max(dim=1)
     gallery = classifier.gallery
     neighbours = knn(vectors, gallery.vectors, gallery.labels, k=classifier.k)
+    typical = typicality(neighbours.distance, classifier.validation_distances.numpy())
     return [
         Predicted(
             path=path,
@@ -210,6 +247,8 @@ def _classify(
             knn_label=classifier.classes[neighbours.labels[row]],
             nearest_id=classifier.gallery_ids[neighbours.nearest[row]],
             nearest_distance=neighbours.distance[row].item(),
+            typicality=None if np.isnan(typical[row]) else typical[row].item(),
+            known=not typical[row] < reject,  # NaN is not below
         )
         for row, path in enumerate(paths)
     ]
@@ -263,6 +302,8 @@ def _json_line(row: Predicted | Skipped) -> str:
         values |= row._asdict()
         values["probability"] = float(format_share(row.probability, 6))
         values["nearest_distance"] = round(row.nearest_distance, 6)
+        if row.typicality is not None:
+            values["typicality"] = float(format_share(row.typicality, 6))
     return json.dumps(values) + "\n"
 
 
@@ -274,6 +315,8 @@ def _csv_cells(row: Predicted | Skipped) -> list[str]:
         *(path, escape_formula(row.label), format_share(row.probability, 6)),
         *(escape_formula(row.knn_label), escape_formula(row.nearest_id)),
         f"{row.nearest_distance:.6f}",
+        "" if row.typicality is None else format_share(row.typicality, 6),
+        "true" if row.known else "false",
     ]
 
 

@@ -93,6 +93,20 @@ def _majority_vote(distances: Tensor, gallery_labels: Tensor, k: int) -> np.ndar
     return np.asarray(closest.masked_fill_(outvoted, math.inf).numpy().argmin(axis=1))
 
 
+def nearest_distances(queries: Tensor, gallery: Tensor) -> Tensor:
+    """Return the distance of each query to the nearest gallery vector.
+
+    Args:
+        queries: Floating point, shape (Q, D).
+        gallery: Floating point, shape (G, D) with G > 0.
+
+    Returns:
+        Euclidean distances, float32, shape (Q,).
+    """
+    blocks = queries.split(max(1, BLOCK // len(gallery)))
+    return torch.cat([exact_distances(block, gallery).amin(dim=1) for block in blocks])
+
+
 def nearest_rows(queries: Tensor, gallery: Tensor, *, count: int) -> np.ndarray:
     """Return the nearest gallery rows of each query, nearest first.
 

@@ -6,7 +6,13 @@ import sys
 
 import pytest
 import torch
-from checkpoint_files import assert_rejected, change_header, make_gallery, write_file
+from checkpoint_files import (
+    assert_rejected,
+    change_header,
+    make_gallery,
+    make_validation,
+    write_file,
+)
 from factories import make_record
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -60,9 +66,10 @@ def test_embedding_round_trip(saved):
 
 def test_classifier_holds_network_head_and_gallery(tmp_path):
     network, head, gallery = EmbeddingNet(1, 28, 8), Head(8, 2), make_gallery()
+    validation = make_validation()
     record = make_record("classifier", network)
     path = tmp_path / "classifier.safetensors"
-    save_classifier(path, network, head, gallery, record)
+    save_classifier(path, network, head, gallery, record, validation=validation)
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
     assert {"head.weight", "head.bias", "gallery.vectors", "gallery.labels"} <= names
@@ -72,8 +79,12 @@ def test_classifier_holds_network_head_and_gallery(tmp_path):
     assert loaded.gallery_ids == ("x", "y", "z")
     assert (loaded.temperature, loaded.k) == (1.5, 3)
     assert torch.equal(loaded.gallery.vectors, gallery.vectors)
+    assert loaded.validation is not None
+    assert torch.equal(loaded.validation.vectors, validation.vectors)
+    assert loaded.validation_distances.tolist() == pytest.approx([2**0.5])
     # The record names the digest of another network.
-    save_classifier(path, EmbeddingNet(1, 28, 8), head, gallery, record)
+    other = EmbeddingNet(1, 28, 8)
+    save_classifier(path, other, head, gallery, record, validation=validation)
     assert_rejected(
         path, "digest", f"pipeline classify --embedding FILE --out {path}", load=load_classifier
     )

@@ -11,19 +11,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from factories import QUIET, TINY
+from checkpoint_files import make_gallery, make_network
+from factories import QUIET, TINY, make_record
 from PIL import Image
 
-from pipeline.checkpoint import load_classifier
+from pipeline.checkpoint import load_classifier, save_classifier
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
 from pipeline.commands.predict import decode_files, find_images, predict, predict_images
 from pipeline.commands.report import report
+from stages.classifier.typicality import typicality
 from stages.errors import PipelineError
-from stages.settings import ClassifySettings, ReadSettings
+from stages.network.head import Head
+from stages.settings import REJECT, ClassifySettings, ReadSettings
 
 ROOT = Path(__file__).parents[3]
 COLUMNS = ["path", "label", "probability", "knn_label", "nearest_id", "nearest_distance"]
+COLUMNS += ["typicality", "known"]
 LABELS = dict.fromkeys(("label", "classifier_label", "knn_label"), str)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -162,9 +166,51 @@ def test_every_path_has_a_row_in_order(trained, classifier, run_command):
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     assert rows[0] == rows[2] and rows[0]["label"] == "3"
     for row in (rows[1], rows[3]):
-        assert [row[name] for name in COLUMNS[1:]] == [""] * 5
+        assert [row[name] for name in COLUMNS[1:]] == [""] * 7
     assert status == 1 and "skipped: missing.jpg: " in errors
     assert errors.count("error: ") == 1 and "2 of 4" in errors
+
+
+def test_untypical_images_are_marked_and_keep_their_label(trained, classifier, run_command):
+    images = trained / "elsewhere"
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(noise).save("noise.png")
+
+    def rows(*options: object) -> list[dict[str, str]]:
+        command = ("predict", images, "noise.png", "--classifier", classifier, *options)
+        status, out, _ = run_command(*command)
+        assert status == 0
+        return list(csv.DictReader(out.splitlines()))
+
+    default = rows()
+    # The classifier's training images are closer to themselves than any validation image.
+    calibration = load_classifier(classifier).validation_distances.numpy()
+    distances = np.array([float(row["nearest_distance"]) for row in default])
+    expected = typicality(distances, calibration)
+    np.testing.assert_allclose([float(row["typicality"]) for row in default], expected, atol=1e-2)
+    assert default[-1]["known"] == "false" and default[0]["known"] == "true"
+    for row in default:
+        assert row["known"] == ("false" if float(row["typicality"]) < REJECT else "true")
+    labels = [row["label"] for row in default]
+    for share, known in ((0, {"true"}), (1, {"true", "false"})):
+        changed = rows("--reject", share)
+        assert {row["known"] for row in changed} == known
+        assert [row["label"] for row in changed] == labels
+    assert run_command("predict", "noise.png", "--classifier", classifier, "--reject", 2)[0] == 1
+
+
+def test_without_validation_images_nothing_is_rejected(tmp_path, run_command):
+    network = make_network()
+    record = make_record("classifier", network, counts={"train": 3, "val": 0, "test": 0})
+    path = tmp_path / "classifier.safetensors"
+    save_classifier(path, network, Head(8, 2), make_gallery(), record)
+    Image.new("L", (8, 8)).save("black.png")
+    status, out, errors = run_command("predict", "black.png", "--classifier", path)
+    row = next(csv.DictReader(out.splitlines()))
+    assert (status, row["typicality"], row["known"]) == (0, "", "true")
+    assert "no image is rejected" in errors
+    status, out, _ = run_command("predict", "black.png", "--classifier", path, "--json")
+    assert json.loads(out)["typicality"] is None and json.loads(out)["known"] is True
 
 
 def test_paths_are_read_from_standard_input(trained, classifier, tmp_path):
@@ -174,7 +220,7 @@ def test_paths_are_read_from_standard_input(trained, classifier, tmp_path):
     result = subprocess.run(
         command, cwd=tmp_path, env=ENVIRONMENT, input=lines, capture_output=True
     )
-    assert result.returncode == 1 and result.stdout.splitlines()[2] == b"missing.png,,,,,"
+    assert result.returncode == 1 and result.stdout.splitlines()[2] == b"missing.png,,,,,,,"
 
 
 def test_interrupt_keeps_the_rows_so_far(trained, classifier, tmp_path, monkeypatch):

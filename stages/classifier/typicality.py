@@ -1,0 +1,43 @@
+"""Typicality: how usual the distance of an image to the training images is."""
+
+import numpy as np
+
+
+def typicality(distances: np.ndarray, calibration: np.ndarray) -> np.ndarray:
+    """Compute the conformal p-value of the distance of images to their nearest training image.
+
+    The p-value of a distance d among the distances d_1, ..., d_n of n validation images is
+    (1 + number of d_i >= d) / (n + 1). If an image is of the same kind as the validation images
+    (exchangeable with them), its p-value is below a with a probability of at most a. So rejecting
+    images with a typicality below 0.05 rejects at most 5% of the images of known classes on
+    average, whatever the embedding. No image of an unknown class is needed. The smallest possible
+    typicality is 1 / (n + 1): with fewer than 20 validation images none is below 0.05.
+
+    Args:
+        distances: Euclidean distance of each image to the nearest training image, shape (N,).
+        calibration: The same distances of the validation images, shape (n,).
+
+    Returns:
+        Typicality in (0, 1], float64, shape (N,); NaN without validation images.
+
+    References:
+        Vovk, Gammerman and Shafer 2005, "Algorithmic learning in a random world", chapter 2.
+
+    Example:
+        >>> typicality(np.array([0.1, 0.5, 0.9]), np.array([0.2, 0.4, 0.5, 0.7])).tolist()
+        [1.0, 0.6, 0.2]
+    """
+    count = len(calibration)
+    if count == 0:
+        return np.full(len(distances), np.nan)
+    closer = np.searchsorted(np.sort(calibration), distances, side="left")
+    return np.asarray((1 + count - closer) / (count + 1))
+
+
+def smallest_typicality(count: int) -> float:
+    """Return the smallest typicality that n validation images allow, or 1 without any.
+
+    Args:
+        count: Number of validation images, n.
+    """
+    return 1 / (count + 1)
