@@ -11,11 +11,15 @@ class Metric(NamedTuple):
         definition: Definition in one sentence, a template for ``str.format``. Its fields depend on
             the evaluation; see :func:`stages.evaluation.scores.define_metrics`.
         unit: Unit of ``Score.count`` in the singular: ``image`` or ``triplet``.
+        group: What computes the metric: ``test`` for those of every test split, which
+            :func:`stages.evaluation.scores.compute_scores` computes, or ``unknown`` for
+            :mod:`stages.evaluation.unknown`.
     """
 
     title: str
     definition: str
     unit: str = "image"
+    group: str = "test"
 
 
 # Template of a template: %s is the name of the field that describes the voting images.
@@ -23,6 +27,16 @@ _VOTE = (
     "Share of images classified correctly by a majority vote of the {%s}; all images tied at the "
     "k-th distance vote; a tie between classes goes to the nearest voter"
 )
+
+_AUROC = (
+    "Share of pairs of a known test image and one of an unseen class in which the known one has "
+    "the higher %s; equal values count half; interval over unseen classes and known images"
+)
+_FPR = (
+    "Share of test images of unseen classes that are accepted if 95%% of the known test images "
+    "are, by %s; interval over unseen classes at a fixed threshold"
+)
+_ENERGY = "log-sum-exp of the classifier's logits (negative energy)"
 
 # In the order of the report.
 METRICS = {
@@ -78,6 +92,50 @@ METRICS = {
         "Calibration error before temperature",
         "Mean gap between confidence and accuracy of the classifier in {bins} bins of equal width; "
         "before temperature scaling",
+    ),
+    "rejection_rate_known": Metric(
+        "Known images rejected",
+        "Share of test images of known classes with a typicality below {reject}: {typicality}",
+        group="unknown",
+    ),
+    "left_out_auroc": Metric(
+        "AUROC with classes left out",
+        "Mean over test images of the share of test images of other classes that are nearer to the "
+        "training images if all training images of this class are left out; equal distances count "
+        "half. Optimistic for unknown classes: the embedding was trained on this one",
+        group="unknown",
+    ),
+    "left_out_rejection_rate": Metric(
+        "Rejected with classes left out",
+        "Share of test images with a typicality below {reject} if all training and validation "
+        "images of their class are left out. Optimistic for unknown classes: the embedding was "
+        "trained on this one",
+        group="unknown",
+    ),
+    "rejection_rate_unknown": Metric(
+        "Unknown images rejected",
+        "Share of test images of unseen classes with a typicality below {reject}: {typicality}",
+        group="unknown",
+    ),
+    "unknown_auroc": Metric(
+        "Unknown AUROC: distance", _AUROC % "nearness to the training images", group="unknown"
+    ),
+    "unknown_auroc_max_probability": Metric(
+        "Unknown AUROC: probability", _AUROC % "probability of the predicted class", group="unknown"
+    ),
+    "unknown_auroc_energy": Metric("Unknown AUROC: energy", _AUROC % _ENERGY, group="unknown"),
+    "unknown_fpr_at_95_tpr": Metric(
+        "Unknown accepted at 95% known: distance",
+        _FPR % "nearness to the training images",
+        group="unknown",
+    ),
+    "unknown_fpr_at_95_tpr_max_probability": Metric(
+        "Unknown accepted at 95% known: probability",
+        _FPR % "probability of the predicted class",
+        group="unknown",
+    ),
+    "unknown_fpr_at_95_tpr_energy": Metric(
+        "Unknown accepted at 95% known: energy", _FPR % _ENERGY, group="unknown"
     ),
 }
 

@@ -159,7 +159,7 @@ def _compare_triplets(a: SplitMeasures, b: SplitMeasures) -> PairedTest:
         return PairedTest.undefined(metric, metric, "test", test)
     share_a, share_b, count = won_a / total, won_b / total, int((a.total_any > 0).sum())
     difference = (won_a - won_b) / total
-    return _score_test(
+    return score_test(
         (metric, metric, "test"),
         difference,
         # The numbers of images if each were won or lost as a whole, and independently in a and b.
@@ -184,7 +184,7 @@ def _test_differences(
     if count == 0:
         return PairedTest.undefined(metric_a, metric_b, split, test)
     only_a, only_b = differences.clip(min=0), (-differences).clip(min=0)
-    return _score_test(
+    return score_test(
         (metric_a, metric_b, split),
         # Rounding makes differences that cancel out exactly 0.
         round(math.fsum(differences) / count, 12),
@@ -195,7 +195,7 @@ def _test_differences(
     )
 
 
-def _score_test(
+def score_test(
     names: tuple[str, str, str],
     difference: float,
     *,

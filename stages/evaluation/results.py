@@ -88,6 +88,12 @@ class Predictions:
             than the negative, float64; NaN without such a triplet.
         nearest: Row of the nearest training image in the gallery, int64.
         distance: Euclidean distance to it, float32.
+        typicality: How usual this distance is, float64; see
+            :func:`stages.evaluation.typicality.typicality`. NaN without validation images.
+        energy: Log-sum-exp of the classifier's logits, float32. Low for unusual images.
+        left_out_nearer: Share of the test images of other classes that are nearer to the training
+            images if the class of this image is left out of them, float64; NaN if undefined.
+        left_out_typicality: Typicality with this class left out, float64; NaN if undefined.
     """
 
     knn: np.ndarray
@@ -97,6 +103,10 @@ class Predictions:
     triplet_accuracy: np.ndarray
     nearest: np.ndarray
     distance: np.ndarray
+    typicality: np.ndarray
+    energy: np.ndarray
+    left_out_nearer: np.ndarray
+    left_out_typicality: np.ndarray
 
     def select(self, rows: np.ndarray) -> "Predictions":
         """Return the predictions of some images, by index."""

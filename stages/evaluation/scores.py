@@ -9,12 +9,15 @@ import numpy as np
 from stages.evaluation.baselines import PIXELS, Baseline
 from stages.evaluation.calibration_error import BINS, calibration_score
 from stages.evaluation.knn import knn
+from stages.evaluation.left_out import leave_classes_out
 from stages.evaluation.metric_definitions import METRICS, initial_network
 from stages.evaluation.paired_tests import mcnemar_test
 from stages.evaluation.results import Evaluation, PairedTest, Predictions, Score
 from stages.evaluation.statistics import mean_score, share_score, triplet_score
 from stages.evaluation.triplets_and_rankings import SplitMeasures, measure_gallery, measure_split
-from stages.network.head import probabilities
+from stages.evaluation.typicality import typicality
+from stages.evaluation.unknown import define_unknown, rejection_scores
+from stages.network.head import energies, probabilities
 from stages.records import ClassifierCheckpoint, Embeddings
 
 WITHOUT_DUPLICATES = "test-without-duplicates"
@@ -64,7 +67,8 @@ def evaluate_split(
     """
     gallery = classifier.gallery
     measures = _measure(test, gallery, within)
-    prediction = _predict(test, classifier, measures)
+    with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
+        prediction = predict(test, classifier, measures.won / measures.total)
     labels = test.labels.numpy()
     majority_class = int(np.bincount(gallery.labels.numpy()).argmax())
     correct = {
@@ -97,8 +101,11 @@ def evaluate_split(
         )
     else:
         clean_scores, clean_tests = without_duplicates(scores, tests)
+    rejection = rejection_scores(
+        prediction, labels, np.arange(len(test))[:, None], define_unknown(classifier)
+    )
     return Evaluation(
-        scores=(*scores, *clean_scores),
+        scores=(*scores, *rejection, *clean_scores),
         paired_tests=(*tests, *clean_tests),
         prediction=prediction,
         correct=correct,
@@ -114,9 +121,24 @@ def _measure(test: Embeddings, gallery: Embeddings, within: bool) -> SplitMeasur
     return measure_gallery(test.vectors, test.labels, gallery.vectors, gallery.labels)
 
 
-def _predict(
-    test: Embeddings, classifier: ClassifierCheckpoint, measures: SplitMeasures
+def predict(
+    test: Embeddings,
+    classifier: ClassifierCheckpoint,
+    triplet_accuracy: np.ndarray,
+    *,
+    known: bool = True,
 ) -> Predictions:
+    """Predict the classes of embedded images, and how typical they are.
+
+    Args:
+        test: Embeddings of N images.
+        classifier: Classifier with its gallery of training images.
+        triplet_accuracy: Triplet accuracy of each image, float64, shape (N,).
+        known: False for images of unseen classes: no class can be left out for them.
+
+    Returns:
+        Predictions per image.
+    """
     gallery = classifier.gallery
     neighbours = knn(test.vectors, gallery.vectors, gallery.labels, k=classifier.k)
     head, temperature = classifier.head, classifier.temperature
@@ -124,8 +146,10 @@ def _predict(
     calibrated = probabilities(head, test.vectors, temperature=temperature).numpy()
     predicted = calibrated.argmax(1)
     rows = np.arange(len(test))
-    with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
-        triplet_accuracy = measures.won / measures.total
+    calibration = classifier.validation_distances.numpy()
+    nearer, typical = np.full((2, len(test)), np.nan)
+    if known:
+        nearer, typical = leave_classes_out(test, classifier)
     return Predictions(
         knn=neighbours.labels,
         classifier=predicted,
@@ -134,6 +158,10 @@ def _predict(
         triplet_accuracy=triplet_accuracy,
         nearest=neighbours.nearest,
         distance=neighbours.distance,
+        typicality=typicality(neighbours.distance, calibration),
+        energy=energies(head, test.vectors).numpy(),
+        left_out_nearer=nearer,
+        left_out_typicality=typical,
     )
 
 
@@ -173,7 +201,7 @@ def define_metrics(
         pretrained: True if training started from a pretrained trunk.
 
     Returns:
-        Metric -> definition, in the order of ``METRICS``.
+        Metric -> definition, for the metrics of the group ``test``.
     """
     if within:
         triplets = "of the split"
@@ -185,6 +213,8 @@ def define_metrics(
         untrained_voters = "k nearest training images (not available: initial weights unknown)"
     definitions = {}
     for name, metric in METRICS.items():
+        if metric.group != "test":
+            continue
         definitions[name] = metric.definition.format(
             triplets=triplets,
             ranking=ranking,
@@ -260,6 +290,10 @@ def without_duplicates(
 ) -> tuple[list[Score], list[PairedTest]]:
     """Repeat scores and tests for ``test-without-duplicates`` if no test image is a duplicate."""
     return (
-        [replace(score, split=WITHOUT_DUPLICATES) for score in scores],
+        [
+            replace(score, split=WITHOUT_DUPLICATES)
+            for score in scores
+            if METRICS[score.metric].group == "test"
+        ],
         [replace(test, split=WITHOUT_DUPLICATES) for test in tests],
     )
