@@ -117,10 +117,9 @@ def shown_scores(evaluation: Evaluation) -> list[Score]:
 
     Scores without duplicates are left out if there are no duplicates.
     """
-    keys = _in_order(
-        {(score.metric, score.split) for score in evaluation.scores}, evaluation.leaked
-    )
-    return [evaluation.score(metric, split) for metric, split in keys]
+    keys = {(score.metric, score.split) for score in evaluation.scores}
+    shown = _in_order(keys, evaluation.leaked)
+    return [evaluation.score(metric, split) for metric, split in shown]
 
 
 def _in_order(keys: Iterable[tuple[str, str]], leaked: object) -> list[tuple[str, str]]:
