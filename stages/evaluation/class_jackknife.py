@@ -14,7 +14,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from stages.evaluation.paired_tests import compare_shares
 from stages.evaluation.results import PairedTest, Score
+from stages.evaluation.statistics import bounded_mean_interval
 
 MAX_GROUPS = 500  # the t quantile of 499 degrees of freedom differs by 0.2% from the normal one
 MIN_GROUPS = 20  # used for a few huge classes, however long it takes
@@ -74,7 +76,7 @@ def class_groups(labels: Tensor, *, queries: Tensor | None = None) -> Tensor:
     return groups
 
 
-def jackknife_error(left_out: np.ndarray) -> float | None:
+def class_jackknife_error(left_out: np.ndarray) -> float | None:
     """Compute the standard error of a measure from its values without each group of classes.
 
     Args:
@@ -84,7 +86,7 @@ def jackknife_error(left_out: np.ndarray) -> float | None:
         Standard error, or None with fewer than three values.
 
     Example:
-        >>> round(jackknife_error(np.array([0.5, 0.6, 0.7])), 4)
+        >>> round(class_jackknife_error(np.array([0.5, 0.6, 0.7])), 4)
         0.1155
     """
     defined = left_out[~np.isnan(left_out)]
@@ -93,3 +95,68 @@ def jackknife_error(left_out: np.ndarray) -> float | None:
         return None
     squares = float(np.square(defined - defined.mean()).sum())
     return math.sqrt((count - 1) / count * squares)
+
+
+def jackknife_score(
+    metric: str, split: str, estimate: Estimate, groups: Tensor, definition: str
+) -> Score:
+    """Return a measure as a score with an interval over classes.
+
+    The interval is that of :func:`stages.evaluation.statistics.bounded_mean_interval` with the
+    standard error of the jackknife. ``benchmarks/coverage.py`` compares it with other intervals.
+
+    Args:
+        metric: Name of the metric.
+        split: Name of the split.
+        estimate: The measure of all classes and without each group of classes.
+        groups: Group of each class, int64, shape (C,), from :func:`class_groups`.
+        definition: Definition stored with the score.
+
+    Returns:
+        The score. It is undefined if the measure is. Its interval is undefined with fewer than
+        three estimates.
+    """
+    if estimate.count == 0:
+        return Score.undefined(metric, split, definition)
+    classes, error = _count_classes(groups), class_jackknife_error(estimate.left_out)
+    if error is None:
+        definition += "; no interval: fewer than three classes"
+        return Score(metric, split, estimate.value, None, None, estimate.count, definition)
+    low, high = bounded_mean_interval(estimate.value, error, classes)
+    definition += "; interval: Wilson with the effective number of classes"
+    definition += f" ({_describe_jackknife(groups)})"
+    return Score(metric, split, estimate.value, low, high, estimate.count, definition)
+
+
+def compare_estimates(
+    names: tuple[str, str, str], a: Estimate, b: Estimate, groups: Tensor
+) -> PairedTest:
+    """Compare two measures of the same classes.
+
+    Args:
+        names: First metric, second metric and split.
+        a: First measure.
+        b: Second measure, without the same groups of classes.
+        groups: Group of each class, int64, shape (C,), from :func:`class_groups`.
+
+    Returns:
+        The test of the difference ``a`` minus ``b``, where ``count`` is the number of classes;
+        undefined with fewer than three estimates.
+    """
+    test = f"score test over classes; {_describe_jackknife(groups)}; interval: Tango"
+    error = class_jackknife_error(a.left_out - b.left_out)
+    if error is None:
+        return PairedTest.undefined(*names, test)
+    shares, classes = (a.value, b.value), _count_classes(groups)
+    return compare_shares(names, shares, error, count=classes, test=test)
+
+
+def _count_classes(groups: Tensor) -> int:
+    return int((groups >= 0).sum())
+
+
+def _describe_jackknife(groups: Tensor) -> str:
+    classes, count = _count_classes(groups), int(groups.max()) + 1
+    if count == classes:
+        return f"leave-one-class-out jackknife over {classes} classes"
+    return f"jackknife over {count} groups of {classes} classes"

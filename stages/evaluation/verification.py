@@ -6,7 +6,6 @@ accepted pairs of different classes (false accepts), and the share of rejected p
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from stages.distance import exact_distances
 from stages.evaluation.class_jackknife import Estimate
+from stages.evaluation.results import RocCurve
 from stages.evaluation.triplets_and_rankings import BLOCK
 
 MAX_POSITIVES = 2**23  # pairs of one class whose distances are held at once
@@ -23,18 +23,6 @@ CURVE_POINTS = 200
 
 MEASURES = ("verification_auc", "equal_error_rate", "tar_at_far_0.01", "tar_at_far_0.001")
 FALSE_ACCEPT_RATES = (0.01, 0.001)
-
-
-class RocCurve(NamedTuple):
-    """Points of a ROC curve, from (0, 0) to (1, 1).
-
-    Attributes:
-        false_accept_rate: Share of accepted pairs of different classes, float64, shape (R,).
-        true_accept_rate: Share of accepted pairs of one class, float64, shape (R,).
-    """
-
-    false_accept_rate: np.ndarray
-    true_accept_rate: np.ndarray
 
 
 def verify_without_each_class(
@@ -278,4 +266,5 @@ def _thin_curve(positives: np.ndarray, negatives: np.ndarray) -> RocCurve:
     along = np.searchsorted(tar + far, np.linspace(0, 2, CURVE_POINTS + 1)[1:-1])
     small = np.searchsorted(far, np.geomspace(1e-4, 1, CURVE_POINTS), side="right") - 1
     points = np.unique(np.r_[along, small.clip(min=0), len(far) - 1])
-    return RocCurve(np.r_[0.0, far[points]], np.r_[0.0, tar[points]])
+    curve = np.stack([np.r_[0.0, far[points]], np.r_[0.0, tar[points]]], axis=1)  # (R, 2)
+    return RocCurve(*np.unique(curve, axis=0).T)  # cells without pairs repeat a point
