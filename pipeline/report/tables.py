@@ -12,9 +12,8 @@ from pipeline.report.evaluated_run import EvaluatedRun, RunComparison, compare_r
 from pipeline.report.formats import LEVEL
 from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.pooling import pool_runs
-from stages.evaluation.results import Evaluation, Score
+from stages.evaluation.results import UNSEEN, Evaluation, Score
 from stages.evaluation.scores import WITHOUT_DUPLICATES
-from stages.evaluation.unknown import UNSEEN
 
 SCORE_COLUMNS = ["run", "metric", "split", "value", "ci_low", "ci_high", "count", "definition"]
 PAIRED_COLUMNS = [

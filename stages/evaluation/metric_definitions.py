@@ -10,10 +10,10 @@ class Metric(NamedTuple):
         title: Name shown to people.
         definition: Definition in one sentence, a template for ``str.format``. Its fields depend on
             the evaluation; see :func:`stages.evaluation.scores.define_metrics`.
-        unit: Unit of ``Score.count`` in the singular: ``image`` or ``triplet``.
+        unit: Unit of ``Score.count`` in the singular: ``image``, ``triplet`` or ``pair``.
         group: What computes the metric: ``test`` for those of every test split, which
-            :func:`stages.evaluation.scores.compute_scores` computes, or ``unknown`` for
-            :mod:`stages.evaluation.unknown`.
+            :func:`stages.evaluation.scores.compute_scores` computes; ``unknown`` and ``unseen``
+            for the modules of these names.
     """
 
     title: str
@@ -37,6 +37,36 @@ _FPR = (
     "are, by %s; interval over unseen classes at a fixed threshold"
 )
 _ENERGY = "log-sum-exp of the classifier's logits (negative energy)"
+# Definitions that the embedding and its baselines share.
+_RECALL_AT_1 = "Share of queries whose nearest image has the same class; {ranking}"
+_MAP_AT_R = (
+    "Mean over queries of the precision at each positive among the R nearest images, summed and "
+    "divided by R; {ranking}"
+)
+_AUC = (
+    "Probability that a pair of images of one class is closer than a pair of two classes (area "
+    "under the ROC curve); ties count half; {pairs}"
+)
+_TAR = (
+    "Share of the pairs of one class that are accepted at the largest distance threshold that "
+    "accepts at most %s of the pairs of two classes; {pairs}"
+)
+
+
+def _unseen_baseline(prefix: str, title: str, vectors: str) -> dict[str, Metric]:
+    """Return the metrics of a baseline for classes that were not trained on."""
+    return {
+        f"{prefix}_precision_at_1": Metric(
+            f"Baseline: recall@1 {title}", f"{_RECALL_AT_1}; {vectors}", group="unseen"
+        ),
+        f"{prefix}_map_at_r": Metric(
+            f"Baseline: MAP@R {title}", f"{_MAP_AT_R}; {vectors}", group="unseen"
+        ),
+        f"{prefix}_verification_auc": Metric(
+            f"Baseline: verification AUC {title}", f"{_AUC}; {vectors}", "pair", group="unseen"
+        ),
+    }
+
 
 # In the order of the report.
 METRICS = {
@@ -44,7 +74,7 @@ METRICS = {
     "triplet_accuracy": Metric(
         "Triplet accuracy",
         "Share of all triplets {triplets} with d(anchor, positive) < d(anchor, negative); equal "
-        "distances count as lost; interval: Wilson with the effective number of images (jackknife)",
+        "distances count as lost",
         unit="triplet",
     ),
     "classification_accuracy": Metric(
@@ -54,8 +84,16 @@ METRICS = {
     ),
     "precision_at_1": Metric(
         "Recall@1 (= precision@1)",
-        "Share of queries whose nearest image has the same class; {ranking}",
+        _RECALL_AT_1,
     ),
+    **{
+        f"recall_at_{k}": Metric(
+            f"Recall@{k}",
+            f"Share of queries with an image of their class among the {k} nearest; {{ranking}}",
+            group="unseen",
+        )
+        for k in (2, 4, 8)
+    },
     "r_precision": Metric(
         "R-precision",
         "Mean share of the query's class among its R nearest images, where R is the number of "
@@ -63,8 +101,7 @@ METRICS = {
     ),
     "map_at_r": Metric(
         "MAP@R",
-        "Mean over queries of the precision at each positive among the R nearest images, summed "
-        "and divided by R; {ranking}",
+        _MAP_AT_R,
     ),
     "mean_average_precision": Metric(
         "Mean average precision",
@@ -137,6 +174,29 @@ METRICS = {
     "unknown_fpr_at_95_tpr_energy": Metric(
         "Unknown accepted at 95% known: energy", _FPR % _ENERGY, group="unknown"
     ),
+    "verification_auc": Metric("Verification AUC", _AUC, "pair", group="unseen"),
+    "equal_error_rate": Metric(
+        "Equal error rate (lower is better)",
+        "Error rate of verification at the distance threshold where the share of accepted pairs of "
+        "two classes equals the share of rejected pairs of one class; linear interpolation; "
+        "{pairs}",
+        "pair",
+        group="unseen",
+    ),
+    "tar_at_far_0.01": Metric(
+        "True accept rate at false accept rate 1%", _TAR % "1%", "pair", group="unseen"
+    ),
+    "tar_at_far_0.001": Metric(
+        "True accept rate at false accept rate 0.1%", _TAR % "0.1%", "pair", group="unseen"
+    ),
+    **_unseen_baseline(
+        "pixel",
+        "on raw pixels",
+        "Euclidean distance between raw pixels (images above {pixels} pixels are averaged down to "
+        "this size)",
+    ),
+    **_unseen_baseline("untrained", "before training", "embeddings of the {initial_network}"),
+    **_unseen_baseline("trunk", "on trunk features", "features of the pretrained trunk"),
 }
 
 

@@ -1,9 +1,11 @@
 """Scores, paired tests and predictions of one evaluated run."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+UNSEEN = "test-unseen"  # split of the test images of classes without a training image
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +18,7 @@ class Score:
         value: Share in [0, 1], or None if undefined.
         low: Lower bound of the 95% confidence interval, or None.
         high: Upper bound of the 95% confidence interval, or None.
-        count: Number of images, queries or triplets; 0 if undefined.
+        count: Number of images, queries, triplets or pairs; 0 if undefined.
         definition: Definition of the metric in one sentence.
 
     Raises:
@@ -55,7 +57,7 @@ class PairedTest:
         low: Lower bound of the 95% confidence interval of the difference, or None.
         high: Upper bound of the 95% confidence interval of the difference, or None.
         p_value: Two-sided p-value, or None.
-        count: Number of images or queries; 0 if undefined.
+        count: Number of images, queries or classes; 0 if undefined.
         test: Description of the test and the interval.
     """
 
@@ -146,3 +148,44 @@ class Evaluation:
         return next(
             test for test in self.paired_tests if (test.metric_a, test.metric_b, test.split) == key
         )
+
+
+class RocCurve(NamedTuple):
+    """Points of a ROC curve of verification, from (0, 0) to (1, 1).
+
+    Attributes:
+        false_accept_rate: Share of the pairs of two classes that are accepted, float64, shape (R,).
+        true_accept_rate: Share of the pairs of one class that are accepted, float64, shape (R,).
+    """
+
+    false_accept_rate: np.ndarray
+    true_accept_rate: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class UnseenEvaluation:
+    """Results on the N test images of classes that were not trained on.
+
+    Attributes:
+        scores: One score per metric, split ``test-unseen``.
+        paired_tests: Recall@1, MAP@R and verification AUC of the embedding minus each baseline.
+        triplet_accuracy: Share of the triplets with this image as anchor whose positive is closer
+            than the negative, float64, shape (N,); NaN without such a triplet and for gallery
+            images.
+        neighbours: Rows of the nearest other images, nearest first, int64, shape (N, up to 5). They
+            are gallery images if the split has queries, and -1 in the rows of gallery images.
+        distances: Distances to them, float32, same shape; NaN where the row is -1.
+        curves: ROC curves by the vectors they come from: ``embedding``, ``pixel``, ``untrained``,
+            ``trunk``. A curve without points is undefined.
+    """
+
+    scores: tuple[Score, ...]
+    paired_tests: tuple[PairedTest, ...]
+    triplet_accuracy: np.ndarray
+    neighbours: np.ndarray
+    distances: np.ndarray
+    curves: dict[str, RocCurve]
+
+    def score(self, metric: str) -> Score:
+        """Return the score of a metric."""
+        return next(score for score in self.scores if score.metric == metric)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
 from stages.evaluation.baselines import PIXELS, Baseline
 from stages.evaluation.calibration_error import BINS, calibration_score
@@ -42,6 +43,7 @@ def evaluate_split(
     validated: bool = True,
     within: bool = True,
     pretrained: bool = False,
+    queries: Tensor | None = None,
 ) -> Evaluation:
     """Compute all scores, paired tests and predictions of a run on the test split.
 
@@ -61,12 +63,17 @@ def evaluate_split(
         within: True if test images query each other. If False, they query the training images,
             which suits small test splits.
         pretrained: True if training started from a pretrained trunk. It only changes a definition.
+        queries: True for queries and False for gallery images of the test split, bool, shape (N,).
+            If ``within``, triplets and rankings are those of queries against gallery images. None
+            if every image is both.
 
     Returns:
         The evaluation.
     """
     gallery = classifier.gallery
-    measures = _measure(test, gallery, within)
+    if not within:
+        queries = None
+    measures = _measure(test, gallery, within, queries)
     with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
         prediction = predict(test, classifier, measures.won / measures.total)
     labels = test.labels.numpy()
@@ -81,20 +88,25 @@ def evaluate_split(
         correct["untrained_knn_accuracy"] = _classify(untrained, gallery) == labels
     definitions = define_metrics(
         within=within,
+        with_queries=queries is not None,
         majority_class=f"training class, {test.classes[majority_class]}",
         voters=_describe_voters(classifier.k, gallery, validated),
         pixel_voters=_describe_voters(pixels.k, gallery, validated),
         untrained_voters=_describe_voters(untrained.k, gallery, validated) if untrained else None,
         pretrained=pretrained,
     )
-    scores, tests = compute_scores("test", correct, measures, prediction, labels, definitions)
+    scores, tests = compute_scores(
+        "test", correct, _select_measures(measures, queries), prediction, labels, definitions
+    )
     if len(leaked):
         kept = np.setdiff1d(np.arange(len(test)), np.asarray(leaked))
         clean = Embeddings(test.vectors[kept], test.labels[kept], test.classes)
+        clean_queries = None if queries is None else queries[kept]
+        clean_measures = _measure(clean, gallery, within, clean_queries)
         clean_scores, clean_tests = compute_scores(
             WITHOUT_DUPLICATES,
             {metric: values[kept] for metric, values in correct.items()},
-            _measure(clean, gallery, within),
+            _select_measures(clean_measures, clean_queries),
             prediction.select(kept),
             labels[kept],
             definitions,
@@ -115,10 +127,31 @@ def evaluate_split(
     )
 
 
-def _measure(test: Embeddings, gallery: Embeddings, within: bool) -> SplitMeasures:
-    if within:
+def _measure(
+    test: Embeddings, gallery: Embeddings, within: bool, queries: Tensor | None
+) -> SplitMeasures:
+    """Return one row of measures per test image; those of gallery images are 0 or NaN."""
+    if not within:
+        return measure_gallery(test.vectors, test.labels, gallery.vectors, gallery.labels)
+    if queries is None:
         return measure_split(test.vectors, test.labels)
-    return measure_gallery(test.vectors, test.labels, gallery.vectors, gallery.labels)
+    measures = measure_gallery(
+        test.vectors[queries], test.labels[queries], test.vectors[~queries], test.labels[~queries]
+    )
+    rows = queries.numpy()
+    arrays = []
+    for values in measures:
+        array = np.full(len(test), math.nan if values.dtype.kind == "f" else 0, values.dtype)
+        array[rows] = values
+        arrays.append(array)
+    return SplitMeasures(*arrays)
+
+
+def _select_measures(measures: SplitMeasures, queries: Tensor | None) -> SplitMeasures:
+    """Return the measures of the queries, which alone have scores."""
+    if queries is None:
+        return measures
+    return SplitMeasures(*(values[queries.numpy()] for values in measures))
 
 
 def predict(
@@ -184,6 +217,7 @@ def _spread(a: Embeddings, b: Embeddings) -> float:
 def define_metrics(
     *,
     within: bool,
+    with_queries: bool = False,
     majority_class: str,
     voters: str,
     pixel_voters: str,
@@ -194,6 +228,7 @@ def define_metrics(
 
     Args:
         within: True if test images query each other, False if they query the training images.
+        with_queries: True if query images of the split query its gallery images.
         majority_class: Name of the most frequent class and where it was counted.
         voters: Description of the k nearest neighbours in the embedding.
         pixel_voters: The same for raw pixels.
@@ -203,7 +238,10 @@ def define_metrics(
     Returns:
         Metric -> definition, for the metrics of the group ``test``.
     """
-    if within:
+    if with_queries:
+        triplets = "of a query (the anchor) and two gallery images of the split"
+        ranking = "each query image queries the gallery images of the split"
+    elif within:
         triplets = "of the split"
         ranking = "each image queries all other images of the split"
     else:

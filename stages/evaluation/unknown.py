@@ -10,14 +10,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from stages.evaluation.metric_definitions import METRICS
-from stages.evaluation.paired_tests import score_test
-from stages.evaluation.results import PairedTest, Predictions, Score
+from stages.evaluation.paired_tests import compare_shares
+from stages.evaluation.results import UNSEEN, PairedTest, Predictions, Score
 from stages.evaluation.roc import accepted_at_95, placements
 from stages.evaluation.statistics import bounded_mean_interval, share_score
 from stages.records import ClassifierCheckpoint
 from stages.settings import REJECT
-
-UNSEEN = "test-unseen"
 
 
 def define_unknown(classifier: ClassifierCheckpoint | None = None) -> dict[str, str]:
@@ -203,18 +201,7 @@ def _sampling_units(labels: np.ndarray) -> int:
 
 def _compare(names: tuple[str, str, str], a: _Parts, b: _Parts, labels: np.ndarray) -> PairedTest:
     """Test the difference of a score between two methods on the same images."""
-    differences, of_known = a[0] - b[0], a[1] - b[1]
-    difference = round(math.fsum(differences) / len(differences), 12)
-    units = _sampling_units(labels)
-    error = _two_sample_error(differences, of_known, labels)
-    return score_test(
-        names,
-        difference,
-        only=(
-            units * float(differences.clip(min=0).mean()),
-            units * float((-differences).clip(min=0).mean()),
-        ),
-        squares=(units * error) ** 2 + units * difference**2,
-        count=units,
-        test="score test over unknown classes and known images; interval: Tango",
-    )
+    error = _two_sample_error(a[0] - b[0], a[1] - b[1], labels)
+    means = math.fsum(a[0]) / len(labels), math.fsum(b[0]) / len(labels)
+    test = "score test over unseen classes and known images; interval: Tango"
+    return compare_shares(names, means, error, count=_sampling_units(labels), test=test)
