@@ -51,14 +51,15 @@ class Split:
 
     Attributes:
         store: Images of all splits, uint8, shape (M, C, S, S).
-        rows: Positions of this split's images in ``store``, int64, shape (N,), N > 0.
+        rows: Positions of this split's images in ``store``, int64, shape (N,). Splits without an
+            image are used for evaluation only, where all test images are of unseen classes.
         labels: Class indices, int64, shape (N,), in [0, number of classes).
         classes: Class names.
         ids: Names of the N images, shown to users.
         features: Features of a frozen trunk for all images of ``store``, or None.
 
     Raises:
-        DataError: If the fields do not fit together or there is no image.
+        DataError: If the fields do not fit together.
 
     Example:
         >>> store = torch.zeros(5, 1, 8, 8, dtype=torch.uint8)
@@ -83,12 +84,13 @@ class Split:
     features: TrunkFeatures | None = None
 
     def __post_init__(self) -> None:
-        if self.store.dtype != torch.uint8 or self.store.ndim != 4 or len(self.rows) == 0:
+        if self.store.dtype != torch.uint8 or self.store.ndim != 4:
             raise DataError(
-                f"images: {self.store.dtype} {tuple(self.store.shape)}, {len(self.rows)} rows; "
-                "give uint8 (M, C, S, S) and at least one row"
+                f"images: {self.store.dtype} {tuple(self.store.shape)}; give uint8 (M, C, S, S)"
             )
-        if not (0 <= int(self.rows.min()) and int(self.rows.max()) < len(self.store)):
+        if len(self.rows) and not (
+            0 <= int(self.rows.min()) and int(self.rows.max()) < len(self.store)
+        ):
             raise DataError(
                 f"rows: {int(self.rows.min())} to {int(self.rows.max())} for {len(self.store)} "
                 f"images; give rows from 0 to {len(self.store) - 1}"

@@ -46,7 +46,14 @@ def build_galleries(run: EvaluatedRun, exploration: Exploration | None) -> dict[
     }
 
 
-def _image(split: Split, row: int, source: Source) -> dict[str, Any]:
+def image_view(split: Split, row: int, source: Source) -> dict[str, Any]:
+    """Return the thumbnail, the id and the class of an image.
+
+    Args:
+        split: Split of the image.
+        row: Position in the split.
+        source: Source that all images of the split belong to.
+    """
     return {
         "image": thumbnail(unpadded_image(split, row, source)),
         "id": split.ids[row],
@@ -57,7 +64,7 @@ def _image(split: Split, row: int, source: Source) -> dict[str, Any]:
 def _predicted_image(run: EvaluatedRun, row: int) -> dict[str, Any]:
     prediction, classes = run.evaluation.prediction, run.images.classes
     return {
-        **_image(run.images, row, run.data.origin),
+        **image_view(run.images, row, run.data.origin),
         "classifier": classes[prediction.classifier[row]],
         "probability": format_percent(float(prediction.probability[row])),
         "knn": classes[prediction.knn[row]],
@@ -72,13 +79,13 @@ def _nearest_images(run: EvaluatedRun, row: int) -> list[dict[str, Any]]:
         row -= len(fold.images)
         fold = next(folds)
     nearest = nearest_rows(fold.test.vectors[[row]], fold.gallery.vectors, count=4)[0]
-    return [_image(fold.data.train, index, fold.data.origin) for index in nearest.tolist()]
+    return [image_view(fold.data.train, index, fold.data.origin) for index in nearest.tolist()]
 
 
 def _triplets(run: EvaluatedRun, exploration: Exploration) -> list[dict[str, Any]]:
     return [
         {
-            "images": [_image(run.images, row, run.data.origin) for row in rows],
+            "images": [image_view(run.images, row, run.data.origin) for row in rows],
             "positive": positive,
             "negative": negative,
         }

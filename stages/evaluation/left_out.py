@@ -55,9 +55,7 @@ def class_distances(queries: Tensor, gallery: Tensor, gallery_labels: Tensor) ->
     return ClassDistances(*(torch.cat(part).numpy() for part in zip(*parts, strict=True)))
 
 
-def leave_classes_out(
-    test: Embeddings, classifier: ClassifierCheckpoint
-) -> tuple[np.ndarray, np.ndarray]:
+def leave_classes_out(test: Embeddings, classifier: ClassifierCheckpoint) -> np.ndarray:
     """Treat each test image as unknown: leave its class out of the training images.
 
     Args:
@@ -65,9 +63,10 @@ def leave_classes_out(
         classifier: Classifier with its gallery and its validation images.
 
     Returns:
-        For each image: the share of the test images of other classes that are nearer to the
-        remaining training images, where equal distances count half; and its typicality among the
-        validation images of other classes. Both float64, shape (N,), and NaN where undefined.
+        For each image, float64, shape (3, N), NaN where undefined: the distance to the nearest
+        remaining training image; the share of the test images of other classes that are nearer to
+        them, where equal distances count half; and its typicality among the validation images of
+        other classes.
     """
     gallery, labels = classifier.gallery, test.labels.numpy()
     of_test = class_distances(test.vectors, gallery.vectors, gallery.labels)
@@ -76,15 +75,17 @@ def leave_classes_out(
         validation = classifier.validation
         of_validation = class_distances(validation.vectors, gallery.vectors, gallery.labels)
         validation_labels = validation.labels.numpy()
-    nearer, typical = np.full(len(labels), np.nan), np.full(len(labels), np.nan)
+    result = np.full((3, len(labels)), np.nan)
+    nearest, nearer, typical = result
     for label in np.unique(labels):
         members = labels == label
         distances = of_test.without(label)
         if np.isinf(distances).any():  # no training image of another class
             continue
+        nearest[members] = distances[members]
         if not members.all():
             nearer[members] = placements(-distances[~members], -distances[members])
         if of_validation is not None:
             others = of_validation.without(label)[validation_labels != label]
             typical[members] = typicality(distances[members], others)
-    return nearer, typical
+    return result

@@ -93,6 +93,8 @@ class Predictions:
         typicality: How usual this distance is, float64; see
             :func:`stages.evaluation.typicality.typicality`. NaN without validation images.
         energy: Log-sum-exp of the classifier's logits, float32. Low for unusual images.
+        left_out_distance: Distance to the nearest training image of another class, float64; NaN if
+            undefined. The next two describe it as that of an unknown image.
         left_out_nearer: Share of the test images of other classes that are nearer to the training
             images if the class of this image is left out of them, float64; NaN if undefined.
         left_out_typicality: Typicality with this class left out, float64; NaN if undefined.
@@ -107,47 +109,13 @@ class Predictions:
     distance: np.ndarray
     typicality: np.ndarray
     energy: np.ndarray
+    left_out_distance: np.ndarray
     left_out_nearer: np.ndarray
     left_out_typicality: np.ndarray
 
     def select(self, rows: np.ndarray) -> "Predictions":
         """Return the predictions of some images, by index."""
         return Predictions(**{name: values[rows] for name, values in vars(self).items()})
-
-
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """All results of one run.
-
-    Attributes:
-        scores: One score per metric and split.
-        paired_tests: Paired tests between metrics of the run.
-        prediction: Predictions per test image.
-        correct: Metric -> bool array of shape (N,), True where the image is classified correctly.
-        measures: Retrieval measures per image (``SplitMeasures``) of the whole test split.
-        spread: Root mean square distance between two test images, in [0, sqrt(2)].
-        leaked: Indices of test images that also occur in the training or validation split.
-    """
-
-    scores: tuple[Score, ...]
-    paired_tests: tuple[PairedTest, ...]
-    prediction: Predictions
-    correct: dict[str, np.ndarray]
-    measures: Any
-    spread: float
-    leaked: tuple[int, ...] = ()
-
-    def score(self, metric: str, split: str = "test") -> Score:
-        """Return the score of a metric on a split."""
-        key = (metric, split)
-        return next(score for score in self.scores if (score.metric, score.split) == key)
-
-    def paired_test(self, metric_a: str, metric_b: str, split: str = "test") -> PairedTest:
-        """Return the paired test of two metrics on a split."""
-        key = (metric_a, metric_b, split)
-        return next(
-            test for test in self.paired_tests if (test.metric_a, test.metric_b, test.split) == key
-        )
 
 
 class RocCurve(NamedTuple):
@@ -189,3 +157,42 @@ class UnseenEvaluation:
     def score(self, metric: str) -> Score:
         """Return the score of a metric."""
         return next(score for score in self.scores if score.metric == metric)
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """All results of one run.
+
+    Attributes:
+        scores: One score per metric and split.
+        paired_tests: Paired tests between metrics of the run.
+        prediction: Predictions per test image.
+        correct: Metric -> bool array of shape (N,), True where the image is classified correctly.
+        measures: Retrieval measures per image (``SplitMeasures``) of the whole test split.
+        spread: Root mean square distance between two test images, in [0, sqrt(2)].
+        leaked: Indices of test images that also occur in the training or validation split.
+        unseen: Results on the test images of classes without a training image, if there are any.
+        unseen_prediction: Predictions for these images. Their classes are always wrong.
+    """
+
+    scores: tuple[Score, ...]
+    paired_tests: tuple[PairedTest, ...]
+    prediction: Predictions
+    correct: dict[str, np.ndarray]
+    measures: Any
+    spread: float
+    leaked: tuple[int, ...] = ()
+    unseen: UnseenEvaluation | None = None
+    unseen_prediction: Predictions | None = None
+
+    def score(self, metric: str, split: str = "test") -> Score:
+        """Return the score of a metric on a split."""
+        key = (metric, split)
+        return next(score for score in self.scores if (score.metric, score.split) == key)
+
+    def paired_test(self, metric_a: str, metric_b: str, split: str = "test") -> PairedTest:
+        """Return the paired test of two metrics on a split."""
+        key = (metric_a, metric_b, split)
+        return next(
+            test for test in self.paired_tests if (test.metric_a, test.metric_b, test.split) == key
+        )

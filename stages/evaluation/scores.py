@@ -122,7 +122,8 @@ def evaluate_split(
         prediction=prediction,
         correct=correct,
         measures=measures,
-        spread=_spread(test, test if within else gallery),
+        # Without test images, that of the training images.
+        spread=_spread(test or gallery, test if test and within else gallery),
         leaked=tuple(leaked),
     )
 
@@ -180,9 +181,9 @@ def predict(
     predicted = calibrated.argmax(1)
     rows = np.arange(len(test))
     calibration = classifier.validation_distances.numpy()
-    nearer, typical = np.full((2, len(test)), np.nan)
+    left_out = np.full((3, len(test)), np.nan)
     if known:
-        nearer, typical = leave_classes_out(test, classifier)
+        left_out = leave_classes_out(test, classifier)
     return Predictions(
         knn=neighbours.labels,
         classifier=predicted,
@@ -193,8 +194,9 @@ def predict(
         distance=neighbours.distance,
         typicality=typicality(neighbours.distance, calibration),
         energy=energies(head, test.vectors).numpy(),
-        left_out_nearer=nearer,
-        left_out_typicality=typical,
+        left_out_distance=left_out[0],
+        left_out_nearer=left_out[1],
+        left_out_typicality=left_out[2],
     )
 
 
