@@ -1,15 +1,23 @@
 """Check a data set without training."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.data.dataset import SPLITS, Dataset, Skipped, Source, natural_key
+from pipeline.data.dataset import (
+    SPLITS,
+    Dataset,
+    Skipped,
+    Source,
+    folded_name,
+    list_classes,
+    natural_key,
+)
 from pipeline.data.duplicates import equal_groups, near_duplicates
 from pipeline.data.splits import assign_splits, split_source
 from pipeline.escape import printable
+from pipeline.numbers import count_of
 from pipeline.progress import Progress
 from stages.embedding.sampler import BatchPlan, plan_batches
 from stages.errors import PipelineError
@@ -41,6 +49,8 @@ class Audit:
         batches: Batches of an epoch; ``None`` if no triplet can be formed.
         problems: Reasons why the source cannot be trained on.
         notes: One sentence for each kind of ignored file.
+        unseen_classes: Classes that are tested but not trained on.
+        held_out_classes: Training classes on which stage one does not train.
     """
 
     source: str
@@ -60,6 +70,8 @@ class Audit:
     batches: BatchPlan | None
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+    unseen_classes: tuple[str, ...]
+    held_out_classes: tuple[str, ...]
 
 
 def audit_source(
@@ -82,8 +94,11 @@ def audit_source(
         The audit.
     """
     entries, facts, read = source.entries, source.facts, source.read
-    splits: Sequence[str] = dataset.parts if dataset else assign_splits(source)
-    batches, problems = _plan_batches(source, dataset)
+    dataset, batches, problems = _plan_batches(source, dataset)
+    if dataset:
+        splits: Sequence[str] = dataset.parts
+    else:
+        splits = assign_splits(replace(source, read=replace(read, unseen_classes=0)))
     given = {entry.part for entry in entries}
     widths, heights = facts["width"].tolist(), facts["height"].tolist()
     sizes = Counter(f"{width}x{height}" for width, height in zip(widths, heights, strict=True))
@@ -114,13 +129,15 @@ def audit_source(
         batches=batches,
         problems=problems,
         notes=source.notes,
+        unseen_classes=dataset.unseen.classes if dataset and dataset.unseen else (),
+        held_out_classes=dataset.held_out_classes if dataset else (),
     )
 
 
 def _plan_batches(
     source: Source, dataset: Dataset | None
-) -> tuple[BatchPlan | None, tuple[str, ...]]:
-    """Return the batches of an epoch, and the reasons why the source cannot be trained on."""
+) -> tuple[Dataset | None, BatchPlan | None, tuple[str, ...]]:
+    """Return the split source, the batches of an epoch, and what prevents training."""
     problems = []
     batches = None
     if source.unreadable > source.read.max_unreadable:
@@ -129,17 +146,18 @@ def _plan_batches(
             f"--max-unreadable allows {source.read.max_unreadable:.0%}"
         )
     try:
-        batches = plan_batches((dataset or split_source(source)).train.labels)
+        dataset = dataset or split_source(source)
+        batches = plan_batches(dataset.embedding_train.labels)
     except PipelineError as error:
         problems.append(str(error))
-    return batches, tuple(problems)
+    return dataset, batches, tuple(problems)
 
 
 def _similar_classes(labels: Iterable[str]) -> Groups:
     """Group the classes that differ only by case or Unicode form."""
     classes = sorted(set(labels))
-    forms = [unicodedata.normalize("NFC", label).casefold() for label in classes]
-    return tuple(tuple(classes[row] for row in rows) for rows in equal_groups(forms))
+    names = [folded_name(label) for label in classes]
+    return tuple(tuple(classes[row] for row in rows) for rows in equal_groups(names))
 
 
 def _count_images(source: Source, splits: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -199,6 +217,7 @@ def as_text(audit: Audit) -> str:
         "",
         *_class_table(audit, totals),
         "",
+        *_class_lines(audit),
         *_image_lines(audit),
         *_finding_lines(audit),
         *[f"note: {note}" for note in audit.notes],
@@ -217,6 +236,16 @@ def _class_table(audit: Audit, totals: list[int]) -> list[str]:
     if len(rows) > len(shown):
         lines.append(f"... and {len(rows) - len(shown)} more classes (--json has them all)")
     lines.append(f"{'total':<{width}}" + "".join(f"{count:>8}" for count in totals))
+    return lines
+
+
+def _class_lines(audit: Audit) -> list[str]:
+    lines = []
+    if unseen := audit.unseen_classes:
+        count = sum(sum(audit.counts[label].values()) for label in unseen)
+        lines.append(f"unseen: {list_classes(unseen)}, {count_of(count, 'test image')}")
+    if audit.held_out_classes:
+        lines.append(f"held out to choose the epoch: {list_classes(audit.held_out_classes)}")
     return lines
 
 
