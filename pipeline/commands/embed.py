@@ -10,7 +10,7 @@ import torch
 from pipeline.checkpoint import save_embedding
 from pipeline.commands.inputs import EmbedInputs, add_trunk_features, prepare_inputs, source_files
 from pipeline.context import RunContext
-from pipeline.data.dataset import Dataset, list_classes
+from pipeline.data.dataset import Dataset, describe_unseen
 from pipeline.device import choose_precision, package_versions, restore_torch_settings
 from pipeline.identity import describe_differences, embedding_identity, refuse_to_replace
 from pipeline.monitor import TrainingMonitor, embedding_files, state_path
@@ -231,16 +231,8 @@ def _announce(training: _Training, context: RunContext) -> None:
         f"{data.source}: {len(data.train.classes)} classes; {counts['train']:,} training, "
         f"{counts['val']:,} validation, {counts['test']:,} test images of {size} x {size}, {colour}"
     )
-    if data.unseen:
-        context.say(
-            f"tested without training: {list_classes(data.unseen.classes)} with "
-            f"{count_of(len(data.unseen), 'image')}"
-        )
-    if data.held_out:
-        context.say(
-            f"held out to choose the epoch by recall@1: {list_classes(data.held_out_classes)} with "
-            f"{count_of(len(data.held_out), 'training image')}"
-        )
+    for line in describe_unseen(data):
+        context.say(line)
     context.say(
         f"{count_of(training.epochs, 'epoch')} of {plan.per_epoch} batches, "
         f"{plan.classes_per_batch} classes x {plan.images_per_class} images, "

@@ -10,14 +10,13 @@ from pipeline.data.dataset import (
     Dataset,
     Skipped,
     Source,
+    describe_unseen,
     folded_name,
-    list_classes,
     natural_key,
 )
 from pipeline.data.duplicates import equal_groups, near_duplicates
 from pipeline.data.splits import assign_splits, split_source
 from pipeline.escape import printable
-from pipeline.numbers import count_of
 from pipeline.progress import Progress
 from stages.embedding.sampler import BatchPlan, plan_batches
 from stages.errors import PipelineError
@@ -51,6 +50,7 @@ class Audit:
         notes: One sentence for each kind of ignored file.
         unseen_classes: Classes that are tested but not trained on.
         held_out_classes: Training classes on which stage one does not train.
+        remarks: One line each on the unseen and the held-out classes.
     """
 
     source: str
@@ -72,6 +72,7 @@ class Audit:
     notes: tuple[str, ...]
     unseen_classes: tuple[str, ...]
     held_out_classes: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def audit_source(
@@ -131,6 +132,7 @@ def audit_source(
         notes=source.notes,
         unseen_classes=dataset.unseen.classes if dataset and dataset.unseen else (),
         held_out_classes=dataset.held_out_classes if dataset else (),
+        remarks=tuple(describe_unseen(dataset)) if dataset else (),
     )
 
 
@@ -195,9 +197,9 @@ def audit_warnings(audit: Audit) -> list[str]:
 def as_json(audit: Audit) -> dict[str, Any]:
     """Return the audit as a JSON-ready dictionary.
 
-    Keys are the attributes of :class:`Audit`, except that ``counts`` is called ``classes``.
+    Keys are the attributes of :class:`Audit` without ``remarks``. ``counts`` is called ``classes``.
     """
-    renamed = ("counts", "unreadable", "batches")
+    renamed = ("counts", "unreadable", "batches", "remarks")
     return {
         **{name: value for name, value in vars(audit).items() if name not in renamed},
         "classes": audit.counts,
@@ -217,7 +219,7 @@ def as_text(audit: Audit) -> str:
         "",
         *_class_table(audit, totals),
         "",
-        *_class_lines(audit),
+        *audit.remarks,
         *_image_lines(audit),
         *_finding_lines(audit),
         *[f"note: {note}" for note in audit.notes],
@@ -236,16 +238,6 @@ def _class_table(audit: Audit, totals: list[int]) -> list[str]:
     if len(rows) > len(shown):
         lines.append(f"... and {len(rows) - len(shown)} more classes (--json has them all)")
     lines.append(f"{'total':<{width}}" + "".join(f"{count:>8}" for count in totals))
-    return lines
-
-
-def _class_lines(audit: Audit) -> list[str]:
-    lines = []
-    if unseen := audit.unseen_classes:
-        count = sum(sum(audit.counts[label].values()) for label in unseen)
-        lines.append(f"unseen: {list_classes(unseen)}, {count_of(count, 'test image')}")
-    if audit.held_out_classes:
-        lines.append(f"held out to choose the epoch: {list_classes(audit.held_out_classes)}")
     return lines
 
 

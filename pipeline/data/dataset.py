@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.numbers import count_of
 from stages.records import Split
 from stages.settings import ReadSettings
 
@@ -136,6 +137,20 @@ def describe_skipped(source: Source) -> str:
     more = f"; and {len(skipped) - 5} more" if len(skipped) > 5 else ""
     total = len(source.entries) + len(skipped)
     return f"{len(skipped)} of {total} images skipped: {examples}{more}"
+
+
+def describe_unseen(data: Dataset) -> list[str]:
+    """Return one line on the unseen classes and one on the held-out classes, if there are any."""
+    lines = []
+    if data.unseen:
+        images = count_of(len(data.unseen), "test image")
+        lines.append(f"unseen: {list_classes(data.unseen.classes)}, {images}")
+    if data.held_out:
+        images = count_of(len(data.held_out), "training image")
+        lines.append(
+            f"held out to choose the epoch: {list_classes(data.held_out_classes)}, {images}"
+        )
+    return lines
 
 
 def natural_key(label: str) -> tuple[int, int, str]:

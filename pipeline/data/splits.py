@@ -3,7 +3,6 @@
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +14,6 @@ from pipeline.data.dataset import (
     Source,
     describe_skipped,
     folded_name,
-    list_classes,
     natural_key,
 )
 from pipeline.data.unseen_classes import (
@@ -61,7 +59,8 @@ def split_source(source: Source, parts: Sequence[str] | None = None) -> Dataset:
     train = _select(source, rows["train"], classes)
     assert train is not None  # two classes were counted in it
     held_out = _held_out(source, rows["train"], train) if unseen else None
-    dataset = Dataset(
+    fewer = _fewer_unseen(source, len(unseen_classes), len(classes) + len(unseen_classes))
+    return Dataset(
         train=train,
         validation=_select(source, rows["val"], classes),
         test=_select(source, known, classes),
@@ -69,7 +68,7 @@ def split_source(source: Source, parts: Sequence[str] | None = None) -> Dataset:
         read=source.read,
         fingerprint=_fingerprint(source, splits),
         skipped=source.skipped,
-        notes=_notes(source, classes, class_sizes),
+        notes=_notes(source, classes, class_sizes) + fewer,
         leaked=_leaked(source, known, rows),
         origin=source,
         parts=tuple(splits),
@@ -77,7 +76,6 @@ def split_source(source: Source, parts: Sequence[str] | None = None) -> Dataset:
         leaked_unseen=_leaked(source, unseen, rows),
         held_out=held_out,
     )
-    return replace(dataset, notes=dataset.notes + _unseen_notes(dataset))
 
 
 def _check_classes(source: Source, class_sizes: Counter[str], val_rows: list[int]) -> None:
@@ -155,24 +153,16 @@ def _notes(source: Source, classes: Sequence[str], class_sizes: Counter[str]) ->
     return tuple(notes)
 
 
-def _unseen_notes(data: Dataset) -> tuple[str, ...]:
-    """Return notes on the classes that are tested but not trained on, and on held-out classes."""
-    if data.unseen is None:
+def _fewer_unseen(source: Source, unseen: int, class_count: int) -> tuple[str, ...]:
+    """Return a note if fewer unseen classes were held out than the settings ask for."""
+    setting = source.read.unseen_classes
+    requested = requested_classes(setting, class_count) if setting else 0
+    if unseen >= requested:
         return ()
-    unseen, setting = data.unseen.classes, data.read.unseen_classes
-    notes = [f"tested, but not trained on: {list_classes(unseen)}"]
-    requested = requested_classes(setting, len(data.train.classes) + len(unseen))
-    if setting and len(unseen) < requested:
-        notes.append(
-            f"{len(unseen)} unseen classes instead of {requested}: copies, groups and similar "
-            "names keep classes together"
-        )
-    if data.held_out:
-        notes.append(
-            "not trained on in stage one, to choose the epoch by recall@1 on them: "
-            f"{list_classes(data.held_out_classes)}"
-        )
-    return tuple(notes)
+    return (
+        f"{unseen} unseen classes instead of {requested}: copies, groups and similar names keep "
+        "classes together",
+    )
 
 
 def _fingerprint(source: Source, splits: Sequence[str]) -> str:

@@ -99,8 +99,18 @@ READABLE: dict[str, tuple[Writer, Check]] = {
         manifest("path,label,split,group\n" + ROWS),
         lambda audit: audit["images"] == 20,
     ),
-    "a column with roles": (
-        manifest("path,label,role\n" + ROWS.replace("\n", ",judge\n")),
+    "roles": (
+        manifest(
+            "path,label,split,role\n"
+            + "".join(
+                f"{line},{'test,Query' if '/1' in line else 'test,gallery' if '/2' in line else ','}\n"
+                for line in LINES
+            )
+        ),
+        lambda audit: count_images(audit)[2] == 4,
+    ),
+    "an empty column of roles": (
+        manifest("path,label,role\n" + ROWS.replace("\n", ",\n")),
         lambda audit: audit["images"] == 20,
     ),
     "a path with a null byte": (
