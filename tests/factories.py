@@ -126,6 +126,7 @@ def make_record(kind: str, network: EmbeddingNet | None = None, **changes: Any) 
         "source": "made up",
         "counts": {"train": 3, "val": 1, "test": 0},
         "skipped": [{"path": "b/4.png", "reason": "no image"}],
+        "unseen": None,
         "epoch": 1,
         "versions": {"torch": torch.__version__},
     }
@@ -137,6 +138,7 @@ def make_record(kind: str, network: EmbeddingNet | None = None, **changes: Any) 
             **process,
             "weights": None,
             "root": None,
+            "held_out_classes": [],
             "history": [asdict(epoch_log)],
         },
         "classifier": {

@@ -160,8 +160,8 @@ def evaluate_run(
     data = add_trunk_features(data, network, device, context)
     if data.test is None and data.unseen is None:
         raise DataError(
-            f"{data.source}: no test images; add a folder test/, or enough images to split some "
-            "off (--test, --split-seed)"
+            f"{data.source}: no test images of training classes; add a folder test/, or enough "
+            "images to split some off (--test, --split-seed)"
         )
     untrained = _untrained(data, embedded, device, context, pretrained)
     gallery = classified.gallery
@@ -223,7 +223,7 @@ def _untrained(
             f"note: untrained baseline skipped: its initial weights are unavailable ({error})"
         )
         return None
-    return new_network(data.train, settings, weights).to(device)
+    return new_network(data.embedding_train, settings, weights).to(device)
 
 
 def _initial_weights(

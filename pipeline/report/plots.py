@@ -54,6 +54,7 @@ CURVES = {
     "mean_distance": "Mean pairwise distance",
     "val_knn": "Validation kNN accuracy",
     "val_triplet": "Validation triplet accuracy",
+    "val_recall": "Recall@1 on held-out classes",
 }
 
 LABELLED_CLASSES = 20  # above, confusion matrix and map omit class names
