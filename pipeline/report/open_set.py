@@ -30,21 +30,19 @@ def unseen_view(run: EvaluatedRun) -> dict[str, Any] | None:
     unseen, images = run.evaluation.unseen, run.data.unseen
     if unseen is None or images is None:
         return None
-    names = {score.metric for score in unseen.scores}
+    scores = {score.metric: score for score in unseen.scores}
     rows = []
     for score in unseen.scores:
         if score.count and not METRICS[score.metric].title.startswith("Baseline"):
-            baselines = {
-                prefix: unseen.score(f"{prefix}_{score.metric}")
-                for prefix in ("untrained", "pixel", "trunk")
-                if f"{prefix}_{score.metric}" in names
-            }
-            rows.append({"score": score, "title": METRICS[score.metric].title, **baselines})
+            row = {"score": score, "title": METRICS[score.metric].title}
+            for name in ("untrained", "pixel", "trunk"):
+                row[name] = scores.get(f"{name}_{score.metric}")
+            rows.append(row)
     return {
         "images": len(images),
         "classes": len(images.classes),
         "rows": rows,
-        "with_trunk": any("trunk" in row for row in rows),
+        "with_trunk": any(row["trunk"] for row in rows),
         "queries": _queries(run),
     }
 

@@ -55,7 +55,7 @@ def draw_unknown(
     farthest = max(known.max(initial=0.0), unknown.max(initial=0.0), 1e-6)
     edges = np.linspace(0, 1.02 * farthest, BINS + 1)
     with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure(4.2, 2.8)
+        figure, axes = new_figure(4.2, 3.1)
         for values, name, colour in ((known, "known", BLUE), (unknown, unknown_name, ORANGE)):
             if len(values):
                 shares = np.histogram(values, edges)[0] / len(values)

@@ -15,8 +15,10 @@ from pipeline.report.formats import (
 )
 from stages.evaluation.metric_definitions import METRICS, initial_network
 from stages.evaluation.pooling import pool_runs
+from stages.evaluation.results import UNSEEN
 from stages.evaluation.scores import WITHOUT_DUPLICATES
 from stages.records import COLLAPSED
+from stages.settings import REJECT
 
 MAIN_METRICS = ("classification_accuracy", "knn_accuracy", "triplet_accuracy")
 
@@ -75,7 +77,9 @@ def verdict(run: EvaluatedRun) -> list[Finding]:
     The answer comes first: how accurate the run is. Notes and warnings follow.
     """
     findings = [
-        _accuracy(run),
+        _accuracy(run) if run.images else None,
+        _unseen_classes(run),
+        _unknown_images(run),
         _precision_of_folds(run),
         _duplicates(run),
         _collapse(run),
@@ -110,6 +114,54 @@ def _accuracy(run: EvaluatedRun) -> Finding:
         f"kNN accuracy is {format_percent(knn.value)}; the difference is {negation}significant "
         f"({p_equals(paired.p_value)}). "
         f"kNN accuracy on raw pixels is {format_percent(pixels.value)}.",
+    )
+
+
+def _unseen_classes(run: EvaluatedRun) -> Finding | None:
+    """Return how well images of classes that were not trained on are found."""
+    unseen, images = run.evaluation.unseen, run.data.unseen
+    if unseen is None or images is None:
+        return None
+    recall, auc = unseen.score("precision_at_1"), unseen.score("verification_auc")
+    classes = len(images.classes)
+    where = f"{len(images):,} images of {classes} class{'es' if classes > 1 else ''}"
+    if not recall.count or not auc.count:
+        return Finding("note", f"Retrieval is undefined on the {where} that were not trained on.")
+    interval = f" (95% CI over classes {format_interval(recall)})" if recall.low is not None else ""
+    texts = []
+    for name, metric in (
+        ("raw pixels", "pixel_precision_at_1"),
+        (initial_network(pretrained=run.pretrained), "untrained_precision_at_1"),
+    ):
+        baseline = unseen.score(metric)
+        if baseline.count:
+            texts.append(
+                f"{format_percent(baseline.value)} on the {name}".replace("the raw", "raw")
+            )
+    return Finding(
+        "answer",
+        f"On {where} that were not trained on, recall@1 is {format_percent(recall.value)}{interval}"
+        f", compared with {' and '.join(texts)}. Verification AUC is {format_percent(auc.value)}.",
+    )
+
+
+def _unknown_images(run: EvaluatedRun) -> Finding | None:
+    """Return how many known and unknown images are rejected."""
+    if run.evaluation.unseen is None:
+        return None
+    known = run.evaluation.score("rejection_rate_known")
+    unknown = run.evaluation.score("rejection_rate_unknown", UNSEEN)
+    if not known.count or not unknown.count:
+        return None
+    auroc = run.evaluation.score("unknown_auroc", UNSEEN)
+    probability = run.evaluation.score("unknown_auroc_max_probability", UNSEEN)
+    return Finding(
+        "note",
+        f"{format_percent(unknown.value)} of the images of unseen classes are rejected as unknown, "
+        f"and {format_percent(known.value)} of the others ({format_percent(REJECT)} expected). "
+        f"The distance to the nearest training image separates them with an AUROC of "
+        f"{format_percent(auroc.value)}, the probability of the predicted class with "
+        f"{format_percent(probability.value)}.",
     )
 
 
@@ -170,6 +222,8 @@ def _collapse(run: EvaluatedRun) -> Finding | None:
 def _baselines(run: EvaluatedRun) -> list[Finding]:
     """Return a warning per baseline that the embedding does not significantly improve on."""
     majority = run.test.classes[int(np.bincount(run.gallery.labels.numpy()).argmax())]
+    if not run.images:
+        return []
     baselines = {
         "majority_accuracy": f"always predicting {majority}",
         "untrained_knn_accuracy": f"kNN on the {initial_network(pretrained=run.pretrained)}",

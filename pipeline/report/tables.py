@@ -12,8 +12,10 @@ from pipeline.report.evaluated_run import EvaluatedRun, RunComparison, compare_r
 from pipeline.report.formats import LEVEL
 from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.pooling import pool_runs
-from stages.evaluation.results import UNSEEN, Evaluation, Score
+from stages.evaluation.results import UNSEEN, Evaluation, Predictions, Score
 from stages.evaluation.scores import WITHOUT_DUPLICATES
+from stages.records import Split
+from stages.settings import REJECT
 
 SCORE_COLUMNS = ["run", "metric", "split", "value", "ci_low", "ci_high", "count", "definition"]
 PAIRED_COLUMNS = [
@@ -75,20 +77,37 @@ def comparison_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> p
 
 
 def prediction_table(run: EvaluatedRun) -> pd.DataFrame:
-    """Return the rows of `predictions.csv` for one run: one row per test image."""
-    test, prediction = run.images, run.evaluation.prediction
-    classes = np.array([escape_formula(name) for name in test.classes], dtype=object)
+    """Return the rows of `predictions.csv` for one run: one row per test image.
+
+    Images of unseen classes come last, with the split ``test-unseen``.
+    """
+    table = _prediction_rows(run, run.images, run.evaluation.prediction, "test")
+    if run.data.unseen is None or run.evaluation.unseen_prediction is None:
+        return table
+    unseen = _prediction_rows(run, run.data.unseen, run.evaluation.unseen_prediction, UNSEEN)
+    return pd.concat([table, unseen])
+
+
+def _prediction_rows(
+    run: EvaluatedRun, images: Split, prediction: Predictions, split: str
+) -> pd.DataFrame:
+    labels = np.array([escape_formula(name) for name in images.classes], dtype=object)
+    predicted = np.array([escape_formula(name) for name in run.test.classes], dtype=object)
     nearest_ids = [run.gallery_ids[row] for row in prediction.nearest]
+    rejected = prediction.typicality < REJECT  # NaN is not below
     return pd.DataFrame(
         {
             "run": escape_formula(run.run),
-            "id": [escape_formula(name) for name in test.ids],
-            "label": classes[test.labels.numpy()],
-            "knn_label": classes[prediction.knn],
-            "classifier_label": classes[prediction.classifier],
+            "id": [escape_formula(name) for name in images.ids],
+            "label": labels[images.labels.numpy()],
+            "knn_label": predicted[prediction.knn],
+            "classifier_label": predicted[prediction.classifier],
             "classifier_probability": [_share(value) for value in prediction.probability],
             "triplet_accuracy": [_share(value) for value in prediction.triplet_accuracy],
             "nearest_id": [escape_formula(name) for name in nearest_ids],
+            "split": split,
+            "typicality": [_share(value) for value in prediction.typicality],
+            "known": np.where(rejected, "false", "true"),
         }
     )
 
