@@ -130,14 +130,12 @@ def _unseen_classes(run: EvaluatedRun) -> Finding | None:
     interval = f" (95% CI over classes {format_interval(recall)})" if recall.low is not None else ""
     texts = []
     for name, metric in (
-        ("raw pixels", "pixel_precision_at_1"),
-        (initial_network(pretrained=run.pretrained), "untrained_precision_at_1"),
+        ("on raw pixels", "pixel_precision_at_1"),
+        (f"with the {initial_network(pretrained=run.pretrained)}", "untrained_precision_at_1"),
     ):
         baseline = unseen.score(metric)
         if baseline.count:
-            texts.append(
-                f"{format_percent(baseline.value)} on the {name}".replace("the raw", "raw")
-            )
+            texts.append(f"{format_percent(baseline.value)} {name}")
     return Finding(
         "answer",
         f"On {where} that were not trained on, recall@1 is {format_percent(recall.value)}{interval}"
