@@ -104,7 +104,8 @@ def classify(embedding: Path, out: Path, source: str | None, force: bool, **opti
     path = classify_command(
         embedding, settings, out=out, context=run_context(options), source=source, force=force
     )
-    if read_header(path).record["counts"]["test"]:
+    record = read_header(path).record
+    if record["counts"]["test"] or record["unseen"]:
         hint = "report" + spell(
             ("--embedding", embedding, EMBEDDING),
             ("--classifier", out, CLASSIFIER),

@@ -162,7 +162,7 @@ def _run_all(
             source=data,
             force=force,
         )
-        if data.test is None:
+        if data.test is None and data.unseen is None:
             continue
         evaluated.append(
             evaluate_run(
@@ -175,6 +175,5 @@ def _run_all(
             )
         )
     if not evaluated:
-        which = "test images of training classes" if data.unseen else "test images"
-        context.say(f"note: there are no {which}, so no report is written")
+        context.say("note: there are no test images, so no report is written")
     return evaluated

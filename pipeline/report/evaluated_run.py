@@ -58,7 +58,9 @@ class EvaluatedRun:
     @property
     def repeats(self) -> int:
         """Return the number of predictions per test image."""
-        return len(self.images) // max(1, self.evaluation.score("knn_accuracy").count)
+        if not self.test:
+            return 1
+        return len(self.images) // self.evaluation.score("knn_accuracy").count
 
 
 class RunComparison(NamedTuple):

@@ -40,12 +40,13 @@ def draw_figures(run: EvaluatedRun, exploration: Exploration | None) -> dict[str
         Matplotlib figures by name, one of ``FIGURES``.
     """
     classes = run.test.classes
-    figures = {
-        "comparison": draw_scores(_score_rows(run.evaluation)),
-        **draw_curves(run.embedding["history"], run.embedding["epoch"]),
-        "reliability": draw_reliability(_reliability_lines(run.evaluation)),
-        "confusion": draw_confusion(confusion_matrix(run), classes),
-    }
+    figures = draw_curves(run.embedding["history"], run.embedding["epoch"])
+    if run.test:
+        figures |= {
+            "comparison": draw_scores(_score_rows(run.evaluation)),
+            "reliability": draw_reliability(_reliability_lines(run.evaluation)),
+            "confusion": draw_confusion(confusion_matrix(run), classes),
+        }
     if run.evaluation.unseen:
         figures["roc"] = draw_roc(run.evaluation.unseen.curves)
     known, unknown, name = unknown_distances(run)

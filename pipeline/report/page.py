@@ -98,6 +98,7 @@ def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dic
     confusion = confusion_matrix(run)
     return {
         "name": run.run,
+        "tested": len(run.test) > 0,
         "findings": verdict(run),
         "scores": shown_scores(evaluation),
         "paired_tests": [paired for paired in evaluation.paired_tests if paired.split == "test"],
