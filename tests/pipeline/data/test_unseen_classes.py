@@ -170,7 +170,7 @@ def test_given_test_classes_without_training_images_are_unseen():
 def test_a_class_with_validation_but_no_training_images_is_an_error():
     rows = given_test_classes(3, 1)
     for more in ([("x", 7000, "", "val")], [("x", 7000, "", "val"), ("x", 7001, "", "test")]):
-        with pytest.raises(DataError, match="class x .* no image in the training split"):
+        with pytest.raises(DataError, match=r"class x .* no image in the training split"):
             split_source(source_with(rows + more))
 
 
