@@ -82,26 +82,21 @@ def number_or_soft(value: str | float) -> float | None:
     return None if value == "soft" else float(value)
 
 
-class _ShareOrCount(click.ParamType):
-    """A whole number is a count, a number with a decimal point a share."""
-
-    name = "share-or-count"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | float:
-        if isinstance(value, int | float):
-            return value
-        for number in (int, float):
-            try:
-                return number(value)
-            except ValueError:
-                continue
-        raise click.BadParameter(
-            f"{value!r} is not a number; use a count such as 3, or a share such as 0.3", ctx, param
-        )
+def share_or_count(value: str | float) -> int | float:
+    """Return a whole number as a count, and a number with a decimal point as a share."""
+    if not isinstance(value, str):
+        return value
+    for number in (int, float):
+        try:
+            return number(value)
+        except ValueError:
+            continue
+    advice = "use a count such as 3, or a share such as 0.3"
+    raise click.BadParameter(f"{value!r} is not a number; {advice}")
 
 
-TYPES: dict[Any, Any] = {
-    int | float: _ShareOrCount(),
+TYPES: dict[Any, Callable[[Any], Any]] = {
+    int | float: share_or_count,
     float | None: number_or_soft,
     int: int,
     float: float,

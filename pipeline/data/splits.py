@@ -97,9 +97,9 @@ def _check_classes(source: Source, class_sizes: Counter[str], val_rows: list[int
             f"{source.name}: class {label} ({example}) has no image in the training split; "
             "add training images or remove the class"
         )
-    names = {folded_name(label): label for label in class_sizes}
+    similar_names = {folded_name(label): label for label in class_sizes}
     for entry in source.entries:
-        similar = names.get(folded_name(entry.label))
+        similar = similar_names.get(folded_name(entry.label))
         if entry.label not in class_sizes and similar:
             raise DataError(
                 f"{source.name}: class {entry.label} ({entry.id}) has no image in the training "

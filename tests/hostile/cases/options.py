@@ -32,6 +32,7 @@ NUMBERS = {
     "--val": "embed",
     "--test": "embed",
     "--max-unreadable": "embed",
+    "--unseen-classes": "embed",
     "--dropout": "classify",
 }
 CHOICES = {
@@ -71,6 +72,9 @@ CASES = [
     rejected(f"{EMBED} --split-seed {10**30}", "--split-seed", f"{10**30}"),
     rejected(f"{EMBED} --images-per-class 99999", "--images-per-class", "99999"),
     rejected(f"{EMBED} --images-per-class {10**20}", "--images-per-class", f"{10**20}"),
+    rejected(f"{EMBED} --unseen-classes 2", "--unseen-classes", "photos"),
+    rejected(f"{EMBED} --unseen-classes {10**20}", "--unseen-classes", f"{10**20}"),
+    usage("run --data photos --folds 2 --unseen-classes 2 --out new", "--unseen-classes"),
     rejected(f"{EMBED} --classes-per-batch 100", "--classes-per-batch", "100"),
     rejected("run --data photos --folds 1000 --out new", "--folds", "1000"),
     rejected(f"run --data photos --folds {10**20} --out new", "--folds", f"{10**20}"),

@@ -128,13 +128,13 @@ def test_fewer_classes_are_held_out_if_groups_connect_them():
         (rows_of(3), 0.5, "at least 4"),
         (rows_of(10), 9, "use 2 to 8"),
         ([(label, pixels, "g", "") for label, pixels, _, _ in rows_of(6)], 3, "connect"),
-        (rows_of(5) + [("new", 70_000, "", "test")], 2, "new has no training image"),
-        (rows_of(5) + [("new", 70_000, "", "val")], 2, "new has no training image"),
+        ([*rows_of(5), ("new", 70_000, "", "test")], 2, "new has no training image"),
+        ([*rows_of(5), ("new", 70_000, "", "val")], 2, "new has no training image"),
     ],
 )
 def test_impossible_numbers_are_one_error_and_a_problem_in_the_audit(rows, unseen, message):
     source = source_with(rows, unseen)
-    with pytest.raises(DataError, match=f"--unseen-classes {unseen}: .*{message}"):
+    with pytest.raises(DataError, match=rf"--unseen-classes {unseen}: .*{message}"):
         split_source(source)
     audit = audit_source(source)
     assert message in audit.problems[0] and audit.batches is None and not audit.unseen_classes
@@ -170,7 +170,7 @@ def test_given_test_classes_without_training_images_are_unseen():
 def test_a_class_with_validation_but_no_training_images_is_an_error():
     rows = given_test_classes(3, 1)
     for more in ([("x", 7000, "", "val")], [("x", 7000, "", "val"), ("x", 7001, "", "test")]):
-        with pytest.raises(DataError, match="class x .* no image in the training split"):
+        with pytest.raises(DataError, match=r"class x .* no image in the training split"):
             split_source(source_with(rows + more))
 
 
@@ -180,7 +180,7 @@ def test_a_name_that_differs_by_case_or_unicode_form_is_no_unseen_class(trained,
         *given_test_classes(3, 1),
         *((trained, 8000 + image, "", "train") for image in range(3)),
     ]
-    with pytest.raises(DataError, match=f"class {tested} .* the class {trained} only by case"):
+    with pytest.raises(DataError, match=rf"class {tested} .* the class {trained} only by case"):
         split_source(source_with([*rows, (tested, 8100, "", "test")]))
 
 
