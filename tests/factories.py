@@ -207,6 +207,7 @@ def evaluate_random(
     k: int = 5,
     leaked: Sequence[int] = (),
     within: bool = True,
+    queries: torch.Tensor | None = None,
 ) -> Evaluation:
     """Evaluate embeddings with a classifier made of class means and with random baselines."""
     torch.manual_seed(0)
@@ -239,6 +240,7 @@ def evaluate_random(
         untrained=baselines[1],
         leaked=leaked,
         within=within,
+        queries=queries,
     )
 
 

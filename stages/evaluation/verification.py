@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.distance import exact_distances
+from stages.distance import GalleryDistances
 from stages.evaluation.class_jackknife import Estimate
 from stages.evaluation.results import RocCurve
-from stages.evaluation.triplets_and_rankings import BLOCK
 
+BLOCK = 2**20  # distances computed at once
 MAX_POSITIVES = 2**23  # pairs of one class whose distances are held at once
 LEVELS = 2**22  # levels to which distances are rounded if there are more of these pairs
 LEFT_OUT_CELLS = 2**22  # cells of the histograms of all groups of classes together
@@ -88,7 +88,7 @@ class _Pairs:
         order = labels.argsort(stable=True)
         row_order = order if queries is None else order[queries[order]]
         column_order = order if queries is None else order[~queries[order]]
-        self.rows, self.columns = vectors[row_order], vectors[column_order]
+        self.rows, self.gallery = vectors[row_order], GalleryDistances(vectors[column_order])
         self.column_groups = groups[labels[column_order]]  # (G,)
         self.groups = groups.tolist()
         classes = len(groups)
@@ -123,7 +123,7 @@ class _Pairs:
             size = columns.stop - columns.start
             positions = torch.arange(columns.start, columns.stop)
             for block in rows.split(max(1, BLOCK // max(1, size))):
-                distances = self._distances(block, self.columns[columns])
+                distances = self._distances(block, columns)
                 if self.within:
                     distances = distances[block[:, None] < positions]
                 yield distances.flatten(), group
@@ -136,17 +136,17 @@ class _Pairs:
             int64, shape (n,).
         """
         for rows, columns, group in self._classes():
-            others = slice(columns.stop, None)
-            gallery, column_groups = self.columns[others], self.column_groups[others]
+            count = len(self.column_groups)
+            ranges = [slice(columns.stop, count)]
             if not self.within:
-                gallery = torch.cat([self.columns[: columns.start], gallery])
-                column_groups = torch.cat([self.column_groups[: columns.start], column_groups])
-            if len(gallery):
-                for block in rows.split(max(1, BLOCK // len(gallery))):
-                    yield self._distances(block, gallery), group, column_groups
+                ranges.append(slice(0, columns.start))
+            for others in ranges:
+                if others.start < others.stop:
+                    for block in rows.split(max(1, BLOCK // (others.stop - others.start))):
+                        yield self._distances(block, others), group, self.column_groups[others]
 
-    def _distances(self, rows: Tensor, gallery: Tensor) -> Tensor:
-        distances = exact_distances(self.rows[rows], gallery)
+    def _distances(self, rows: Tensor, columns: slice) -> Tensor:
+        distances = self.gallery.to(self.rows[rows], columns)
         if self.level_width:
             distances = (distances / self.level_width).round_() * self.level_width
         return distances
