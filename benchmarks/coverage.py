@@ -1,6 +1,6 @@
 """Simulate how often intervals over classes contain the true value.
 
-    python benchmarks/coverage.py [--draws 500] [--json FILE]
+    python benchmarks/coverage.py [--draws 200] [--json FILE]
 
 Each draw has new classes: a random centre per class, a noise level per class, and images around the
 centre, all of 6 images or between 2 and 12. The true value is the mean over all draws. The standard
@@ -149,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--draws", type=int, default=500, help="draws per setting")
+    parser.add_argument("--draws", type=int, default=200, help="draws per setting")
     parser.add_argument("--json", type=Path, help="file for the rows as JSON")
     options = parser.parse_args()
     rows = run(options.draws)

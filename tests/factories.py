@@ -231,8 +231,8 @@ def evaluate_random(
     generator = torch.Generator().manual_seed(5)
     baselines = []
     for _ in range(2):
-        queries = torch.randn(len(test), 3, generator=generator)
-        baselines.append(Baseline(queries, torch.randn(len(gallery), 3, generator=generator), 3))
+        vectors = torch.randn(len(test), 3, generator=generator)
+        baselines.append(Baseline(vectors, torch.randn(len(gallery), 3, generator=generator), 3))
     return evaluate_split(
         test,
         classifier,

@@ -34,11 +34,11 @@ def verify_without_each_class(
     one between two neighbours. Pairs of different classes are counted per cell, which loses
     nothing. The measures without a group come from the same counts minus those of its pairs.
 
-    Above 8 million pairs of one class, distances are first rounded to 4 million levels between 0
-    and an upper bound of the distances. A level is then as wide as the rounding error of a few
-    float32 operations, and the measures change by about as much. Only for the measures
-    without a group, neighbouring cells are merged until the histograms of all groups fit into
-    memory. All of them are then rounded alike, so that their standard deviation hardly changes.
+    There are two limits, to bound memory. Above 8 million pairs of one class (few very large
+    classes), distances are first rounded to 4 million levels between 0 and an upper bound of the
+    distances: to 5e-7 for unit vectors, where float32 resolves 1e-7. And for the measures without a
+    group only, neighbouring cells are merged until the histograms of all groups fit into memory.
+    The same cells are merged for each group, so that the standard error hardly changes.
 
     Args:
         vectors: Floating point, shape (N, D).
@@ -148,7 +148,7 @@ class _Pairs:
     def _distances(self, rows: Tensor, columns: slice) -> Tensor:
         distances = self.gallery.to(self.rows[rows], columns)
         if self.level_width:
-            distances = (distances / self.level_width).round_() * self.level_width
+            distances = distances.div_(self.level_width).round_().mul_(self.level_width)
         return distances
 
 
