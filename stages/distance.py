@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 GALLERY_BLOCK = 4096  # gallery vectors per block, to bound memory
+KEPT_VALUES = 2**23  # values of a gallery up to which its float64 factors are kept: 64 MiB
 MIN_PARALLEL = 2**16  # values from which sorting on several threads is worthwhile
 
 
@@ -59,8 +60,55 @@ def exact_distances(queries: Tensor, gallery: Tensor) -> Tensor:
     for start in range(0, len(gallery), GALLERY_BLOCK):
         columns = slice(start, start + GALLERY_BLOCK)
         _, right = squared_distance_factors(gallery[columns].cpu().double())
-        distances[:, columns] = torch.threshold_(left @ right.T, 1e-14, 0).sqrt_()
+        distances[:, columns] = _multiply(left, right)
     return distances
+
+
+def _multiply(left: Tensor, right: Tensor) -> Tensor:
+    """Return distances from their factors; those below 1e-7 are 0."""
+    return torch.threshold_(left @ right.T, 1e-14, 0).sqrt_()
+
+
+class GalleryDistances:
+    """Exact distances from many blocks of queries to one gallery.
+
+    Blocks of few queries would spend most of their time on converting the gallery to float64, so
+    it is converted once, unless it is large.
+
+    Args:
+        gallery: Floating point, shape (G, D).
+
+    Example:
+        >>> distances = GalleryDistances(torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 1.0]]))
+        >>> distances.to(torch.tensor([[0.0, 0.0]]), slice(1, 3))
+        tensor([[0., 1.]])
+    """
+
+    def __init__(self, gallery: Tensor) -> None:
+        self._gallery = gallery
+        self._factors = None
+        if gallery.numel() <= KEPT_VALUES:
+            _, self._factors = squared_distance_factors(gallery.cpu().double())  # (G, D + 2)
+
+    def to(self, queries: Tensor, columns: slice) -> Tensor:
+        """Return the distances of :func:`exact_distances` to a slice of the gallery.
+
+        Args:
+            queries: Floating point, shape (Q, D).
+            columns: Slice of the gallery with n vectors.
+
+        Returns:
+            float32, shape (Q, n), on the CPU.
+        """
+        if self._factors is None:
+            return exact_distances(queries, self._gallery[columns])
+        left, _ = squared_distance_factors(queries.cpu().double())
+        right = self._factors[columns]
+        distances = torch.empty(len(queries), len(right))
+        for start in range(0, len(right), GALLERY_BLOCK):
+            block = slice(start, start + GALLERY_BLOCK)
+            distances[:, block] = _multiply(left, right[block])
+        return distances
 
 
 def sort_rows(distances: Tensor) -> tuple[Tensor, Tensor]:

@@ -245,14 +245,15 @@ def evaluate_random(
     k: int = 5,
     leaked: Sequence[int] = (),
     within: bool = True,
+    queries: torch.Tensor | None = None,
 ) -> Evaluation:
     """Evaluate embeddings with a classifier made of class means and with random baselines."""
     classifier = make_classifier(gallery, validation=validation, temperature=temperature, k=k)
     generator = torch.Generator().manual_seed(5)
     baselines = []
     for _ in range(2):
-        queries = torch.randn(len(test), 3, generator=generator)
-        baselines.append(Baseline(queries, torch.randn(len(gallery), 3, generator=generator), 3))
+        vectors = torch.randn(len(test), 3, generator=generator)
+        baselines.append(Baseline(vectors, torch.randn(len(gallery), 3, generator=generator), 3))
     return evaluate_split(
         test,
         classifier,
@@ -260,6 +261,7 @@ def evaluate_random(
         untrained=baselines[1],
         leaked=leaked,
         within=within,
+        queries=queries,
     )
 
 

@@ -7,7 +7,7 @@ would then find its copy at distance 0.
 """
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ MIN_GROUPS = 20  # used for a few huge classes, however long it takes
 MIN_ESTIMATES = 3  # two classes are needed for a negative, and one to leave out
 
 
-class Estimate(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Estimate:
     """A measure of all classes, and the same without each class.
 
     Attributes:
@@ -39,9 +40,9 @@ class Estimate(NamedTuple):
 def class_groups(labels: Tensor, *, queries: Tensor | None = None) -> Tensor:
     """Assign classes to the groups that the jackknife leaves out one at a time.
 
-    Each class is a group of its own unless there are more than 500, or unless the work would
-    exceed that of a few distance matrices, because few classes hold most images. Classes are then
-    divided at random into equally many per group (delete-a-group jackknife).
+    Each class is one group, with two exceptions: more than 500 classes, and a few classes that hold
+    most images, so that the work would exceed that of a few distance matrices. Classes are then
+    divided at random into groups of the same number of classes (delete-a-group jackknife).
 
     Args:
         labels: Class indices, int64, shape (N,).

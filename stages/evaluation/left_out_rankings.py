@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.distance import exact_distances, sort_rows
+from stages.distance import GalleryDistances, sort_rows
 from stages.evaluation.class_jackknife import Estimate
 from stages.evaluation.triplets_and_rankings import measure_rankings, query_blocks
 
@@ -60,10 +60,10 @@ def rank_without_each_class(
     columns = gallery_labels.argsort(stable=True)  # class by class: positives are a slice
     gallery, column_groups = vectors[gallery_rows][columns], groups[gallery_labels[columns]]
     group_sizes = torch.bincount(column_groups, minlength=int(groups.max()) + 1)  # (G,)
-    sums = _Sums(len(group_sizes))
+    gallery_distances, sums = GalleryDistances(gallery), _Sums(len(group_sizes))
     triplet_accuracy = torch.full((len(labels),), math.nan, dtype=torch.float64)
     for block, begin, end in query_blocks(query_labels, gallery_labels, within):
-        distances = exact_distances(vectors[query_rows[block]], gallery)  # (b, N)
+        distances = gallery_distances.to(vectors[query_rows[block]], slice(None))  # (b, N)
         to_positives = distances[:, begin:end]
         if within:  # a query is not its own positive
             others = columns[begin:end] != block[:, None]

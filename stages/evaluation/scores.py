@@ -71,11 +71,11 @@ def evaluate_split(
         The evaluation.
     """
     gallery = classifier.gallery
-    if not within:
-        queries = None
+    queries = queries if within else None
     measures = _measure(test, gallery, within, queries)
+    image_measures = _measures_per_image(measures, queries)
     with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
-        prediction = predict(test, classifier, measures.won / measures.total)
+        prediction = predict(test, classifier, image_measures.won / image_measures.total)
     labels = test.labels.numpy()
     majority_class = int(np.bincount(gallery.labels.numpy()).argmax())
     correct = {
@@ -95,18 +95,15 @@ def evaluate_split(
         untrained_voters=_describe_voters(untrained.k, gallery, validated) if untrained else None,
         pretrained=pretrained,
     )
-    scores, tests = compute_scores(
-        "test", correct, _select_measures(measures, queries), prediction, labels, definitions
-    )
+    scores, tests = compute_scores("test", correct, measures, prediction, labels, definitions)
     if len(leaked):
         kept = np.setdiff1d(np.arange(len(test)), np.asarray(leaked))
         clean = Embeddings(test.vectors[kept], test.labels[kept], test.classes)
         clean_queries = None if queries is None else queries[kept]
-        clean_measures = _measure(clean, gallery, within, clean_queries)
         clean_scores, clean_tests = compute_scores(
             WITHOUT_DUPLICATES,
             {metric: values[kept] for metric, values in correct.items()},
-            _select_measures(clean_measures, clean_queries),
+            _measure(clean, gallery, within, clean_queries),
             prediction.select(kept),
             labels[kept],
             definitions,
@@ -121,7 +118,7 @@ def evaluate_split(
         paired_tests=(*tests, *clean_tests),
         prediction=prediction,
         correct=correct,
-        measures=measures,
+        measures=image_measures,
         # Without test images, that of the training images.
         spread=_spread(test or gallery, test if test and within else gallery),
         leaked=tuple(leaked),
@@ -131,28 +128,25 @@ def evaluate_split(
 def _measure(
     test: Embeddings, gallery: Embeddings, within: bool, queries: Tensor | None
 ) -> SplitMeasures:
-    """Return one row of measures per test image; those of gallery images are 0 or NaN."""
+    """Return the measures of all queries."""
     if not within:
         return measure_gallery(test.vectors, test.labels, gallery.vectors, gallery.labels)
     if queries is None:
         return measure_split(test.vectors, test.labels)
-    measures = measure_gallery(
-        test.vectors[queries], test.labels[queries], test.vectors[~queries], test.labels[~queries]
-    )
-    rows = queries.numpy()
-    arrays = []
-    for values in measures:
-        array = np.full(len(test), math.nan if values.dtype.kind == "f" else 0, values.dtype)
-        array[rows] = values
-        arrays.append(array)
-    return SplitMeasures(*arrays)
+    vectors, labels = test.vectors, test.labels
+    return measure_gallery(vectors[queries], labels[queries], vectors[~queries], labels[~queries])
 
 
-def _select_measures(measures: SplitMeasures, queries: Tensor | None) -> SplitMeasures:
-    """Return the measures of the queries, which alone have scores."""
+def _measures_per_image(measures: SplitMeasures, queries: Tensor | None) -> SplitMeasures:
+    """Return measures with one row per test image: 0 or NaN for gallery images."""
     if queries is None:
         return measures
-    return SplitMeasures(*(values[queries.numpy()] for values in measures))
+    arrays = []
+    for values in measures:
+        array = np.full(len(queries), math.nan if values.dtype.kind == "f" else 0, values.dtype)
+        array[queries.numpy()] = values
+        arrays.append(array)
+    return SplitMeasures(*arrays)
 
 
 def predict(

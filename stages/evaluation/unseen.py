@@ -64,7 +64,7 @@ def evaluate_unseen(
         The evaluation. Its paired tests are the embedding minus each baseline.
 
     Example:
-        >>> vectors = torch.nn.functional.normalize(torch.tensor([[9.0, 1], [8, 2], [1, 9], [2, 8]]))
+        >>> vectors = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
         >>> test = Embeddings(vectors, torch.tensor([0, 0, 1, 1]), ("cat", "dog"))
         >>> evaluation = evaluate_unseen(test, pixels=torch.rand(4, 64), untrained=None)
         >>> score = evaluation.score("precision_at_1")

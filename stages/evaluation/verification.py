@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.distance import exact_distances
+from stages.distance import GalleryDistances
 from stages.evaluation.class_jackknife import Estimate
 from stages.evaluation.results import RocCurve
-from stages.evaluation.triplets_and_rankings import BLOCK
 
+BLOCK = 2**20  # distances computed at once
 MAX_POSITIVES = 2**23  # pairs of one class whose distances are held at once
 LEVELS = 2**22  # levels to which distances are rounded if there are more of these pairs
 LEFT_OUT_CELLS = 2**22  # cells of the histograms of all groups of classes together
@@ -34,11 +34,11 @@ def verify_without_each_class(
     one between two neighbours. Pairs of different classes are counted per cell, which loses
     nothing. The measures without a group come from the same counts minus those of its pairs.
 
-    Above 8 million pairs of one class, distances are first rounded to 4 million levels between 0
-    and an upper bound of the distances. A level is then as wide as the rounding error of a few
-    float32 operations, and the measures change by about as much. Only for the measures
-    without a group, neighbouring cells are merged until the histograms of all groups fit into
-    memory. All of them are then rounded alike, so that their standard deviation hardly changes.
+    There are two limits, to bound memory. Above 8 million pairs of one class (few very large
+    classes), distances are first rounded to 4 million levels between 0 and an upper bound of the
+    distances: to 5e-7 for unit vectors, where float32 resolves 1e-7. And for the measures without a
+    group only, neighbouring cells are merged until the histograms of all groups fit into memory.
+    The same cells are merged for each group, so that the standard error hardly changes.
 
     Args:
         vectors: Floating point, shape (N, D).
@@ -88,7 +88,7 @@ class _Pairs:
         order = labels.argsort(stable=True)
         row_order = order if queries is None else order[queries[order]]
         column_order = order if queries is None else order[~queries[order]]
-        self.rows, self.columns = vectors[row_order], vectors[column_order]
+        self.rows, self.gallery = vectors[row_order], GalleryDistances(vectors[column_order])
         self.column_groups = groups[labels[column_order]]  # (G,)
         self.groups = groups.tolist()
         classes = len(groups)
@@ -123,7 +123,7 @@ class _Pairs:
             size = columns.stop - columns.start
             positions = torch.arange(columns.start, columns.stop)
             for block in rows.split(max(1, BLOCK // max(1, size))):
-                distances = self._distances(block, self.columns[columns])
+                distances = self._distances(block, columns)
                 if self.within:
                     distances = distances[block[:, None] < positions]
                 yield distances.flatten(), group
@@ -136,19 +136,19 @@ class _Pairs:
             int64, shape (n,).
         """
         for rows, columns, group in self._classes():
-            others = slice(columns.stop, None)
-            gallery, column_groups = self.columns[others], self.column_groups[others]
+            count = len(self.column_groups)
+            ranges = [slice(columns.stop, count)]
             if not self.within:
-                gallery = torch.cat([self.columns[: columns.start], gallery])
-                column_groups = torch.cat([self.column_groups[: columns.start], column_groups])
-            if len(gallery):
-                for block in rows.split(max(1, BLOCK // len(gallery))):
-                    yield self._distances(block, gallery), group, column_groups
+                ranges.append(slice(0, columns.start))
+            for others in ranges:
+                if others.start < others.stop:
+                    for block in rows.split(max(1, BLOCK // (others.stop - others.start))):
+                        yield self._distances(block, others), group, self.column_groups[others]
 
-    def _distances(self, rows: Tensor, gallery: Tensor) -> Tensor:
-        distances = exact_distances(self.rows[rows], gallery)
+    def _distances(self, rows: Tensor, columns: slice) -> Tensor:
+        distances = self.gallery.to(self.rows[rows], columns)
         if self.level_width:
-            distances = (distances / self.level_width).round_() * self.level_width
+            distances = distances.div_(self.level_width).round_().mul_(self.level_width)
         return distances
 
 

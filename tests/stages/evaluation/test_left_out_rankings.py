@@ -67,13 +67,13 @@ def test_measures_without_a_class_differ_and_equal_those_of_the_reduced_split():
         assert estimate.left_out.std() > 0 and 0 < estimate.value < 1
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=16), st.integers(0, 999))
 def test_any_labels(labels, seed):
     check_against_reduced_splits(unit_vectors(len(labels), 3, seed=seed), torch.tensor(labels))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=14))
 def test_ties(images):
     """All vectors are among four orthogonal ones, so that many distances are exactly equal."""
@@ -81,7 +81,7 @@ def test_ties(images):
     check_against_reduced_splits(torch.eye(4)[[point for _, point in images]], labels)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=16),
     st.integers(0, 999),

@@ -11,6 +11,7 @@ from stages.errors import PipelineError
 from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.results import Score
 from stages.evaluation.scores import WITHOUT_DUPLICATES
+from stages.evaluation.triplets_and_rankings import measure_gallery
 from stages.records import Embeddings
 
 
@@ -70,6 +71,41 @@ def test_spread_is_the_root_mean_square_distance():
     squared = torch.cdist(test.vectors.double(), test.vectors.double()).square()
     expected = float(squared.mean().sqrt())
     assert evaluate_random(test, gallery).spread == pytest.approx(expected, rel=1e-6)
+
+
+def test_queries_search_the_gallery_images_of_the_split():
+    test, gallery = random_embeddings(120, 4), random_embeddings(200, 4, seed=2)
+    queries = torch.arange(120) % 3 == 0
+    run, plain = evaluate_random(test, gallery, queries=queries), evaluate_random(test, gallery)
+    measures = measure_gallery(
+        test.vectors[queries], test.labels[queries], test.vectors[~queries], test.labels[~queries]
+    )
+    for metric, values in (
+        ("precision_at_1", measures.precision_at_1),
+        ("map_at_r", measures.map_at_r),
+        ("mean_average_precision", measures.average_precision),
+    ):
+        score = run.score(metric)
+        assert score.value == pytest.approx(values.mean()) and score.count == 40
+        assert "query" in score.definition and "dropped" not in score.definition
+    triplets = run.score("triplet_accuracy")
+    assert triplets.value == measures.won.sum() / measures.total.sum()
+    assert triplets.count == measures.total.sum()
+    assert np.isnan(run.prediction.triplet_accuracy[~queries]).all()
+    assert np.isnan(run.measures.map_at_r).sum() == 80
+    for metric in ("knn_accuracy", "classification_accuracy"):
+        assert run.score(metric).value == plain.score(metric).value
+        assert run.score(metric).count == 120
+
+
+def test_queries_without_duplicates():
+    test, gallery = random_embeddings(60, 3), random_embeddings(90, 3, seed=2)
+    queries, leaked = torch.arange(60) % 2 == 0, tuple(range(10))
+    run = evaluate_random(test, gallery, queries=queries, leaked=leaked)
+    clean = Embeddings(test.vectors[10:], test.labels[10:], test.classes)
+    expected = evaluate_random(clean, gallery, queries=queries[10:]).score("map_at_r")
+    score = run.score("map_at_r", WITHOUT_DUPLICATES)
+    assert (score.value, score.count) == (pytest.approx(expected.value), expected.count)
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 0]])

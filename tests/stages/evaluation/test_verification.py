@@ -74,13 +74,13 @@ def test_measures_of_random_vectors():
         assert 0 < estimates[metric].value < 1 and estimates[metric].left_out.std() > 0
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(0, 999))
 def test_any_labels(labels, seed):
     check_against_sklearn(unit_vectors(len(labels), 3, seed=seed), torch.tensor(labels))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12))
 def test_ties(images):
     """All vectors are among four orthogonal ones, so that many distances are exactly equal."""
@@ -88,7 +88,7 @@ def test_ties(images):
     check_against_sklearn(torch.eye(4)[[point for _, point in images]], labels)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=25)
 @given(
     st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=12),
     st.integers(0, 999),
