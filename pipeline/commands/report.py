@@ -182,6 +182,7 @@ def evaluate_run(
         gallery=classified.gallery,
         gallery_ids=classified.gallery_ids,
         evaluation=evaluation,
+        validation=classified.validation,
     )
 
 

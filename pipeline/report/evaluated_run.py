@@ -24,6 +24,7 @@ class EvaluatedRun:
         gallery: Embeddings of the training images.
         gallery_ids: Ids of the training images.
         evaluation: Scores, paired tests and predictions on the test images.
+        validation: Embeddings of the validation images, if there are any.
         folds: The pooled runs, repeat by repeat. Empty without cross-validation.
         deviation: Standard deviation of each score over repeats, or over folds without repeats.
     """
@@ -36,6 +37,7 @@ class EvaluatedRun:
     gallery: Embeddings
     gallery_ids: tuple[str, ...]
     evaluation: Evaluation
+    validation: Embeddings | None = None
     folds: tuple["EvaluatedRun", ...] = ()
     deviation: tuple[Score, ...] = ()
 

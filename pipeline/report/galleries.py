@@ -46,7 +46,8 @@ def build_galleries(run: EvaluatedRun, exploration: Exploration | None) -> dict[
     }
 
 
-def _image(split: Split, row: int, source: Source) -> dict[str, Any]:
+def labelled_image(split: Split, row: int, source: Source) -> dict[str, Any]:
+    """Return thumbnail, id and label of an image of a split."""
     return {
         "image": thumbnail(unpadded_image(split, row, source)),
         "id": split.ids[row],
@@ -57,7 +58,7 @@ def _image(split: Split, row: int, source: Source) -> dict[str, Any]:
 def _predicted_image(run: EvaluatedRun, row: int) -> dict[str, Any]:
     prediction, classes = run.evaluation.prediction, run.images.classes
     return {
-        **_image(run.images, row, run.data.origin),
+        **labelled_image(run.images, row, run.data.origin),
         "classifier": classes[prediction.classifier[row]],
         "probability": format_percent(float(prediction.probability[row])),
         "knn": classes[prediction.knn[row]],
@@ -66,19 +67,30 @@ def _predicted_image(run: EvaluatedRun, row: int) -> dict[str, Any]:
 
 def _nearest_images(run: EvaluatedRun, row: int) -> list[dict[str, Any]]:
     """Return the training images nearest to a test image, in the fold that tested it."""
+    fold, row = find_fold(run, row)
+    nearest = nearest_rows(fold.test.vectors[[row]], fold.gallery.vectors, count=4)[0]
+    return [labelled_image(fold.data.train, index, fold.data.origin) for index in nearest.tolist()]
+
+
+def find_fold(run: EvaluatedRun, row: int) -> tuple[EvaluatedRun, int]:
+    """Return the fold that tested an image, and the image's position among its test images.
+
+    Args:
+        run: Evaluated run. A run without folds is returned itself.
+        row: Position of the image among the run's test images.
+    """
     folds = iter(run.folds or (run,))
     fold = next(folds)
     while row >= len(fold.images):
         row -= len(fold.images)
         fold = next(folds)
-    nearest = nearest_rows(fold.test.vectors[[row]], fold.gallery.vectors, count=4)[0]
-    return [_image(fold.data.train, index, fold.data.origin) for index in nearest.tolist()]
+    return fold, row
 
 
 def _triplets(run: EvaluatedRun, exploration: Exploration) -> list[dict[str, Any]]:
     return [
         {
-            "images": [_image(run.images, row, run.data.origin) for row in rows],
+            "images": [labelled_image(run.images, row, run.data.origin) for row in rows],
             "positive": positive,
             "negative": negative,
         }

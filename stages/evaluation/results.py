@@ -1,6 +1,7 @@
 """Scores, paired tests and predictions of one evaluated run."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,22 @@ class Predictions:
 
 
 @dataclass(frozen=True, eq=False)
+class LabelEvidence:
+    """Class probabilities of labelled images, from a model that was not trained on them.
+
+    Attributes:
+        labels: Given class, int64, shape (N,).
+        probabilities: Calibrated class probabilities, float32, shape (N, C).
+        trained: True if the given class has training images, bool, shape (N,). Otherwise its
+            probability says nothing about the label.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    trained: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """All results of one run.
 
@@ -115,6 +132,8 @@ class Evaluation:
         measures: Retrieval measures per image (``SplitMeasures``) of the whole test split.
         spread: Root mean square distance between two test images, in [0, sqrt(2)].
         leaked: Indices of test images that also occur in the training or validation split.
+        evidence: Evidence on the labels of images that were not trained on, by split: ``test``
+            and, if there are validation images, ``val``.
     """
 
     scores: tuple[Score, ...]
@@ -124,6 +143,7 @@ class Evaluation:
     measures: Any
     spread: float
     leaked: tuple[int, ...] = ()
+    evidence: Mapping[str, LabelEvidence] = field(default_factory=dict)
 
     def score(self, metric: str, split: str = "test") -> Score:
         """Return the score of a metric on a split."""

@@ -11,7 +11,13 @@ from stages.evaluation.calibration_error import BINS, calibration_score
 from stages.evaluation.knn import knn
 from stages.evaluation.metric_definitions import METRICS, initial_network
 from stages.evaluation.paired_tests import mcnemar_test
-from stages.evaluation.results import Evaluation, PairedTest, Predictions, Score
+from stages.evaluation.results import (
+    Evaluation,
+    LabelEvidence,
+    PairedTest,
+    Predictions,
+    Score,
+)
 from stages.evaluation.statistics import mean_score, share_score, triplet_score
 from stages.evaluation.triplets_and_rankings import SplitMeasures, measure_gallery, measure_split
 from stages.network.head import probabilities
@@ -105,7 +111,26 @@ def evaluate_split(
         measures=measures,
         spread=_spread(test, test if within else gallery),
         leaked=tuple(leaked),
+        evidence=_label_evidence(test, classifier),
     )
+
+
+def _label_evidence(test: Embeddings, classifier: ClassifierCheckpoint) -> dict[str, LabelEvidence]:
+    """Return the evidence on the labels of the test and validation images, by split."""
+    splits = {"test": test}
+    if classifier.validation:
+        splits["val"] = classifier.validation
+    trained = np.unique(classifier.gallery.labels.numpy())
+    head, temperature = classifier.head, classifier.temperature
+    evidence = {}
+    for name, split in splits.items():
+        labels = split.labels.numpy()
+        evidence[name] = LabelEvidence(
+            labels=labels,
+            probabilities=probabilities(head, split.vectors, temperature=temperature).numpy(),
+            trained=np.isin(labels, trained),
+        )
+    return evidence
 
 
 def _measure(test: Embeddings, gallery: Embeddings, within: bool) -> SplitMeasures:
