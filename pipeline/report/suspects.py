@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from pipeline.escape import escape_formula
 from pipeline.numbers import format_share
 from pipeline.report.evaluated_run import EvaluatedRun
+from stages.evaluation.results import LabelEvidence
 from stages.evaluation.suspects import find_suspects
 from stages.records import Split
 
@@ -18,7 +20,8 @@ class Suspect(NamedTuple):
     """An image with a doubtful label. In sorted order, the most doubtful label comes first.
 
     Attributes:
-        ratio: Probability of the given class divided by that of the suggested class.
+        score: Rank of the label, the lower the more doubtful; see
+            :func:`stages.evaluation.suspects.find_suspects`.
         id: Id of the image.
         split: ``test`` or ``val``.
         row: Position of the image in the split.
@@ -27,7 +30,7 @@ class Suspect(NamedTuple):
         self_confidence: Probability of the given class.
     """
 
-    ratio: float
+    score: float
     id: str
     split: str
     row: int
@@ -49,21 +52,32 @@ def checked_splits(run: EvaluatedRun) -> dict[str, Split]:
 
 def list_suspects(run: EvaluatedRun) -> list[Suspect]:
     """Return the suspects of a run, the most doubtful first and equal ones sorted by id."""
+    splits = checked_splits(run)
+    evidence = [run.evaluation.evidence[name] for name in splits]
     suspects = []
-    for name, split in checked_splits(run).items():
+    found = find_suspects(
+        LabelEvidence(
+            labels=np.concatenate([part.labels for part in evidence]),
+            probabilities=np.concatenate([part.probabilities for part in evidence]),
+            trained=np.concatenate([part.trained for part in evidence]),
+        ),
         # With repeats, an image is in the split several times, with the same row of the store.
-        found = find_suspects(run.evaluation.evidence[name], split.rows.numpy())
-        for row, suggested, self_confidence, ratio in zip(*found, strict=True):
-            suspect = Suspect(
-                ratio=float(ratio),
-                id=split.ids[row],
-                split=name,
-                row=int(row),
-                label=split.classes[int(split.labels[row])],
-                suggested_label=split.classes[suggested],
-                self_confidence=float(self_confidence),
-            )
-            suspects.append(suspect)
+        np.concatenate([split.rows.numpy() for split in splits.values()]),
+    )
+    positions = [(name, row) for name, split in splits.items() for row in range(len(split))]
+    for index, suggested, self_confidence, score in zip(*found, strict=True):
+        name, row = positions[index]
+        split = splits[name]
+        suspect = Suspect(
+            score=float(score),
+            id=split.ids[row],
+            split=name,
+            row=row,
+            label=split.classes[int(split.labels[row])],
+            suggested_label=split.classes[suggested],
+            self_confidence=float(self_confidence),
+        )
+        suspects.append(suspect)
     return sorted(suspects)
 
 

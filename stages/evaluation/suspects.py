@@ -6,6 +6,10 @@ import numpy as np
 
 from stages.evaluation.results import LabelEvidence
 
+# Images added to the counts of each pair of classes. With few images, all pairs then have a similar
+# confusion rate, and the ranking depends on the probabilities alone.
+PSEUDO_COUNT = 5
+
 
 class Suspects(NamedTuple):
     """Images with a doubtful label, the most doubtful first.
@@ -14,24 +18,29 @@ class Suspects(NamedTuple):
         rows: Row of each image in the evidence, int64, shape (S,); with repeats the first one.
         suggested: Suggested class, int64, shape (S,).
         self_confidence: Probability of the given class, float64, shape (S,).
-        ratio: Probability of the given class divided by that of the suggested class, float64,
-            shape (S,), in [0, 1) and ascending.
+        score: Ratio of the probabilities of the given and the suggested class, divided by the
+            confusion rate of the two classes, float64, shape (S,), ascending.
     """
 
     rows: np.ndarray
     suggested: np.ndarray
     self_confidence: np.ndarray
-    ratio: np.ndarray
+    score: np.ndarray
 
 
 def find_suspects(evidence: LabelEvidence, images: np.ndarray | None = None) -> Suspects:
     """List the images for which another class is more probable than their label.
 
-    The most probable other class is suggested. Images are ranked by the ratio of both
-    probabilities. Compared with the probability of the label alone, the ratio depends less on
-    calibration: another temperature changes it in the same direction for all images of a model.
-    Two equally probable classes are no contradiction. An image whose class has no training image
-    is not listed.
+    The most probable other class is suggested. Two equally probable classes are no contradiction.
+    An image whose class has no training image is not listed.
+
+    Images are ranked by p(given) / p(suggested) / r. If the suggested class is the true one, the
+    given class was assigned by mistake. A model that was trained on labels with such mistakes
+    predicts the given class for these images too, with a probability ratio of about r: the number
+    of images with this label for which this class is suggested, divided by the number of images
+    with the suggested class as label that are not suspects. Without r, frequent mistakes would
+    look less doubtful than rare ones. The ratio depends less on calibration than p(given): another
+    temperature hardly changes the order.
 
     Args:
         evidence: Evidence on N labels.
@@ -39,12 +48,11 @@ def find_suspects(evidence: LabelEvidence, images: np.ndarray | None = None) -> 
             times: the mean probability counts. None: each row is another image.
 
     Returns:
-        The suspects. Equal ratios keep the order of the rows, or of ``images``.
+        The suspects. Equal scores keep the order of the rows, or of ``images``.
 
     References:
         Northcutt, Jiang and Chuang, Confident learning: estimating uncertainty in dataset labels,
-        2021, list fewer images: the suggested class must exceed its mean over the images with
-        that label. https://arxiv.org/abs/1911.00068
+        2021: counts of pairs of given and suggested classes. https://arxiv.org/abs/1911.00068
 
     Example:
         >>> evidence = LabelEvidence(
@@ -70,7 +78,12 @@ def find_suspects(evidence: LabelEvidence, images: np.ndarray | None = None) -> 
     suggested = means.argmax(1)
     other = means[order, suggested]
     listed = np.flatnonzero((other > own) & ~untrained)
-    ratio = own[listed] / other[listed]
-    ranked = np.argsort(ratio, kind="stable")
+    given, suggested = labels[listed], suggested[listed]
+    pairs = np.full((classes, classes), PSEUDO_COUNT)  # given x suggested
+    np.add.at(pairs, (given, suggested), 1)
+    confirmed = PSEUDO_COUNT + np.bincount(labels[other <= own], minlength=classes)
+    rate = pairs[given, suggested] / confirmed[suggested]
+    score = own[listed] / other[listed] / rate
+    ranked = np.argsort(score, kind="stable")
     listed = listed[ranked]
-    return Suspects(first[listed], suggested[listed], own[listed], ratio[ranked])
+    return Suspects(first[listed], suggested[ranked], own[listed], score[ranked])
