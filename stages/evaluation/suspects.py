@@ -67,17 +67,18 @@ def find_suspects(evidence: LabelEvidence, images: np.ndarray | None = None) -> 
     count, classes = evidence.probabilities.shape
     if images is None:
         images = np.arange(count)
-    _, first, image = np.unique(images, return_index=True, return_inverse=True)
-    means = np.zeros((len(first), classes))  # (images, classes)
-    np.add.at(means, image, evidence.probabilities)
-    means /= np.bincount(image)[:, None]
-    untrained = np.bincount(image, weights=~evidence.trained) > 0
+    _, first, repeats = np.unique(images, return_index=True, return_counts=True)
+    by_image = np.argsort(images, kind="stable")
+    starts = np.cumsum(repeats) - repeats  # of each image in this order
+    sums = np.add.reduceat(evidence.probabilities[by_image], starts, axis=0, dtype=np.float64)
+    means = sums / repeats[:, None]  # (images, classes)
+    trained = np.logical_and.reduceat(evidence.trained[by_image], starts)
     order, labels = np.arange(len(first)), evidence.labels[first]
     own = means[order, labels].copy()
     means[order, labels] = -1
     suggested = means.argmax(1)
     other = means[order, suggested]
-    listed = np.flatnonzero((other > own) & ~untrained)
+    listed = np.flatnonzero((other > own) & trained)
     given, suggested = labels[listed], suggested[listed]
     pairs = np.full((classes, classes), PSEUDO_COUNT)  # given x suggested
     np.add.at(pairs, (given, suggested), 1)
