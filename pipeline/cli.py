@@ -169,14 +169,7 @@ def report(
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object per line, not CSV.")
 @opt.reject_option
 @opt.device_options
-def predict(
-    images: tuple[Path, ...],
-    classifier: Path,
-    out: Path,
-    as_json: bool,
-    reject: float,
-    **options: Any,
-) -> None:
+def predict(images: tuple[Path, ...], out: Path, **options: Any) -> None:
     """Classify new images: files, and folders with images in them or in their subfolders.
 
     Give - as IMAGE to read paths from standard input, one per line.
@@ -188,14 +181,9 @@ def predict(
     from pipeline.commands.predict import predict as predict_command
 
     target = None if str(out) == "-" else out
-    count = predict_command(
-        paths_from_stdin(images),
-        classifier,
-        out=target,
-        as_json=as_json,
-        context=run_context(options),
-        reject=reject,
-    )
+    arguments = {name: options[name] for name in ("classifier", "as_json", "reject")}
+    paths = paths_from_stdin(images)
+    count = predict_command(paths, out=target, context=run_context(options), **arguments)
     if target:
         terminal.print_text(f"{target} written: {count:,} images")
 
@@ -303,16 +291,10 @@ def data(source: str, as_json: bool, **options: Any) -> None:
 def print_report(
     runs: Sequence[Any], out: Path, figures: Path | None, hint: str, pooled: bool = False
 ) -> None:
-    """Print the table of scores, the conclusions, the written files and the next command."""
-    from pipeline.report.summary import verdicts
-    from pipeline.report.tables import text_table
-    from pipeline.report.write import report_files
+    """Print the report, and then the next command."""
+    from pipeline.report.text import report_text
 
-    conclusions = "\n".join(verdicts(runs, pooled=pooled))
-    lines = [f"{text_table(runs, pooled=pooled)}\n\n{conclusions}\n", *report_files(out)]
-    if figures:
-        lines.append(f"{figures}: the figures")
-    terminal.print_text("\n".join(map(str, [*lines, hint])))
+    terminal.print_text(f"{report_text(runs, out, figures, pooled=pooled)}\n{hint}")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

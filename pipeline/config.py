@@ -73,7 +73,7 @@ def _check_type(option: click.Option, value: object) -> tuple[bool, str]:
         return isinstance(value, bool), "true or false"
     if option.type is click.INT:
         return is_number and isinstance(value, int), "a whole number"
-    if option.type is click.FLOAT:
+    if option.type is click.FLOAT or option.name == "unseen_classes":
         return is_number, "a number"
     if option.name == "margin":
         return is_number or isinstance(value, str), "a number or soft"

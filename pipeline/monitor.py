@@ -87,7 +87,7 @@ class TrainingMonitor:
         stop: Request to stop, set by a signal handler.
         speeds: Images per second of each finished epoch, ``None`` where unknown. The monitor
             appends to the list.
-        has_validation: False if the run has no validation images; then every epoch is printed.
+        has_validation: False if no epoch is validated; then every epoch is printed.
         tensorboard: Folder for TensorBoard's event files.
 
     Attributes:
@@ -131,7 +131,7 @@ class TrainingMonitor:
         speed = self._images / self._seconds if self._seconds else None
         self.speeds.append(speed)
         self._images, self._seconds, self._epoch_ended = 0, 0.0, True
-        if log.val_knn is not None or not self.has_validation:
+        if log.validated or not self.has_validation:
             self.say(describe_epoch(log, self.epochs, speed))
         collapsed = log.collapsed(self.identity["settings"]["distance"])
         if collapsed and not self._collapsed:
@@ -215,7 +215,9 @@ class TrainingMonitor:
 
 
 def _history_row(log: EpochLog, speed: float | None) -> dict[str, Any]:
-    return {**asdict(log), "images_per_second": speed}
+    row = {**asdict(log), "images_per_second": speed}
+    recall = row.pop("val_recall")
+    return row if recall is None else {**row, "val_recall": recall}
 
 
 def describe_epoch(log: EpochLog, epochs: int, speed: float | None = None) -> str:
@@ -240,6 +242,8 @@ def describe_epoch(log: EpochLog, epochs: int, speed: float | None = None) -> st
         f"active {format_percentage(log.active_share, 2):>6}  distance {log.mean_distance:.3f}  "
         f"val kNN {knn}  triplet {triplet}"
     )
+    if log.val_recall is not None:
+        line += f"  held-out recall@1 {format_share(log.val_recall, 4)}"
     return f"{line}  {speed:,.0f} images/s" if speed else line
 
 

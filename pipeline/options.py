@@ -23,6 +23,8 @@ HELP = {
     "val": "Share of validation images, if the source has no validation split.",
     "test": "Share of test images, if the source has no test split.",
     "max_unreadable": "Largest share of unreadable images that is accepted.",
+    "unseen_classes": "Classes to test and not to train on: a number of classes such as 3, or a "
+    "share such as 0.3.",
     "network": "Architecture: conv, conv-deep, efficientnet-lite0, torchvision:NAME or timm:NAME.",
     "weights": "Initial weights: none (random), default (ImageNet) or a file.",
     "trunk": "Layers of the pretrained trunk to train: tune (all), frozen (none) or last-N "
@@ -60,7 +62,7 @@ CHOICES = {"resize": RESIZES, "mining": MININGS, "distance": DISTANCES}
 SOURCE = (
     "Labelled images: `digits`; a folder with one subfolder per class, or with train/, val/ and "
     "test/ that have one subfolder per class; a .csv file with the columns path and label, "
-    "optionally split and group; or torchvision:NAME."
+    "optionally split, group and role; or torchvision:NAME."
 )
 MOVED = "Source of the images. Needed only if they have moved since stage one."
 
@@ -71,6 +73,7 @@ NOT_WITH_FOLDS = {
     "embedding": "no model is kept",
     "classifier": "no model is kept",
     "test": "every image is tested",
+    "unseen_classes": "every class is trained on in some fold",
 }
 
 
@@ -79,7 +82,26 @@ def number_or_soft(value: str | float) -> float | None:
     return None if value == "soft" else float(value)
 
 
-TYPES: dict[Any, Callable[[Any], Any]] = {
+class _ShareOrCount(click.ParamType):
+    """A whole number is a count, a number with a decimal point a share."""
+
+    name = "share-or-count"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | float:
+        if isinstance(value, int | float):
+            return value
+        for number in (int, float):
+            try:
+                return number(value)
+            except ValueError:
+                continue
+        raise click.BadParameter(
+            f"{value!r} is not a number; use a count such as 3, or a share such as 0.3", ctx, param
+        )
+
+
+TYPES: dict[Any, Any] = {
+    int | float: _ShareOrCount(),
     float | None: number_or_soft,
     int: int,
     float: float,
@@ -308,7 +330,8 @@ def check_fold_options(context: click.Context, folds: int | None, repeats: int |
         return
     for name, reason in NOT_WITH_FOLDS.items():
         if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--folds cannot be combined with --{name}: {reason}")
+            flag = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"--folds cannot be combined with {flag}: {reason}")
 
 
 def spell(*hints: tuple[str, object, object]) -> str:

@@ -95,6 +95,7 @@ _CHECKPOINT = {
     "source": _TEXT,
     "counts": {"train": _whole(1), "val": _whole(0), "test": _whole(0)},
     "skipped": [{"path": _STRING, "reason": _STRING}],
+    "unseen": _Nullable({"classes": [_TEXT], "images": _whole(1)}),
     "versions": _Rule(_are_versions, "a version per package"),
 }
 _PROGRESS = {
@@ -103,7 +104,7 @@ _PROGRESS = {
     "history": [EpochLog],
     "sums": [_NUMBER],
     "position": _whole(0),
-    "best": _Nullable({"knn": _SHARE, "triplet": _SHARE, "epoch": _whole(1)}),
+    "best": _Nullable({"score": _SHARE, "triplet": _SHARE, "epoch": _whole(1)}),
 }
 # A schema is a rule, an object of fields, a list of one schema, a data class, or nullable.
 _SCHEMAS: dict[str, dict[str, Any]] = {
@@ -113,6 +114,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
         "weights": _Nullable({"origin": _TEXT, "digest": _TEXT}),
         "root": _Nullable(_TEXT),
         "epoch": _whole(0),
+        "held_out_classes": [_TEXT],
         "history": [EpochLog],
         "precision": _TEXT,
         "processes": _whole(1),

@@ -41,8 +41,8 @@ def save_state(path: Path, state: TrainingState, record: Mapping[str, Any]) -> N
         tensors |= {f"optimiser.{parameter}.{name}": value for name, value in values.items()}
     tensors |= {"sampler": state.sampler["generator"], "generator": state.generator}
     if state.best:
-        (knn, triplet), epoch, network = state.best
-        progress["best"] = {"knn": knn, "triplet": triplet, "epoch": epoch}
+        (score, triplet), epoch, network = state.best
+        progress["best"] = {"score": score, "triplet": triplet, "epoch": epoch}
         tensors |= {f"best.{name}": value for name, value in network.items()}
     save_tensors(path, "state", tensors, {**record, "progress": progress})
 
@@ -86,7 +86,7 @@ def load_state(path: Path) -> tuple[TrainingState, dict[str, Any]]:
         generator=generators["generator"],
         history=tuple(EpochLog(**log) for log in progress["history"]),
         sums=tuple(progress["sums"]),
-        best=best and ((best["knn"], best["triplet"]), best["epoch"], parts["best"]),
+        best=best and ((best["score"], best["triplet"]), best["epoch"], parts["best"]),
     )
     return state, record
 

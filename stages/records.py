@@ -51,14 +51,17 @@ class Split:
 
     Attributes:
         store: Images of all splits, uint8, shape (M, C, S, S).
-        rows: Positions of this split's images in ``store``, int64, shape (N,), N > 0.
+        rows: Positions of this split's images in ``store``, int64, shape (N,). Splits without an
+            image are used for evaluation only, where all test images are of unseen classes.
         labels: Class indices, int64, shape (N,), in [0, number of classes).
         classes: Class names.
         ids: Names of the N images, shown to users.
         features: Features of a frozen trunk for all images of ``store``, or None.
+        queries: In retrieval, True for queries and False for gallery images, bool, shape (N,).
+            None: every image is both.
 
     Raises:
-        DataError: If the fields do not fit together or there is no image.
+        DataError: If the fields do not fit together.
 
     Example:
         >>> store = torch.zeros(5, 1, 8, 8, dtype=torch.uint8)
@@ -81,14 +84,16 @@ class Split:
     classes: tuple[str, ...]
     ids: tuple[str, ...]
     features: TrunkFeatures | None = None
+    queries: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.store.dtype != torch.uint8 or self.store.ndim != 4 or len(self.rows) == 0:
+        if self.store.dtype != torch.uint8 or self.store.ndim != 4:
             raise DataError(
-                f"images: {self.store.dtype} {tuple(self.store.shape)}, {len(self.rows)} rows; "
-                "give uint8 (M, C, S, S) and at least one row"
+                f"images: {self.store.dtype} {tuple(self.store.shape)}; give uint8 (M, C, S, S)"
             )
-        if not (0 <= int(self.rows.min()) and int(self.rows.max()) < len(self.store)):
+        if len(self.rows) and not (
+            0 <= int(self.rows.min()) and int(self.rows.max()) < len(self.store)
+        ):
             raise DataError(
                 f"rows: {int(self.rows.min())} to {int(self.rows.max())} for {len(self.store)} "
                 f"images; give rows from 0 to {len(self.store) - 1}"
@@ -100,6 +105,12 @@ class Split:
             raise DataError(
                 f"features: {len(self.features.values)} for {len(self.store)} images; "
                 "give one row per image of the store"
+            )
+        queries = self.queries
+        if queries is not None and (queries.dtype, queries.shape) != (torch.bool, self.rows.shape):
+            raise DataError(
+                f"queries: {queries.dtype} {tuple(queries.shape)} for {len(self.rows)} images; "
+                f"give bool ({len(self.rows)},)"
             )
 
     def __len__(self) -> int:
@@ -127,7 +138,10 @@ class Split:
             A split that shares this split's store.
         """
         ids = tuple(self.ids[position] for position in which.tolist())
-        return replace(self, rows=self.rows[which], labels=self.labels[which], ids=ids)
+        queries = None if self.queries is None else self.queries[which]
+        return replace(
+            self, rows=self.rows[which], labels=self.labels[which], ids=ids, queries=queries
+        )
 
     def blocks(self, size: int = 512) -> Iterator[Tensor]:
         """Iterate over all images in order.
@@ -190,6 +204,7 @@ class EpochLog:
             for Euclidean, [0, 4] for squared distances.
         val_knn: kNN accuracy on validation, None if it was not measured.
         val_triplet: Triplet accuracy on validation, None if it was not measured.
+        val_recall: Recall@1 on the held-out classes, None if it was not measured.
     """
 
     epoch: int
@@ -198,6 +213,12 @@ class EpochLog:
     mean_distance: float
     val_knn: float | None
     val_triplet: float | None
+    val_recall: float | None = None
+
+    @property
+    def validated(self) -> bool:
+        """True if a validation score was measured after the epoch."""
+        return self.val_knn is not None or self.val_recall is not None
 
     def collapsed(self, distance: str) -> bool:
         """Return True if nearly all images have the same embedding.
@@ -248,8 +269,8 @@ class TrainingState:
         history: Logs of the finished epochs.
         sums: Sums over the current epoch's steps of the loss, the active share and the mean
             distance.
-        best: Scores (kNN and triplet accuracy), number and network state dict of the best epoch
-            so far, or None before the first validation.
+        best: Scores (kNN accuracy or recall@1, and triplet accuracy), number and network state
+            dict of the best epoch so far, or None before the first validation.
     """
 
     step: int

@@ -29,7 +29,7 @@ def _check_types(settings: Any) -> None:
         accepted = (*types, int) if float in types else types
         if isinstance(value, accepted) and (bool in types or not isinstance(value, bool)):
             continue
-        names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
+        names = {float: "a number", int: "a whole number", str: "a text", bool: "True or False"}
         allowed = next(name for kind, name in names.items() if kind in types)
         problem = f"of type {type(value).__name__}; use {allowed}"
         raise SettingsError(field.name, repr(value)[:100], problem)
@@ -66,6 +66,8 @@ class ReadSettings:
         val: Share of the images for validation, if the source has no validation split; 0 for none.
         test: Share of the images for testing, if the source has no test split; 0 for none.
         max_unreadable: Largest share of unreadable images that may be skipped, 0 to 1.
+        unseen_classes: Classes of which every image is tested and none is trained on: their
+            number, at least 2, or as a float their share of the classes; 0 for none.
     """
 
     size: int | None = None
@@ -75,6 +77,7 @@ class ReadSettings:
     val: float = 0.1
     test: float = 0.2
     max_unreadable: float = 0.25
+    unseen_classes: int | float = 0
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -87,6 +90,10 @@ class ReadSettings:
             _require(0 <= share < 0.9, field, share, "a share from 0 to below 0.9")
         unreadable = self.max_unreadable
         _require(0 <= unreadable <= 1, "max_unreadable", unreadable, "a share from 0 to 1")
+        unseen = self.unseen_classes
+        possible = unseen >= 2 if isinstance(unseen, int) else 0 < unseen < 1
+        allowed = "a whole number of at least 2, a share above 0 and below 1, or 0 for none"
+        _require(unseen == 0 or possible, "unseen_classes", unseen, allowed)
         enough = self.val + self.test < 0.95
         _require(enough, "val", self.val, "shares that leave images for training")
 

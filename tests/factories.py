@@ -19,6 +19,7 @@ from pipeline.data.decode import FACT
 from pipeline.data.splits import split_source
 from pipeline.report.evaluated_run import EvaluatedRun
 from stages.evaluation.baselines import Baseline
+from stages.evaluation.knn import nearest_distances
 from stages.evaluation.results import Evaluation, LabelEvidence
 from stages.evaluation.scores import evaluate_split
 from stages.network.digest import state_digest
@@ -126,6 +127,7 @@ def make_record(kind: str, network: EmbeddingNet | None = None, **changes: Any) 
         "source": "made up",
         "counts": {"train": 3, "val": 1, "test": 0},
         "skipped": [{"path": "b/4.png", "reason": "no image"}],
+        "unseen": None,
         "epoch": 1,
         "versions": {"torch": torch.__version__},
     }
@@ -137,6 +139,7 @@ def make_record(kind: str, network: EmbeddingNet | None = None, **changes: Any) 
             **process,
             "weights": None,
             "root": None,
+            "held_out_classes": [],
             "history": [asdict(epoch_log)],
         },
         "classifier": {
@@ -200,37 +203,52 @@ def add_noise(embeddings: Embeddings, noise: float) -> Embeddings:
     return Embeddings(vectors, embeddings.labels, embeddings.classes)
 
 
-def evaluate_random(
-    test: Embeddings,
+def make_classifier(
     gallery: Embeddings,
     *,
+    validation: Embeddings | None = None,
     temperature: float = 1.0,
     k: int = 5,
-    leaked: Sequence[int] = (),
-    within: bool = True,
-) -> Evaluation:
-    """Evaluate embeddings with a classifier made of class means and with random baselines."""
+) -> ClassifierCheckpoint:
+    """Return a classifier whose head is made of class means."""
     torch.manual_seed(0)
-    head = Head(test.vectors.shape[1], len(test.classes)).eval()
+    head = Head(gallery.vectors.shape[1], len(gallery.classes)).eval()
     with torch.no_grad():
-        for label in range(len(test.classes)):
-            mean = gallery.vectors[gallery.labels == label].mean(0)
-            head.linear.weight[label] = 4 * mean.nan_to_num()  # 0 for a class without images
+        for label in range(len(gallery.classes)):
+            members = gallery.labels == label
+            head.linear.weight[label] = 4 * gallery.vectors[members].sum(0) / max(1, members.sum())
         head.linear.bias.zero_()
-    classifier = ClassifierCheckpoint(
+    distances = torch.empty(0)
+    if validation:
+        distances = nearest_distances(validation.vectors, gallery.vectors)
+    return ClassifierCheckpoint(
         network=EmbeddingNet(1, 8, 8),
         head=head,
         gallery=gallery,
         gallery_ids=(),
-        validation=None,
-        validation_distances=torch.empty(0),
-        classes=test.classes,
+        validation=validation,
+        validation_distances=distances,
+        classes=gallery.classes,
         record={},
         embedding_digest="",
         digest="",
         temperature=temperature,
         k=k,
     )
+
+
+def evaluate_random(
+    test: Embeddings,
+    gallery: Embeddings,
+    *,
+    validation: Embeddings | None = None,
+    temperature: float = 1.0,
+    k: int = 5,
+    leaked: Sequence[int] = (),
+    within: bool = True,
+) -> Evaluation:
+    """Evaluate embeddings with a classifier made of class means and with random baselines."""
+    classifier = make_classifier(gallery, validation=validation, temperature=temperature, k=k)
     generator = torch.Generator().manual_seed(5)
     baselines = []
     for _ in range(2):

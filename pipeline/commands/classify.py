@@ -89,7 +89,7 @@ def _classify(
             on_epoch=lambda _: bar.update(),
         )
     _announce(trained, settings, context)
-    copied = ("network", "classes", "source", "counts", "skipped")
+    copied = ("network", "classes", "source", "counts", "skipped", "unseen")
     record = {
         **identity,
         **{name: embedded.record[name] for name in copied},

@@ -10,7 +10,7 @@ import torch
 from pipeline.checkpoint import save_embedding
 from pipeline.commands.inputs import EmbedInputs, add_trunk_features, prepare_inputs, source_files
 from pipeline.context import RunContext
-from pipeline.data.dataset import Dataset
+from pipeline.data.dataset import Dataset, describe_unseen
 from pipeline.device import choose_precision, package_versions, restore_torch_settings
 from pipeline.identity import describe_differences, embedding_identity, refuse_to_replace
 from pipeline.monitor import TrainingMonitor, embedding_files, state_path
@@ -162,7 +162,7 @@ def _prepare(
     """Load the inputs, and check them before anything is trained."""
     device = context.start()
     inputs = prepare_inputs(source, read, settings, context)
-    train, pretrained = inputs.data.train, inputs.pretrained
+    train, pretrained = inputs.data.embedding_train, inputs.pretrained
     identity = embedding_identity(inputs.data, settings, pretrained)
     refuse_to_replace(out, "embedding", identity, force)
     for warning in inputs.warnings:
@@ -231,13 +231,15 @@ def _announce(training: _Training, context: RunContext) -> None:
         f"{data.source}: {len(data.train.classes)} classes; {counts['train']:,} training, "
         f"{counts['val']:,} validation, {counts['test']:,} test images of {size} x {size}, {colour}"
     )
+    for line in describe_unseen(data):
+        context.say(line)
     context.say(
         f"{count_of(training.epochs, 'epoch')} of {plan.per_epoch} batches, "
         f"{plan.classes_per_batch} classes x {plan.images_per_class} images, "
         f"on {training.device.type} in {precision}"
         + (f", {processes} processes" if processes > 1 else "")
     )
-    if data.validation is None:
+    if data.validation is None and data.held_out is None:
         context.say("note: there are no validation images; the last epoch is used")
     if processes > 1 and training.device.type != "cuda":
         context.say(
@@ -252,7 +254,7 @@ def _announce(training: _Training, context: RunContext) -> None:
 
 
 def split_sizes(data: Dataset) -> dict[str, int]:
-    """Return the number of images per split."""
+    """Return the number of images per split. Images of unseen classes are not counted."""
     splits = {"train": data.train, "val": data.validation, "test": data.test}
     return {name: len(split) if split else 0 for name, split in splits.items()}
 
@@ -288,16 +290,18 @@ def _train(
             stop=stop,
             speeds=speeds,
             tensorboard=tensorboard,
-            has_validation=data.validation is not None,
+            has_validation=data.validation is not None or data.held_out is not None,
         )
         try:
             trained = train_embedding(
-                data.train,
+                data.embedding_train,
                 data.validation,
                 training.settings,
                 device=training.device,
                 precision=training.precision,
                 network=network,
+                gallery=data.train,
+                held_out=data.held_out,
                 state=state,
                 on_step=monitor.on_step,
                 on_epoch=monitor.on_epoch,
@@ -328,6 +332,8 @@ def _save(
         "source": data.source,
         "root": str(context.root.resolve()) if context.root else None,
         "counts": split_sizes(data),
+        "unseen": data.unseen and {"classes": data.unseen.classes, "images": len(data.unseen)},
+        "held_out_classes": data.held_out_classes,
         "skipped": [skipped._asdict() for skipped in data.skipped],
         "epoch": trained.epoch,
         "history": [asdict(log) for log in trained.history],

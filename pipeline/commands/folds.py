@@ -97,6 +97,10 @@ def run_folds(
         raise SettingsError(
             "folds", None, "a single process trains all folds in sequence; start without torchrun"
         )
+    unseen = (source.read if isinstance(source, Dataset) else read).unseen_classes
+    if unseen:
+        problem = "folds pool the images of all classes; use 0, or leave out the folds"
+        raise SettingsError("unseen_classes", unseen, problem)
     settings = (embed_settings, classify_settings)
     with reserve_report(out, figures, force):
         pooled = _cross_validate(source, read, settings, folds, repeats, context)
@@ -139,13 +143,16 @@ def _cross_validate(
 
 
 def _pool_splits(data: Dataset, context: RunContext) -> tuple[Source, list[str]]:
-    """Return the source without its own splits, and the notes about the data."""
+    """Return the source without its own splits and roles, and the notes about the data."""
     entries = data.origin.entries
     notes = list(data.notes)
     if any(entry.part for entry in entries):
         notes.append("the source's own splits are pooled: cross-validation tests every image")
         context.say(f"note: {notes[-1]}")
-    pooled = tuple(entry._replace(part="") for entry in entries)
+    if any(entry.role for entry in entries):
+        notes.append("roles are ignored: in cross-validation every test image is a query")
+        context.say(f"note: {notes[-1]}")
+    pooled = tuple(entry._replace(part="", role="") for entry in entries)
     return replace(data.origin, entries=pooled), notes
 
 

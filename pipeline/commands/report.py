@@ -26,12 +26,14 @@ from pipeline.report.write import (
 from pipeline.weights import load_weights
 from stages.errors import CheckpointError, DataError, PipelineError, SettingsError
 from stages.evaluation.baselines import Baseline, raw_pixels
+from stages.evaluation.open_set import add_unseen
 from stages.evaluation.scores import evaluate_split
+from stages.evaluation.typicality import rejection_distance
 from stages.network.embedding_net import EmbeddingNet, to_device
 from stages.network.inference import embed_split
 from stages.network.initialization import new_network, with_new_projection
 from stages.network.pretrained import PretrainedWeights
-from stages.records import EmbeddingCheckpoint, Split
+from stages.records import EmbeddingCheckpoint, Embeddings, Split
 from stages.settings import EmbedSettings
 
 
@@ -156,13 +158,16 @@ def evaluate_run(
     data = reload_dataset(embedded.record, source, context)
     network = to_device(embedded.network, device)
     data = add_trunk_features(data, network, device, context)
-    if data.test is None:
+    if data.test is None and data.unseen is None:
         raise DataError(
-            f"{data.source}: no test images; add a folder test/, or enough images to split some "
-            "off (--test, --split-seed)"
+            f"{data.source}: no test images of training classes; add a folder test/, or enough "
+            "images to split some off (--test, --split-seed)"
         )
     untrained = _untrained(data, embedded, device, context, pretrained)
-    test = embed_split(network, data.test, device=device)
+    gallery = classified.gallery
+    test = Embeddings(gallery.vectors[:0], gallery.labels[:0], gallery.classes)
+    if data.test:
+        test = embed_split(network, data.test, device=device)
     evaluation = evaluate_split(
         test,
         classified,
@@ -171,18 +176,30 @@ def evaluate_run(
         leaked=data.leaked,
         validated=data.validation is not None,
         within=within,
+        queries=data.test.queries if data.test else None,
         pretrained=bool(embedded.record.get("weights")),
     )
+    if data.unseen:
+        evaluation = add_unseen(
+            evaluation,
+            embed_split(network, data.unseen, device=device),
+            classified,
+            pixels=raw_pixels(data.unseen),
+            untrained=_unseen_vectors(data, untrained, device),
+            queries=data.unseen.queries,
+            pretrained=bool(embedded.record.get("weights")),
+        )
     return EvaluatedRun(
         run=name,
         embedding=embedded.record,
         classifier=classified.record,
         data=data,
         test=test,
-        gallery=classified.gallery,
+        gallery=gallery,
         gallery_ids=classified.gallery_ids,
         evaluation=evaluation,
         validation=classified.validation,
+        rejection_distance=rejection_distance(classified.validation_distances.numpy()),
     )
 
 
@@ -207,7 +224,7 @@ def _untrained(
             f"note: untrained baseline skipped: its initial weights are unavailable ({error})"
         )
         return None
-    return new_network(data.train, settings, weights).to(device)
+    return new_network(data.embedding_train, settings, weights).to(device)
 
 
 def _initial_weights(
@@ -228,15 +245,23 @@ def _initial_weights(
 
 def _baseline(data: Dataset, vectors: Callable[[Split], Tensor]) -> Baseline:
     """Return other vectors of the same images, with their k chosen on validation."""
-    assert data.test is not None
     gallery = vectors(data.train)
     validation = vectors(data.validation) if data.validation else None
     k = choose_k_for(validation, gallery, data)
-    return Baseline(vectors(data.test), gallery, k)
+    return Baseline(vectors(data.test) if data.test else gallery[:0], gallery, k)
 
 
 def _network_baseline(data: Dataset, network: EmbeddingNet, device: torch.device) -> Baseline:
     return _baseline(data, lambda split: embed_split(network, split, device=device).vectors)
+
+
+def _unseen_vectors(
+    data: Dataset, network: EmbeddingNet | None, device: torch.device
+) -> Tensor | None:
+    """Embed the images of unseen classes with the network before training, if it is available."""
+    if data.unseen is None or network is None:
+        return None
+    return embed_split(network, data.unseen, device=device).vectors
 
 
 def _run_names(embeddings: Sequence[Path]) -> list[str]:

@@ -175,5 +175,6 @@ def _run_all(
             )
         )
     if not evaluated:
-        context.say("note: there are no test images, so no report is written")
+        which = "test images of training classes" if data.unseen else "test images"
+        context.say(f"note: there are no {which}, so no report is written")
     return evaluated

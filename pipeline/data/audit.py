@@ -1,12 +1,19 @@
 """Check a data set without training."""
 
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.data.dataset import SPLITS, Dataset, Skipped, Source, natural_key
+from pipeline.data.dataset import (
+    SPLITS,
+    Dataset,
+    Skipped,
+    Source,
+    describe_unseen,
+    folded_name,
+    natural_key,
+)
 from pipeline.data.duplicates import equal_groups, near_duplicates
 from pipeline.data.splits import assign_splits, split_source
 from pipeline.escape import printable
@@ -41,6 +48,9 @@ class Audit:
         batches: Batches of an epoch; ``None`` if no triplet can be formed.
         problems: Reasons why the source cannot be trained on.
         notes: One sentence for each kind of ignored file.
+        unseen_classes: Classes that are tested but not trained on.
+        held_out_classes: Training classes on which stage one does not train.
+        remarks: One line each on the unseen and the held-out classes.
     """
 
     source: str
@@ -60,6 +70,9 @@ class Audit:
     batches: BatchPlan | None
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+    unseen_classes: tuple[str, ...]
+    held_out_classes: tuple[str, ...]
+    remarks: tuple[str, ...]
 
 
 def audit_source(
@@ -82,8 +95,11 @@ def audit_source(
         The audit.
     """
     entries, facts, read = source.entries, source.facts, source.read
-    splits: Sequence[str] = dataset.parts if dataset else assign_splits(source)
-    batches, problems = _plan_batches(source, dataset)
+    dataset, batches, problems = _plan_batches(source, dataset)
+    if dataset:
+        splits: Sequence[str] = dataset.parts
+    else:
+        splits = assign_splits(replace(source, read=replace(read, unseen_classes=0)))
     given = {entry.part for entry in entries}
     widths, heights = facts["width"].tolist(), facts["height"].tolist()
     sizes = Counter(f"{width}x{height}" for width, height in zip(widths, heights, strict=True))
@@ -114,13 +130,16 @@ def audit_source(
         batches=batches,
         problems=problems,
         notes=source.notes,
+        unseen_classes=dataset.unseen.classes if dataset and dataset.unseen else (),
+        held_out_classes=dataset.held_out_classes if dataset else (),
+        remarks=tuple(describe_unseen(dataset)) if dataset else (),
     )
 
 
 def _plan_batches(
     source: Source, dataset: Dataset | None
-) -> tuple[BatchPlan | None, tuple[str, ...]]:
-    """Return the batches of an epoch, and the reasons why the source cannot be trained on."""
+) -> tuple[Dataset | None, BatchPlan | None, tuple[str, ...]]:
+    """Return the split source, the batches of an epoch, and what prevents training."""
     problems = []
     batches = None
     if source.unreadable > source.read.max_unreadable:
@@ -129,17 +148,18 @@ def _plan_batches(
             f"--max-unreadable allows {source.read.max_unreadable:.0%}"
         )
     try:
-        batches = plan_batches((dataset or split_source(source)).train.labels)
+        dataset = dataset or split_source(source)
+        batches = plan_batches(dataset.embedding_train.labels)
     except PipelineError as error:
         problems.append(str(error))
-    return batches, tuple(problems)
+    return dataset, batches, tuple(problems)
 
 
 def _similar_classes(labels: Iterable[str]) -> Groups:
     """Group the classes that differ only by case or Unicode form."""
     classes = sorted(set(labels))
-    forms = [unicodedata.normalize("NFC", label).casefold() for label in classes]
-    return tuple(tuple(classes[row] for row in rows) for rows in equal_groups(forms))
+    names = [folded_name(label) for label in classes]
+    return tuple(tuple(classes[row] for row in rows) for rows in equal_groups(names))
 
 
 def _count_images(source: Source, splits: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -177,9 +197,9 @@ def audit_warnings(audit: Audit) -> list[str]:
 def as_json(audit: Audit) -> dict[str, Any]:
     """Return the audit as a JSON-ready dictionary.
 
-    Keys are the attributes of :class:`Audit`, except that ``counts`` is called ``classes``.
+    Keys are the attributes of :class:`Audit` without ``remarks``. ``counts`` is called ``classes``.
     """
-    renamed = ("counts", "unreadable", "batches")
+    renamed = ("counts", "unreadable", "batches", "remarks")
     return {
         **{name: value for name, value in vars(audit).items() if name not in renamed},
         "classes": audit.counts,
@@ -199,6 +219,7 @@ def as_text(audit: Audit) -> str:
         "",
         *_class_table(audit, totals),
         "",
+        *audit.remarks,
         *_image_lines(audit),
         *_finding_lines(audit),
         *[f"note: {note}" for note in audit.notes],

@@ -1,11 +1,15 @@
 """Entries, decoded sources and split data sets."""
 
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
+from pipeline.numbers import count_of
 from stages.records import Split
 from stages.settings import ReadSettings
 
@@ -32,12 +36,15 @@ class Entry(NamedTuple):
         label: Class name.
         part: Split that the source assigns (``train``, ``val`` or ``test``), or an empty string.
         group: Name of the group that must stay in one split, or an empty string.
+        role: Role of a test image in retrieval, ``query`` or ``gallery``, or an empty string for
+            both.
     """
 
     id: str
     label: str
     part: str
     group: str
+    role: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +82,8 @@ class Dataset:
     Attributes:
         train: Training split.
         validation: Validation split, or ``None`` if no image can be spared for it.
-        test: Test split, or ``None`` if no image can be spared for it.
+        test: Test split, or ``None`` if no image can be spared for it. Its classes are those of
+            ``train``.
         source: Name of the source, or the full path of a folder or manifest.
         read: Settings, with image size and channels filled in.
         fingerprint: SHA-256 of ids, classes, splits and image contents. It does not depend on
@@ -85,6 +93,11 @@ class Dataset:
         leaked: Positions in ``test`` of images whose pixels also occur in training or validation.
         origin: The source before the split.
         parts: Split of each image of ``origin``: ``train``, ``val`` or ``test``.
+        unseen: Test images of unseen classes, which have no training image, or ``None``. Its
+            classes are the unseen ones.
+        leaked_unseen: Positions in ``unseen``, as ``leaked``.
+        held_out: The images in ``train`` of the held-out classes, with the classes of ``train``,
+            or ``None``. Stage one does not train on them; they choose the epoch.
     """
 
     train: Split
@@ -98,6 +111,23 @@ class Dataset:
     leaked: tuple[int, ...]
     origin: Source
     parts: tuple[str, ...]
+    unseen: Split | None = None
+    leaked_unseen: tuple[int, ...] = ()
+    held_out: Split | None = None
+
+    @property
+    def embedding_train(self) -> Split:
+        """Images that stage one trains on: those of ``train`` without the held-out classes."""
+        if self.held_out is None:
+            return self.train
+        kept = ~torch.isin(self.train.labels, self.held_out.labels)
+        return self.train.select(kept.nonzero().flatten())
+
+    @property
+    def held_out_classes(self) -> tuple[str, ...]:
+        """Names of the held-out classes."""
+        labels = self.held_out.labels.unique().tolist() if self.held_out else []
+        return tuple(self.train.classes[label] for label in labels)
 
 
 def describe_skipped(source: Source) -> str:
@@ -109,6 +139,20 @@ def describe_skipped(source: Source) -> str:
     return f"{len(skipped)} of {total} images skipped: {examples}{more}"
 
 
+def describe_unseen(data: Dataset) -> list[str]:
+    """Return one line on the unseen classes and one on the held-out classes, if there are any."""
+    lines = []
+    if data.unseen:
+        images = count_of(len(data.unseen), "test image")
+        lines.append(f"unseen: {list_classes(data.unseen.classes)}, {images}")
+    if data.held_out:
+        images = count_of(len(data.held_out), "training image")
+        lines.append(
+            f"held out to choose the epoch: {list_classes(data.held_out_classes)}, {images}"
+        )
+    return lines
+
+
 def natural_key(label: str) -> tuple[int, int, str]:
     """Return a sort key that orders numbers by value, and before words.
 
@@ -118,3 +162,25 @@ def natural_key(label: str) -> tuple[int, int, str]:
     """
     number = label.isascii() and label.isdigit() and len(label) < 300
     return (0, int(label), label) if number else (1, 0, label)
+
+
+def folded_name(label: str) -> str:
+    """Return a class name without differences of case and Unicode form.
+
+    Example:
+        >>> folded_name("Ros\u00e9") == folded_name("rose\u0301")
+        True
+    """
+    return unicodedata.normalize("NFC", label).casefold()
+
+
+def list_classes(classes: Sequence[str]) -> str:
+    """Return the number of classes, and the first ten names.
+
+    Example:
+        >>> list_classes(("cat", "dog"))
+        '2 classes (cat, dog)'
+    """
+    noun = "class" if len(classes) == 1 else "classes"
+    more = ", ..." if len(classes) > 10 else ""
+    return f"{len(classes)} {noun} ({', '.join(classes[:10])}{more})"

@@ -11,9 +11,10 @@ from pipeline.data.decoding_pool import file_state
 from pipeline.data.readable_images import SourceFile
 from stages.errors import DataError
 
-COLUMNS = ("path", "label", "split", "group")
+COLUMNS = ("path", "label", "split", "group", "role")
+ROLES = ("query", "gallery")
 MAX_BYTES = 2**30  # a million rows take some 50 MB
-ADVICE = "give a UTF-8 CSV file with the columns path,label and optionally split,group"
+ADVICE = "give a UTF-8 CSV file with the columns path,label and optionally split,group,role"
 
 
 def list_manifest(path: Path) -> list[SourceFile]:
@@ -21,9 +22,10 @@ def list_manifest(path: Path) -> list[SourceFile]:
 
     Args:
         path: CSV file in UTF-8 with the columns ``path`` and ``label``, and optionally ``split``
-            (``train``, ``val``, ``test`` or empty) and ``group``. Image paths are relative to the
-            manifest. Other columns and empty rows are ignored. Spaces around values are ignored,
-            except in a path that exists with them. An image may occur in several rows.
+            (``train``, ``val``, ``test`` or empty), ``group`` and ``role`` (``query`` or
+            ``gallery``; for all test images or none). Image paths are relative to the manifest.
+            Other columns and empty rows are ignored. Spaces around values are ignored, except in
+            a path that exists with them. An image may occur in several rows.
 
     Returns:
         One file per row, in the order of the rows.
@@ -34,7 +36,8 @@ def list_manifest(path: Path) -> list[SourceFile]:
     records = _records(path)
     _, header = next(records, (1, []))
     columns = _find_columns(path, header)
-    files = []
+    files: list[SourceFile] = []
+    lines: list[int] = []
     for line, values in records:
         if any(value.strip() for value in values[len(header) :]):
             raise DataError(
@@ -44,14 +47,35 @@ def list_manifest(path: Path) -> list[SourceFile]:
         values += [""] * (len(header) - len(values))
         row = {name: values[column] for name, column in columns.items()}
         files.append(_source_file(path, line, row))
+        lines.append(line)
     if not files:
         raise DataError(f"{path}: no row below the header; add one row per image")
+    _check_roles(path, lines, [file.entry for file in files])
     return files
+
+
+def _check_roles(manifest: Path, lines: list[int], entries: list[Entry]) -> None:
+    """Raise DataError if only some test images have a role, or all have the same."""
+    roles = {entry.role for entry in entries} - {""}
+    if not roles:
+        return
+    for line, entry in zip(lines, entries, strict=True):
+        if entry.part == "test" and not entry.role:
+            raise DataError(
+                f"{manifest}: line {line} has no role, but other test images have one; "
+                "use query or gallery for each test image, or leave all roles empty"
+            )
+    for role in ROLES:
+        if role not in roles:
+            raise DataError(
+                f"{manifest}: no test image has the role {role}; use query and gallery, or leave "
+                "all roles empty"
+            )
 
 
 def _source_file(manifest: Path, line: int, row: dict[str, str]) -> SourceFile:
     name = row["path"]
-    label, split, group = (row.get(column, "").strip() for column in COLUMNS[1:])
+    label, split, group, role = (row.get(column, "").strip() for column in COLUMNS[1:])
     if not name.strip() or not label:
         column = "label" if name.strip() else "path"
         raise DataError(f"{manifest}: line {line} has no {column}; fill it in or remove the row")
@@ -59,6 +83,16 @@ def _source_file(manifest: Path, line: int, row: dict[str, str]) -> SourceFile:
         raise DataError(
             f"{manifest}: line {line} has the split {split[:100]!r}; use train, val or test, "
             "or leave it empty"
+        )
+    if role.lower() not in ("", *ROLES):
+        raise DataError(
+            f"{manifest}: line {line} has the role {role[:100]!r}; use query or gallery, or leave "
+            "it empty"
+        )
+    if role and split.lower() != "test":
+        raise DataError(
+            f"{manifest}: line {line} has the role {role.lower()} in the split "
+            f"{split.lower() or 'train'}; give a role to test images only"
         )
     path = os.path.join(manifest.parent, name)
     state = file_state(path)
@@ -69,7 +103,8 @@ def _source_file(manifest: Path, line: int, row: dict[str, str]) -> SourceFile:
     if state is None and "\\" in name:  # written on Windows
         path = os.path.join(manifest.parent, name.replace("\\", "/"))
         state = file_state(path)
-    return SourceFile(path, state, Entry(id=name, label=label, part=split.lower(), group=group))
+    entry = Entry(id=name, label=label, part=split.lower(), group=group, role=role.lower())
+    return SourceFile(path, state, entry)
 
 
 def _find_columns(path: Path, header: Sequence[str]) -> dict[str, int]:

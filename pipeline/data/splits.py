@@ -8,7 +8,19 @@ import numpy as np
 import torch
 
 from pipeline.data.components import Edge, connected_groups
-from pipeline.data.dataset import SPLITS, Dataset, Source, describe_skipped, natural_key
+from pipeline.data.dataset import (
+    SPLITS,
+    Dataset,
+    Source,
+    describe_skipped,
+    folded_name,
+    natural_key,
+)
+from pipeline.data.unseen_classes import (
+    choose_held_out_classes,
+    choose_unseen_classes,
+    requested_classes,
+)
 from stages.errors import DataError
 from stages.records import Split
 
@@ -18,15 +30,17 @@ def split_source(source: Source, parts: Sequence[str] | None = None) -> Dataset:
 
     Args:
         source: Decoded source.
-        parts: Split of each image. ``None`` applies :func:`assign_splits`, and then every class
-            needs a training image. With given splits, a class may have none.
+        parts: Split of each image. ``None`` applies :func:`assign_splits`, and then a class
+            without a training image is an unseen class: it may have test images only. With given
+            splits, every class is a training class, even without an image.
 
     Returns:
         The data set. Classes are in natural order.
 
     Raises:
-        DataError: If there are fewer than two classes to train on, or only validation or test
-            images of a class.
+        DataError: If there are fewer than two classes to train on, a class has validation images
+            but no training image, an unseen class has nearly the name of a training class, or
+            the settings ask for unseen classes that cannot be held out.
     """
     splits = parts or assign_splits(source)
     rows: dict[str, list[int]] = {name: [] for name in SPLITS}
@@ -34,28 +48,37 @@ def split_source(source: Source, parts: Sequence[str] | None = None) -> Dataset:
         rows[split].append(row)
     class_rows = rows["train"] if parts is None else range(len(splits))
     class_sizes = Counter(source.entries[row].label for row in class_rows)
-    _check_classes(source, class_sizes)
+    _check_classes(source, class_sizes, rows["val"])
     classes = tuple(sorted(class_sizes, key=natural_key))
+    known: list[int] = []
+    unseen: list[int] = []
+    for row in rows["test"]:
+        (known if source.entries[row].label in class_sizes else unseen).append(row)
+    unseen_names = {source.entries[row].label for row in unseen}
+    unseen_classes = tuple(sorted(unseen_names, key=natural_key))
     train = _select(source, rows["train"], classes)
     assert train is not None  # two classes were counted in it
-    pixels = source.facts["pixels"]
-    leaked = np.flatnonzero(np.isin(pixels[rows["test"]], pixels[rows["train"] + rows["val"]]))
+    held_out = _held_out(source, rows["train"], train) if unseen else None
+    fewer = _fewer_unseen(source, len(unseen_classes), len(classes) + len(unseen_classes))
     return Dataset(
         train=train,
         validation=_select(source, rows["val"], classes),
-        test=_select(source, rows["test"], classes),
+        test=_select(source, known, classes),
         source=source.name,
         read=source.read,
         fingerprint=_fingerprint(source, splits),
         skipped=source.skipped,
-        notes=_notes(source, classes, class_sizes),
-        leaked=tuple(leaked.tolist()),
+        notes=_notes(source, classes, class_sizes) + fewer,
+        leaked=_leaked(source, known, rows),
         origin=source,
         parts=tuple(splits),
+        unseen=_select(source, unseen, unseen_classes),
+        leaked_unseen=_leaked(source, unseen, rows),
+        held_out=held_out,
     )
 
 
-def _check_classes(source: Source, class_sizes: Counter[str]) -> None:
+def _check_classes(source: Source, class_sizes: Counter[str], val_rows: list[int]) -> None:
     if len(class_sizes) < 2:
         names = ", ".join(class_sizes)
         noun = "class" if len(class_sizes) == 1 else "classes"
@@ -63,13 +86,40 @@ def _check_classes(source: Source, class_sizes: Counter[str]) -> None:
             f"{source.name}: {len(class_sizes)} {noun} to train on ({names}); "
             "triplets need at least 2" + "".join(f" ({note})" for note in source.notes)
         )
-    unknown = {entry.label: entry.id for entry in source.entries if entry.label not in class_sizes}
+    unknown = {}
+    for row in val_rows:
+        entry = source.entries[row]
+        if entry.label not in class_sizes:
+            unknown[entry.label] = entry.id
     if unknown:
         label, example = min(unknown.items())
         raise DataError(
             f"{source.name}: class {label} ({example}) has no image in the training split; "
             "add training images or remove the class"
         )
+    names = {folded_name(label): label for label in class_sizes}
+    for entry in source.entries:
+        similar = names.get(folded_name(entry.label))
+        if entry.label not in class_sizes and similar:
+            raise DataError(
+                f"{source.name}: class {entry.label} ({entry.id}) has no image in the training "
+                f"split, and differs from the class {similar} only by case or Unicode form; "
+                "give both the same name, or remove one"
+            )
+
+
+def _leaked(source: Source, test: list[int], rows: dict[str, list[int]]) -> tuple[int, ...]:
+    """Return the positions of test images that are copies of training or validation images."""
+    pixels = source.facts["pixels"]
+    leaked = np.flatnonzero(np.isin(pixels[test], pixels[rows["train"] + rows["val"]]))
+    return tuple(leaked.tolist())
+
+
+def _held_out(source: Source, rows: list[int], train: Split) -> Split | None:
+    """Return the training images of the classes that choose the epoch, or None without any."""
+    names = choose_held_out_classes(source, rows, indivisible_groups(source, rows))
+    chosen = [position for position, row in enumerate(rows) if source.entries[row].label in names]
+    return train.select(torch.tensor(chosen)) if chosen else None
 
 
 def _select(source: Source, rows: list[int], classes: tuple[str, ...]) -> Split | None:
@@ -78,12 +128,14 @@ def _select(source: Source, rows: list[int], classes: tuple[str, ...]) -> Split 
         return None
     class_index = {label: index for index, label in enumerate(classes)}
     entries = [source.entries[row] for row in rows]
+    roles = [entry.role for entry in entries]
     return Split(
         store=source.images,
         rows=torch.tensor(rows),
         labels=torch.tensor([class_index[entry.label] for entry in entries]),
         classes=classes,
         ids=tuple(entry.id for entry in entries),
+        queries=torch.tensor([role == "query" for role in roles]) if any(roles) else None,
     )
 
 
@@ -101,6 +153,18 @@ def _notes(source: Source, classes: Sequence[str], class_sizes: Counter[str]) ->
     return tuple(notes)
 
 
+def _fewer_unseen(source: Source, unseen: int, class_count: int) -> tuple[str, ...]:
+    """Return a note if fewer unseen classes were held out than the settings ask for."""
+    setting = source.read.unseen_classes
+    requested = requested_classes(setting, class_count) if setting else 0
+    if unseen >= requested:
+        return ()
+    return (
+        f"{unseen} unseen classes instead of {requested}: copies, groups and similar names keep "
+        "classes together",
+    )
+
+
 def _fingerprint(source: Source, splits: Sequence[str]) -> str:
     contents = source.facts["content"].tolist()
     lines = sorted(
@@ -113,7 +177,9 @@ def _fingerprint(source: Source, splits: Sequence[str]) -> str:
 def assign_splits(source: Source, salt: str = "") -> list[str]:
     """Assign each image to a split.
 
-    Splits that the source assigns are kept. Missing ones are taken from the training images,
+    With the setting ``unseen_classes``, all images of some classes are test images; see
+    :func:`pipeline.data.unseen_classes.choose_unseen_classes`. The other images keep the splits
+    that the source assigns. Missing splits are taken from the training images,
     stratified by class. Copies of an image and images of one group stay together. Groups are
     visited in the order of a hash of their pixels and the split seed, so that neither the order
     of the images nor other images influence it. A group is moved to test, otherwise to
@@ -128,9 +194,17 @@ def assign_splits(source: Source, salt: str = "") -> list[str]:
 
     Returns:
         Split of each image, in the order of ``source.entries``.
+
+    Raises:
+        DataError: If the unseen classes cannot be chosen.
     """
     entries, read = source.entries, source.read
     splits = [entry.part or "train" for entry in entries]
+    if read.unseen_classes:
+        unseen = choose_unseen_classes(source, indivisible_groups(source, range(len(entries))))
+        for row, entry in enumerate(entries):
+            if entry.label in unseen:
+                splits[row] = "test"
     shares = {"test": read.test, "val": read.val}
     for split in {entry.part for entry in entries}:
         shares.pop(split, None)

@@ -69,6 +69,8 @@ def cache_trunk_features(
         train=replace(data.train, features=features),
         validation=data.validation and replace(data.validation, features=features),
         test=data.test and replace(data.test, features=features),
+        unseen=data.unseen and replace(data.unseen, features=features),
+        held_out=data.held_out and replace(data.held_out, features=features),
     )
 
 

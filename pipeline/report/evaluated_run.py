@@ -1,9 +1,12 @@
 """Evaluated runs and the paired tests between them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
+
+import torch
 
 from pipeline.data.dataset import Dataset
 from stages.evaluation.paired_tests import compare_runs
@@ -20,11 +23,13 @@ class EvaluatedRun:
         embedding: Record of the embedding checkpoint.
         classifier: Record of the classifier checkpoint.
         data: Images and splits of the run.
-        test: Embeddings of the test images.
+        test: Embeddings of the test images of known classes.
         gallery: Embeddings of the training images.
         gallery_ids: Ids of the training images.
         evaluation: Scores, paired tests and predictions on the test images.
         validation: Embeddings of the validation images, if there are any.
+        rejection_distance: Distance to the nearest training image above which an image is rejected
+            by default; infinite if none is, or if it differs from fold to fold.
         folds: The pooled runs, repeat by repeat. Empty without cross-validation.
         deviation: Standard deviation of each score over repeats, or over folds without repeats.
     """
@@ -38,14 +43,14 @@ class EvaluatedRun:
     gallery_ids: tuple[str, ...]
     evaluation: Evaluation
     validation: Embeddings | None = None
+    rejection_distance: float = math.inf
     folds: tuple["EvaluatedRun", ...] = ()
     deviation: tuple[Score, ...] = ()
 
     @property
     def images(self) -> Split:
-        """Return the test images."""
-        assert self.data.test is not None  # a run without test images is never evaluated
-        return self.data.test
+        """Return the test images of known classes. There are none if all classes are unseen."""
+        return self.data.test or self.data.train.select(torch.empty(0, dtype=torch.int64))
 
     @property
     def pretrained(self) -> bool:
@@ -55,7 +60,7 @@ class EvaluatedRun:
     @property
     def repeats(self) -> int:
         """Return the number of predictions per test image."""
-        return len(self.images) // self.evaluation.score("knn_accuracy").count
+        return len(self.images) // max(1, self.evaluation.score("knn_accuracy").count)
 
 
 class RunComparison(NamedTuple):

@@ -6,6 +6,8 @@ import numpy as np
 
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.formats import format_percent
+from pipeline.report.open_set import unknown_distances
+from pipeline.report.open_set_plots import draw_roc, draw_unknown
 from pipeline.report.plots import (
     CURVES,
     draw_confusion,
@@ -23,7 +25,7 @@ from stages.evaluation.results import Evaluation
 FIGURES = (
     "comparison",
     *(f"training-{name.replace('_', '-')}" for name in CURVES),
-    *("reliability", "confusion", "distances", "map"),
+    *("reliability", "confusion", "distances", "map", "roc", "unknown"),
 )
 
 
@@ -44,6 +46,10 @@ def draw_figures(run: EvaluatedRun, exploration: Exploration | None) -> dict[str
         "reliability": draw_reliability(_reliability_lines(run.evaluation)),
         "confusion": draw_confusion(confusion_matrix(run), classes),
     }
+    if run.evaluation.unseen:
+        figures["roc"] = draw_roc(run.evaluation.unseen.curves)
+    known, unknown, name = unknown_distances(run)
+    figures["unknown"] = draw_unknown(known, unknown, run.rejection_distance, name)
     if exploration:
         labels = run.test.labels.numpy()[exploration.mapped]
         figures["distances"] = draw_distances(exploration.positives, exploration.negatives)

@@ -46,8 +46,14 @@ def build_galleries(run: EvaluatedRun, exploration: Exploration | None) -> dict[
     }
 
 
-def labelled_image(split: Split, row: int, source: Source) -> dict[str, Any]:
-    """Return thumbnail, id and label of an image of a split."""
+def image_view(split: Split, row: int, source: Source) -> dict[str, Any]:
+    """Return the thumbnail, the id and the class of an image.
+
+    Args:
+        split: Split of the image.
+        row: Position in the split.
+        source: Source that all images of the split belong to.
+    """
     return {
         "image": thumbnail(unpadded_image(split, row, source)),
         "id": split.ids[row],
@@ -58,7 +64,7 @@ def labelled_image(split: Split, row: int, source: Source) -> dict[str, Any]:
 def _predicted_image(run: EvaluatedRun, row: int) -> dict[str, Any]:
     prediction, classes = run.evaluation.prediction, run.images.classes
     return {
-        **labelled_image(run.images, row, run.data.origin),
+        **image_view(run.images, row, run.data.origin),
         "classifier": classes[prediction.classifier[row]],
         "probability": format_percent(float(prediction.probability[row])),
         "knn": classes[prediction.knn[row]],
@@ -69,7 +75,7 @@ def _nearest_images(run: EvaluatedRun, row: int) -> list[dict[str, Any]]:
     """Return the training images nearest to a test image, in the fold that tested it."""
     fold, row = find_fold(run, row)
     nearest = nearest_rows(fold.test.vectors[[row]], fold.gallery.vectors, count=4)[0]
-    return [labelled_image(fold.data.train, index, fold.data.origin) for index in nearest.tolist()]
+    return [image_view(fold.data.train, index, fold.data.origin) for index in nearest.tolist()]
 
 
 def find_fold(run: EvaluatedRun, row: int) -> tuple[EvaluatedRun, int]:
@@ -90,7 +96,7 @@ def find_fold(run: EvaluatedRun, row: int) -> tuple[EvaluatedRun, int]:
 def _triplets(run: EvaluatedRun, exploration: Exploration) -> list[dict[str, Any]]:
     return [
         {
-            "images": [labelled_image(run.images, row, run.data.origin) for row in rows],
+            "images": [image_view(run.images, row, run.data.origin) for row in rows],
             "positive": positive,
             "negative": negative,
         }

@@ -18,6 +18,7 @@ from pipeline.report.formats import (
 )
 from pipeline.report.galleries import build_galleries
 from pipeline.report.hover_map import map_of_run, map_script
+from pipeline.report.open_set import unknown_view, unseen_view
 from pipeline.report.plots import PALETTE, inline_svg
 from pipeline.report.summary import MAIN_METRICS, summary, verdict
 from pipeline.report.suspect_gallery import build_suspect_gallery
@@ -111,6 +112,8 @@ def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dic
         "classifier": run.classifier,
         "notes": run.data.notes,
         "leaked": len(evaluation.leaked),
+        "unseen": unseen_view(run),
+        "unknown": unknown_view(run),
         "folds": [fold.run for fold in run.folds],
         "repeats": run.repeats,
     }

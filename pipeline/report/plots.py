@@ -54,6 +54,7 @@ CURVES = {
     "mean_distance": "Mean pairwise distance",
     "val_knn": "Validation kNN accuracy",
     "val_triplet": "Validation triplet accuracy",
+    "val_recall": "Recall@1 on held-out classes",
 }
 
 LABELLED_CLASSES = 20  # above, confusion matrix and map omit class names
@@ -76,7 +77,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], kept: int) -> dict[str, Fi
         if len(values) < 2:
             continue
         with matplotlib.rc_context(STYLE):
-            figure, axes = _new_figure(3.2, 2.1)
+            figure, axes = new_figure(3.2, 2.1)
             axes.axvline(kept, color=ORANGE, linewidth=1, linestyle=DASHED)
             axes.plot(list(values), list(values.values()), color=BLUE, linewidth=1.6)
             axes.plot([kept], [values[kept]], "o", color=ORANGE, markersize=4)
@@ -97,7 +98,7 @@ def draw_distances(positives: np.ndarray, negatives: np.ndarray) -> Figure:
     """
     edges = np.linspace(0, 2, len(positives) + 1)
     with matplotlib.rc_context(STYLE):
-        figure, axes = _new_figure(4.2, 2.8)
+        figure, axes = new_figure(4.2, 2.8)
         for counts, name, colour in (
             (positives, "same class", BLUE),
             (negatives, "different classes", ORANGE),
@@ -125,7 +126,7 @@ def draw_reliability(
             before and after temperature scaling.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _new_figure(4.2, 2.8)
+        figure, axes = new_figure(4.2, 2.8)
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=DASHED)
         for (caption, (counts, confidence, accuracy)), colour, marker in zip(
             lines, (ORANGE, BLUE), "so", strict=True
@@ -154,7 +155,7 @@ def draw_confusion(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
     side = 1.6 + 0.32 * len(classes) if labelled else 5.2
     shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = _new_figure(side, side)
+        figure, axes = new_figure(side, side)
         blue = matplotlib.colors.to_rgb(BLUE)
         colours = matplotlib.colors.LinearSegmentedColormap.from_list(
             "share", [(*blue, 0), (*blue, 1)]
@@ -183,7 +184,7 @@ def draw_scores(rows: Sequence[tuple[str, float, float | None, float | None]]) -
         rows: Title, value, and lower and upper bound of each score, from top to bottom.
     """
     with matplotlib.rc_context(STYLE):
-        figure, axes = _new_figure(5.2, 0.6 + 0.28 * len(rows))
+        figure, axes = new_figure(5.2, 0.6 + 0.28 * len(rows))
         wide: Any = {"linewidth": 4, "alpha": 0.4, "solid_capstyle": "butt"}
         for y, (_, value, low, high) in enumerate(rows):
             if low is not None and high is not None:
@@ -205,7 +206,7 @@ def draw_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> 
         classes: Class names.
     """
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure, axes = _new_figure(5.2, 4)
+        figure, axes = new_figure(5.2, 4)
         for label in np.unique(labels):
             x, y = points[labels == label].T
             name, colour = _short_name(classes[label]), PALETTE[label % len(PALETTE)]
@@ -253,7 +254,8 @@ def inline_svg(figure: Figure, name: str, caption: str) -> str:
     return re.sub(r'width="[^"]*pt" height="[^"]*pt" viewBox="[^"]*"', size, svg, count=1)
 
 
-def _new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure with one pair of axes; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 

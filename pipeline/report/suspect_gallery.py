@@ -6,7 +6,7 @@ import torch
 
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.formats import format_percent
-from pipeline.report.galleries import GALLERY_SIZE, find_fold, labelled_image
+from pipeline.report.galleries import GALLERY_SIZE, find_fold, image_view
 from pipeline.report.suspects import Suspect, checked_splits, list_suspects
 from stages.evaluation.knn import nearest_rows
 
@@ -35,7 +35,7 @@ def build_suspect_gallery(run: EvaluatedRun) -> dict[str, Any]:
 def _suspect_image(run: EvaluatedRun, suspect: Suspect) -> dict[str, Any]:
     split = checked_splits(run)[suspect.split]
     return {
-        **labelled_image(split, suspect.row, run.data.origin),
+        **image_view(split, suspect.row, run.data.origin),
         "suggested": suspect.suggested_label,
         "self_confidence": format_percent(suspect.self_confidence),
         "nearest": [
@@ -58,4 +58,4 @@ def _nearest_of_class(run: EvaluatedRun, suspect: Suspect, label: str) -> list[d
     members = torch.nonzero(gallery.labels == gallery.classes.index(label))[:, 0]
     nearest = nearest_rows(query[None], gallery.vectors[members], count=NEIGHBOURS)[0]
     rows = members[torch.from_numpy(nearest)].tolist()
-    return [labelled_image(fold.data.train, row, fold.data.origin) for row in rows]
+    return [image_view(fold.data.train, row, fold.data.origin) for row in rows]

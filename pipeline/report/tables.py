@@ -1,7 +1,7 @@
 """CSV tables and the table for the terminal."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from pipeline.report.evaluated_run import EvaluatedRun, RunComparison, compare_r
 from pipeline.report.formats import LEVEL
 from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.pooling import pool_runs
-from stages.evaluation.results import Evaluation, Score
+from stages.evaluation.results import UNSEEN, Evaluation, Score
 from stages.evaluation.scores import WITHOUT_DUPLICATES
 
 SCORE_COLUMNS = ["run", "metric", "split", "value", "ci_low", "ci_high", "count", "definition"]
@@ -112,16 +112,29 @@ def text_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> str:
 
 
 def shown_scores(evaluation: Evaluation) -> list[Score]:
-    """Return the scores of the test split, with those without duplicates if there are any."""
-    metrics = [score.metric for score in evaluation.scores if score.split == "test"]
-    splits = ["test", WITHOUT_DUPLICATES] if evaluation.leaked else ["test"]
-    return [evaluation.score(metric, split) for metric in metrics for split in splits]
+    """Return the scores in the order of the report.
+
+    Scores without duplicates are left out if there are no duplicates.
+    """
+    keys = {(score.metric, score.split) for score in evaluation.scores}
+    shown = _in_order(keys, evaluation.leaked)
+    return [evaluation.score(metric, split) for metric, split in shown]
+
+
+def _in_order(keys: Iterable[tuple[str, str]], leaked: object) -> list[tuple[str, str]]:
+    """Sort metrics and splits: unseen classes last, a metric without duplicates below itself."""
+    order = list(METRICS)
+    shown = [key for key in keys if leaked or key[1] != WITHOUT_DUPLICATES]
+    return sorted(shown, key=lambda key: (key[1] == UNSEEN, order.index(key[0]), key[1]))
 
 
 def score_title(score: Score) -> str:
-    """Return the title of a score's metric and, if they are left out, mention duplicates."""
+    """Return the title of a score's metric, with its split where that is not clear."""
+    metric = METRICS[score.metric]
     suffix = ", without duplicates" if score.split == WITHOUT_DUPLICATES else ""
-    return METRICS[score.metric].title + suffix
+    if score.split == UNSEEN and metric.group != "unknown":
+        suffix = ", unseen classes"
+    return metric.title + suffix
 
 
 def side_by_side(
@@ -136,15 +149,15 @@ def side_by_side(
     named_scores = [(run.run, run.evaluation.scores) for run in runs]
     if pooled:
         named_scores += _mean_and_deviation(runs)
-    leaked = any(run.evaluation.leaked for run in runs)
-    rows = [
-        (score_title(scores[0]), list(scores))
-        for scores in zip(*(scores for _, scores in named_scores), strict=True)
-        if leaked or scores[0].split == "test"
+    by_key = [
+        {(score.metric, score.split): score for score in scores} for _, scores in named_scores
     ]
-    # The rows of a metric with and without duplicates are adjacent.
-    order = list(METRICS)
-    rows.sort(key=lambda row: order.index(row[1][0].metric))
+    leaked = any(run.evaluation.leaked for run in runs)
+    rows = []
+    for metric, split in _in_order({key for scores in by_key for key in scores}, leaked):
+        missing = Score.undefined(metric, split, "not measured in this run")
+        same = [scores.get((metric, split), missing) for scores in by_key]
+        rows.append((score_title(missing), same))
     return [name for name, _ in named_scores], rows
 
 

@@ -29,6 +29,7 @@ from stages.embedding.validation import (
     evenly_spaced_subset,
     gallery_subset,
     validate,
+    validate_held_out,
 )
 from stages.errors import SettingsError
 from stages.network.embedding_net import EmbeddingNet, to_device
@@ -86,6 +87,8 @@ def train_embedding(
     device: torch.device,
     precision: torch.dtype = torch.float32,
     network: EmbeddingNet | None = None,
+    gallery: Split | None = None,
+    held_out: Split | None = None,
     state: TrainingState | None = None,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
@@ -93,7 +96,8 @@ def train_embedding(
     """Train an embedding network with triplet loss on batches of P classes with K images each.
 
     The result has the weights of the best validated epoch, see
-    :func:`stages.embedding.best_epoch.is_better`; without validation images, of the last epoch.
+    :func:`stages.embedding.best_epoch.is_better`; without validation images and held-out classes,
+    of the last epoch.
 
     With several ranks, each embeds its share of every batch, computes the loss of the whole batch
     and takes the same step. BatchNorm is synchronised between ranks on CUDA only.
@@ -106,6 +110,8 @@ def train_embedding(
         precision: Data type of the forward pass under autocast. Evaluation is always float32.
         network: Initial network. None: from
             :func:`stages.network.initialization.new_network`.
+        gallery: Images that kNN searches in validation. None: ``train``.
+        held_out: Images of classes that ``train`` lacks, to choose the epoch by recall@1, or None.
         state: State to resume from. The resumed run equals an uninterrupted one. None: start from
             ``settings.seed``.
         on_step: Called after each step, and after ``on_epoch`` if the step ends an epoch. Training
@@ -137,8 +143,9 @@ def train_embedding(
     run = _start(train, settings, network, device, precision)
     if state is not None:
         run.restore(state)
-    gallery = gallery_subset(train, GALLERY)
+    gallery = gallery_subset(gallery or train, GALLERY)
     queries = validation and evenly_spaced_subset(validation, QUERIES)
+    held_out = held_out and evenly_spaced_subset(held_out, QUERIES)
     for batch in run.batches():
         result = _forward(run, batch)
         loss = result.loss.item()
@@ -153,7 +160,7 @@ def train_embedding(
         run.step += 1
         run.add(loss, result.active_share, result.mean_distance)
         if run.step % len(run.sampler) == 0:
-            log = _end_of_epoch(run, gallery, queries)
+            log = _end_of_epoch(run, gallery, queries, held_out)
             if on_epoch:
                 on_epoch(log)
         report = Step(
@@ -296,13 +303,18 @@ def _set_learning_rates(run: _Run) -> None:
         group["lr"] = peak_rate * factor
 
 
-def _end_of_epoch(run: _Run, gallery: Split, queries: Split | None) -> EpochLog:
+def _end_of_epoch(
+    run: _Run, gallery: Split, queries: Split | None, held_out: Split | None
+) -> EpochLog:
     """Validate the network, log the epoch and keep the weights if they are the best so far."""
     broadcast_buffers(run.network)
     epoch = run.step // len(run.sampler)
     validated = is_validated(epoch, run.epochs)
     val_knn, val_triplet = validate(
         run.network, gallery, queries if validated else None, device=run.device
+    )
+    val_recall, held_out_triplets = validate_held_out(
+        run.network, held_out if validated else None, device=run.device
     )
     loss, active_share, mean_distance = (total / len(run.sampler) for total in run.sums)
     log = EpochLog(
@@ -312,9 +324,11 @@ def _end_of_epoch(run: _Run, gallery: Split, queries: Split | None) -> EpochLog:
         mean_distance=mean_distance,
         val_knn=val_knn,
         val_triplet=val_triplet,
+        val_recall=val_recall,
     )
     run.history = (*run.history, log)
     run.sums = (0.0, 0.0, 0.0)
-    if validated and is_better(log, run.best):
-        run.best = epoch_score(log), epoch, copy.deepcopy(run.network.state_dict())
+    if validated and is_better(log, run.best, held_out_triplets):
+        score = epoch_score(log, held_out_triplets)
+        run.best = score, epoch, copy.deepcopy(run.network.state_dict())
     return log

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -87,3 +88,29 @@ def validate(
     accuracy = float((predicted == validation.labels.numpy()).mean())
     triplets = triplet_accuracy(measure_split(queries.vectors, queries.labels))[0]
     return accuracy, None if math.isnan(triplets) else triplets
+
+
+def validate_held_out(
+    network: nn.Module, held_out: Split | None, *, device: torch.device
+) -> tuple[float | None, float | None]:
+    """Compute recall@1 and triplet accuracy on images of held-out classes.
+
+    Each image queries all others.
+
+    Args:
+        network: Embedding network.
+        held_out: Images of classes that are not trained on, or None.
+        device: Device of the network.
+
+    Returns:
+        Share of images whose nearest image is of the same class, and share of correctly ordered
+        triplets. An image without another one of its class is no query. None for a score that is
+        undefined.
+    """
+    if held_out is None:
+        return None, None
+    embedded = embed_split(network, held_out, device=device)
+    measures = measure_split(embedded.vectors, embedded.labels)
+    hits = measures.precision_at_1[~np.isnan(measures.precision_at_1)]
+    triplets = triplet_accuracy(measures)[0]
+    return float(hits.mean()) if len(hits) else None, None if math.isnan(triplets) else triplets

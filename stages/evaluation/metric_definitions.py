@@ -10,12 +10,16 @@ class Metric(NamedTuple):
         title: Name shown to people.
         definition: Definition in one sentence, a template for ``str.format``. Its fields depend on
             the evaluation; see :func:`stages.evaluation.scores.define_metrics`.
-        unit: Unit of ``Score.count`` in the singular: ``image`` or ``triplet``.
+        unit: Unit of ``Score.count`` in the singular: ``image``, ``triplet`` or ``pair``.
+        group: What computes the metric: ``test`` for those of every test split, which
+            :func:`stages.evaluation.scores.compute_scores` computes; ``unknown`` and ``unseen``
+            for the modules of these names.
     """
 
     title: str
     definition: str
     unit: str = "image"
+    group: str = "test"
 
 
 # Template of a template: %s is the name of the field that describes the voting images.
@@ -24,13 +28,53 @@ _VOTE = (
     "k-th distance vote; a tie between classes goes to the nearest voter"
 )
 
+_AUROC = (
+    "Share of pairs of a known test image and one of an unseen class in which the known one has "
+    "the higher %s; equal values count half; interval over unseen classes and known images"
+)
+_FPR = (
+    "Share of test images of unseen classes that are accepted if 95%% of the known test images "
+    "are, by %s; interval over unseen classes at a fixed threshold"
+)
+_ENERGY = "log-sum-exp of the classifier's logits (negative energy)"
+# Definitions that the embedding and its baselines share.
+_RECALL_AT_1 = "Share of queries whose nearest image has the same class; {ranking}"
+_MAP_AT_R = (
+    "Mean over queries of the precision at each positive among the R nearest images, summed and "
+    "divided by R; {ranking}"
+)
+_AUC = (
+    "Probability that a pair of images of one class is closer than a pair of two classes (area "
+    "under the ROC curve); ties count half; {pairs}"
+)
+_TAR = (
+    "Share of the pairs of one class that are accepted at the largest distance threshold that "
+    "accepts at most %s of the pairs of two classes; {pairs}"
+)
+
+
+def _unseen_baseline(prefix: str, title: str, vectors: str) -> dict[str, Metric]:
+    """Return the metrics of a baseline for classes that were not trained on."""
+    return {
+        f"{prefix}_precision_at_1": Metric(
+            f"Baseline: recall@1 {title}", f"{_RECALL_AT_1}; {vectors}", group="unseen"
+        ),
+        f"{prefix}_map_at_r": Metric(
+            f"Baseline: MAP@R {title}", f"{_MAP_AT_R}; {vectors}", group="unseen"
+        ),
+        f"{prefix}_verification_auc": Metric(
+            f"Baseline: verification AUC {title}", f"{_AUC}; {vectors}", "pair", group="unseen"
+        ),
+    }
+
+
 # In the order of the report.
 METRICS = {
     "knn_accuracy": Metric("kNN accuracy", _VOTE % "voters"),
     "triplet_accuracy": Metric(
         "Triplet accuracy",
         "Share of all triplets {triplets} with d(anchor, positive) < d(anchor, negative); equal "
-        "distances count as lost; interval: Wilson with the effective number of images (jackknife)",
+        "distances count as lost",
         unit="triplet",
     ),
     "classification_accuracy": Metric(
@@ -40,8 +84,16 @@ METRICS = {
     ),
     "precision_at_1": Metric(
         "Recall@1 (= precision@1)",
-        "Share of queries whose nearest image has the same class; {ranking}",
+        _RECALL_AT_1,
     ),
+    **{
+        f"recall_at_{k}": Metric(
+            f"Recall@{k}",
+            f"Share of queries with an image of their class among the {k} nearest; {{ranking}}",
+            group="unseen",
+        )
+        for k in (2, 4, 8)
+    },
     "r_precision": Metric(
         "R-precision",
         "Mean share of the query's class among its R nearest images, where R is the number of "
@@ -49,8 +101,7 @@ METRICS = {
     ),
     "map_at_r": Metric(
         "MAP@R",
-        "Mean over queries of the precision at each positive among the R nearest images, summed "
-        "and divided by R; {ranking}",
+        _MAP_AT_R,
     ),
     "mean_average_precision": Metric(
         "Mean average precision",
@@ -79,6 +130,73 @@ METRICS = {
         "Mean gap between confidence and accuracy of the classifier in {bins} bins of equal width; "
         "before temperature scaling",
     ),
+    "rejection_rate_known": Metric(
+        "Known images rejected",
+        "Share of test images of known classes with a typicality below {reject}: {typicality}",
+        group="unknown",
+    ),
+    "left_out_auroc": Metric(
+        "AUROC with classes left out",
+        "Mean over test images of the share of test images of other classes that are nearer to the "
+        "training images if all training images of this class are left out; equal distances count "
+        "half. Optimistic for unknown classes: the embedding was trained on this one",
+        group="unknown",
+    ),
+    "left_out_rejection_rate": Metric(
+        "Rejected with classes left out",
+        "Share of test images with a typicality below {reject} if all training and validation "
+        "images of their class are left out. Optimistic for unknown classes: the embedding was "
+        "trained on this one",
+        group="unknown",
+    ),
+    "rejection_rate_unknown": Metric(
+        "Unknown images rejected",
+        "Share of test images of unseen classes with a typicality below {reject}: {typicality}",
+        group="unknown",
+    ),
+    "unknown_auroc": Metric(
+        "Unknown AUROC: distance", _AUROC % "nearness to the training images", group="unknown"
+    ),
+    "unknown_auroc_max_probability": Metric(
+        "Unknown AUROC: probability", _AUROC % "probability of the predicted class", group="unknown"
+    ),
+    "unknown_auroc_energy": Metric("Unknown AUROC: energy", _AUROC % _ENERGY, group="unknown"),
+    "unknown_fpr_at_95_tpr": Metric(
+        "Unknown accepted at 95% known: distance",
+        _FPR % "nearness to the training images",
+        group="unknown",
+    ),
+    "unknown_fpr_at_95_tpr_max_probability": Metric(
+        "Unknown accepted at 95% known: probability",
+        _FPR % "probability of the predicted class",
+        group="unknown",
+    ),
+    "unknown_fpr_at_95_tpr_energy": Metric(
+        "Unknown accepted at 95% known: energy", _FPR % _ENERGY, group="unknown"
+    ),
+    "verification_auc": Metric("Verification AUC", _AUC, "pair", group="unseen"),
+    "equal_error_rate": Metric(
+        "Equal error rate (lower is better)",
+        "Error rate of verification at the distance threshold where the share of accepted pairs of "
+        "two classes equals the share of rejected pairs of one class; linear interpolation; "
+        "{pairs}",
+        "pair",
+        group="unseen",
+    ),
+    "tar_at_far_0.01": Metric(
+        "True accept rate at false accept rate 1%", _TAR % "1%", "pair", group="unseen"
+    ),
+    "tar_at_far_0.001": Metric(
+        "True accept rate at false accept rate 0.1%", _TAR % "0.1%", "pair", group="unseen"
+    ),
+    **_unseen_baseline(
+        "pixel",
+        "on raw pixels",
+        "Euclidean distance between raw pixels (images above {pixels} pixels are averaged down to "
+        "this size)",
+    ),
+    **_unseen_baseline("untrained", "before training", "embeddings of the {initial_network}"),
+    **_unseen_baseline("trunk", "on trunk features", "features of the pretrained trunk"),
 }
 
 

@@ -157,14 +157,41 @@ def _compare_triplets(a: SplitMeasures, b: SplitMeasures) -> PairedTest:
     error = jackknife_error(won_a - won_b, a.won_any - b.won_any, total, a.total_any)
     if error is None:
         return PairedTest.undefined(metric, metric, "test", test)
-    share_a, share_b, count = won_a / total, won_b / total, int((a.total_any > 0).sum())
-    difference = (won_a - won_b) / total
+    count = int((a.total_any > 0).sum())
+    return compare_shares(
+        (metric, metric, "test"), (won_a / total, won_b / total), error, count=count, test=test
+    )
+
+
+def compare_shares(
+    names: tuple[str, str, str],
+    shares: tuple[float, float],
+    error: float,
+    *,
+    count: int,
+    test: str,
+) -> PairedTest:
+    """Compare two shares by the standard error of their difference.
+
+    It is Tango's score test of the effective number of values: see :func:`compare_runs`.
+
+    Args:
+        names: First metric, second metric and split.
+        shares: First and second share, in [0, 1].
+        error: Standard error of the difference.
+        count: Number of independent values behind a share: images or classes.
+        test: Description of the test.
+
+    Returns:
+        The test of the first share minus the second.
+    """
+    a, b = shares
     return _score_test(
-        (metric, metric, "test"),
-        difference,
-        # The numbers of images if each were won or lost as a whole, and independently in a and b.
-        only=(count * share_a * (1 - share_b), count * share_b * (1 - share_a)),
-        squares=(count * error) ** 2 + count * difference**2,
+        names,
+        a - b,
+        # The numbers of values if each were won or lost as a whole, and independently in a and b.
+        only=(count * a * (1 - b), count * b * (1 - a)),
+        squares=(count * error) ** 2 + count * (a - b) ** 2,
         count=count,
         test=test,
     )

@@ -10,6 +10,7 @@ import numpy as np
 from stages.evaluation.results import Evaluation, LabelEvidence, Predictions, Score
 from stages.evaluation.scores import compute_scores, define_metrics, without_duplicates
 from stages.evaluation.triplets_and_rankings import SplitMeasures
+from stages.evaluation.unknown import define_unknown, rejection_scores
 
 PerImage = TypeVar("PerImage", Predictions, LabelEvidence)
 
@@ -67,6 +68,8 @@ def pool_folds(
         pretrained=pretrained,
     )
     scores, tests = compute_scores("test", mean_correct, measures, prediction, labels, definitions)
+    image_labels = labels[order[:, 0]]
+    scores += rejection_scores(prediction, image_labels, order, define_unknown())
     scores = [_as_pooled(score, count, repeats) for score in scores]
     clean_scores, clean_tests = without_duplicates(scores, tests)
     return Evaluation(
@@ -114,7 +117,7 @@ def pool_runs(
     """Compute mean and standard deviation of each score over runs.
 
     Args:
-        runs: Evaluations with the same metrics and splits.
+        runs: Evaluations. The first has all metrics and splits.
         what: Plural noun for the runs in the definitions.
 
     Returns:
@@ -122,9 +125,11 @@ def pool_runs(
         standard deviation is undefined for fewer than two.
     """
     means, deviations = [], []
-    for same in zip(*(run.scores for run in runs), strict=True):
-        values = [score.value for score in same if score.value is not None]
-        metric, split, count = same[0].metric, same[0].split, len(values)
+    by_key = [{(score.metric, score.split): score.value for score in run.scores} for run in runs]
+    for metric, split in by_key[0]:
+        found = [values.get((metric, split)) for values in by_key]
+        values = [value for value in found if value is not None]
+        count = len(values)
         mean = min(1.0, math.fsum(values) / count) if values else None
         means.append(Score(metric, split, mean, None, None, count, f"mean over {count} {what}"))
         definition = f"standard deviation over {count} {what} (n - 1)"

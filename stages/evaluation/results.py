@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+UNSEEN = "test-unseen"  # split of the test images of classes without a training image
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +19,7 @@ class Score:
         value: Share in [0, 1], or None if undefined.
         low: Lower bound of the 95% confidence interval, or None.
         high: Upper bound of the 95% confidence interval, or None.
-        count: Number of images, queries or triplets; 0 if undefined.
+        count: Number of images, queries, triplets or pairs; 0 if undefined.
         definition: Definition of the metric in one sentence.
 
     Raises:
@@ -56,7 +58,7 @@ class PairedTest:
         low: Lower bound of the 95% confidence interval of the difference, or None.
         high: Upper bound of the 95% confidence interval of the difference, or None.
         p_value: Two-sided p-value, or None.
-        count: Number of images or queries; 0 if undefined.
+        count: Number of images, queries or classes; 0 if undefined.
         test: Description of the test and the interval.
     """
 
@@ -89,6 +91,14 @@ class Predictions:
             than the negative, float64; NaN without such a triplet.
         nearest: Row of the nearest training image in the gallery, int64.
         distance: Euclidean distance to it, float32.
+        typicality: How usual this distance is, float64; see
+            :func:`stages.evaluation.typicality.typicality`. NaN without validation images.
+        energy: Log-sum-exp of the classifier's logits, float32. Low for unusual images.
+        left_out_distance: Distance to the nearest training image of another class, float64; NaN if
+            undefined. The next two describe it as that of an unknown image.
+        left_out_nearer: Share of the test images of other classes that are nearer to the training
+            images if the class of this image is left out of them, float64; NaN if undefined.
+        left_out_typicality: Typicality with this class left out, float64; NaN if undefined.
     """
 
     knn: np.ndarray
@@ -98,10 +108,56 @@ class Predictions:
     triplet_accuracy: np.ndarray
     nearest: np.ndarray
     distance: np.ndarray
+    typicality: np.ndarray
+    energy: np.ndarray
+    left_out_distance: np.ndarray
+    left_out_nearer: np.ndarray
+    left_out_typicality: np.ndarray
 
     def select(self, rows: np.ndarray) -> "Predictions":
         """Return the predictions of some images, by index."""
         return Predictions(**{name: values[rows] for name, values in vars(self).items()})
+
+
+class RocCurve(NamedTuple):
+    """Points of a ROC curve of verification, from (0, 0) to (1, 1).
+
+    Attributes:
+        false_accept_rate: Share of the pairs of two classes that are accepted, float64, shape (R,).
+        true_accept_rate: Share of the pairs of one class that are accepted, float64, shape (R,).
+    """
+
+    false_accept_rate: np.ndarray
+    true_accept_rate: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class UnseenEvaluation:
+    """Results on the N test images of classes that were not trained on.
+
+    Attributes:
+        scores: One score per metric, split ``test-unseen``.
+        paired_tests: Recall@1, MAP@R and verification AUC of the embedding minus each baseline.
+        triplet_accuracy: Share of the triplets with this image as anchor whose positive is closer
+            than the negative, float64, shape (N,); NaN without such a triplet and for gallery
+            images.
+        neighbours: Rows of the nearest other images, nearest first, int64, shape (N, up to 5). They
+            are gallery images if the split has queries, and -1 in the rows of gallery images.
+        distances: Distances to them, float32, same shape; NaN where the row is -1.
+        curves: ROC curves by the vectors they come from: ``embedding``, ``pixel``, ``untrained``,
+            ``trunk``. A curve without points is undefined.
+    """
+
+    scores: tuple[Score, ...]
+    paired_tests: tuple[PairedTest, ...]
+    triplet_accuracy: np.ndarray
+    neighbours: np.ndarray
+    distances: np.ndarray
+    curves: dict[str, RocCurve]
+
+    def score(self, metric: str) -> Score:
+        """Return the score of a metric."""
+        return next(score for score in self.scores if score.metric == metric)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +188,8 @@ class Evaluation:
         measures: Retrieval measures per image (``SplitMeasures``) of the whole test split.
         spread: Root mean square distance between two test images, in [0, sqrt(2)].
         leaked: Indices of test images that also occur in the training or validation split.
+        unseen: Results on the test images of classes without a training image, if there are any.
+        unseen_prediction: Predictions for these images. Their classes are always wrong.
         evidence: Evidence on the labels of images that were not trained on, by split: ``test``
             and, if there are validation images, ``val``.
     """
@@ -143,6 +201,8 @@ class Evaluation:
     measures: Any
     spread: float
     leaked: tuple[int, ...] = ()
+    unseen: UnseenEvaluation | None = None
+    unseen_prediction: Predictions | None = None
     evidence: Mapping[str, LabelEvidence] = field(default_factory=dict)
 
     def score(self, metric: str, split: str = "test") -> Score:

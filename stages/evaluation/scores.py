@@ -5,22 +5,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
 from stages.evaluation.baselines import PIXELS, Baseline
 from stages.evaluation.calibration_error import BINS, calibration_score
 from stages.evaluation.knn import knn
+from stages.evaluation.left_out import leave_classes_out
 from stages.evaluation.metric_definitions import METRICS, initial_network
 from stages.evaluation.paired_tests import mcnemar_test
-from stages.evaluation.results import (
-    Evaluation,
-    LabelEvidence,
-    PairedTest,
-    Predictions,
-    Score,
-)
+from stages.evaluation.results import Evaluation, PairedTest, Predictions, Score
 from stages.evaluation.statistics import mean_score, share_score, triplet_score
+from stages.evaluation.suspects import label_evidence
 from stages.evaluation.triplets_and_rankings import SplitMeasures, measure_gallery, measure_split
-from stages.network.head import probabilities
+from stages.evaluation.typicality import typicality
+from stages.evaluation.unknown import define_unknown, rejection_scores
+from stages.network.head import energies, probabilities
 from stages.records import ClassifierCheckpoint, Embeddings
 
 WITHOUT_DUPLICATES = "test-without-duplicates"
@@ -45,6 +44,7 @@ def evaluate_split(
     validated: bool = True,
     within: bool = True,
     pretrained: bool = False,
+    queries: Tensor | None = None,
 ) -> Evaluation:
     """Compute all scores, paired tests and predictions of a run on the test split.
 
@@ -64,13 +64,19 @@ def evaluate_split(
         within: True if test images query each other. If False, they query the training images,
             which suits small test splits.
         pretrained: True if training started from a pretrained trunk. It only changes a definition.
+        queries: True for queries and False for gallery images of the test split, bool, shape (N,).
+            If ``within``, triplets and rankings are those of queries against gallery images. None
+            if every image is both.
 
     Returns:
         The evaluation.
     """
     gallery = classifier.gallery
-    measures = _measure(test, gallery, within)
-    prediction = _predict(test, classifier, measures)
+    if not within:
+        queries = None
+    measures = _measure(test, gallery, within, queries)
+    with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
+        prediction = predict(test, classifier, measures.won / measures.total)
     labels = test.labels.numpy()
     majority_class = int(np.bincount(gallery.labels.numpy()).argmax())
     correct = {
@@ -83,65 +89,92 @@ def evaluate_split(
         correct["untrained_knn_accuracy"] = _classify(untrained, gallery) == labels
     definitions = define_metrics(
         within=within,
+        with_queries=queries is not None,
         majority_class=f"training class, {test.classes[majority_class]}",
         voters=_describe_voters(classifier.k, gallery, validated),
         pixel_voters=_describe_voters(pixels.k, gallery, validated),
         untrained_voters=_describe_voters(untrained.k, gallery, validated) if untrained else None,
         pretrained=pretrained,
     )
-    scores, tests = compute_scores("test", correct, measures, prediction, labels, definitions)
+    scores, tests = compute_scores(
+        "test", correct, _select_measures(measures, queries), prediction, labels, definitions
+    )
     if len(leaked):
         kept = np.setdiff1d(np.arange(len(test)), np.asarray(leaked))
         clean = Embeddings(test.vectors[kept], test.labels[kept], test.classes)
+        clean_queries = None if queries is None else queries[kept]
+        clean_measures = _measure(clean, gallery, within, clean_queries)
         clean_scores, clean_tests = compute_scores(
             WITHOUT_DUPLICATES,
             {metric: values[kept] for metric, values in correct.items()},
-            _measure(clean, gallery, within),
+            _select_measures(clean_measures, clean_queries),
             prediction.select(kept),
             labels[kept],
             definitions,
         )
     else:
         clean_scores, clean_tests = without_duplicates(scores, tests)
+    rejection = rejection_scores(
+        prediction, labels, np.arange(len(test))[:, None], define_unknown(classifier)
+    )
     return Evaluation(
-        scores=(*scores, *clean_scores),
+        scores=(*scores, *rejection, *clean_scores),
         paired_tests=(*tests, *clean_tests),
         prediction=prediction,
         correct=correct,
         measures=measures,
-        spread=_spread(test, test if within else gallery),
+        # Without test images, that of the training images.
+        spread=_spread(test or gallery, test if test and within else gallery),
         leaked=tuple(leaked),
-        evidence=_label_evidence(test, classifier),
+        evidence=label_evidence(test, classifier),
     )
 
 
-def _label_evidence(test: Embeddings, classifier: ClassifierCheckpoint) -> dict[str, LabelEvidence]:
-    """Return the evidence on the labels of the test and validation images, by split."""
-    splits = {"test": test}
-    if classifier.validation:
-        splits["val"] = classifier.validation
-    trained = np.unique(classifier.gallery.labels.numpy())
-    head, temperature = classifier.head, classifier.temperature
-    evidence = {}
-    for name, split in splits.items():
-        labels = split.labels.numpy()
-        evidence[name] = LabelEvidence(
-            labels=labels,
-            probabilities=probabilities(head, split.vectors, temperature=temperature).numpy(),
-            trained=np.isin(labels, trained),
-        )
-    return evidence
-
-
-def _measure(test: Embeddings, gallery: Embeddings, within: bool) -> SplitMeasures:
-    if within:
+def _measure(
+    test: Embeddings, gallery: Embeddings, within: bool, queries: Tensor | None
+) -> SplitMeasures:
+    """Return one row of measures per test image; those of gallery images are 0 or NaN."""
+    if not within:
+        return measure_gallery(test.vectors, test.labels, gallery.vectors, gallery.labels)
+    if queries is None:
         return measure_split(test.vectors, test.labels)
-    return measure_gallery(test.vectors, test.labels, gallery.vectors, gallery.labels)
+    measures = measure_gallery(
+        test.vectors[queries], test.labels[queries], test.vectors[~queries], test.labels[~queries]
+    )
+    rows = queries.numpy()
+    arrays = []
+    for values in measures:
+        array = np.full(len(test), math.nan if values.dtype.kind == "f" else 0, values.dtype)
+        array[rows] = values
+        arrays.append(array)
+    return SplitMeasures(*arrays)
 
 
-def _predict(
-    test: Embeddings, classifier: ClassifierCheckpoint, measures: SplitMeasures
+def _select_measures(measures: SplitMeasures, queries: Tensor | None) -> SplitMeasures:
+    """Return the measures of the queries, which alone have scores."""
+    if queries is None:
+        return measures
+    return SplitMeasures(*(values[queries.numpy()] for values in measures))
+
+
+def predict(
+    test: Embeddings,
+    classifier: ClassifierCheckpoint,
+    triplet_accuracy: np.ndarray,
+    *,
+    known: bool = True,
 ) -> Predictions:
+    """Predict the classes of embedded images, and how typical they are.
+
+    Args:
+        test: Embeddings of N images.
+        classifier: Classifier with its gallery of training images.
+        triplet_accuracy: Triplet accuracy of each image, float64, shape (N,).
+        known: False for images of unseen classes: no class can be left out for them.
+
+    Returns:
+        Predictions per image.
+    """
     gallery = classifier.gallery
     neighbours = knn(test.vectors, gallery.vectors, gallery.labels, k=classifier.k)
     head, temperature = classifier.head, classifier.temperature
@@ -149,8 +182,10 @@ def _predict(
     calibrated = probabilities(head, test.vectors, temperature=temperature).numpy()
     predicted = calibrated.argmax(1)
     rows = np.arange(len(test))
-    with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
-        triplet_accuracy = measures.won / measures.total
+    calibration = classifier.validation_distances.numpy()
+    left_out = np.full((3, len(test)), np.nan)
+    if known:
+        left_out = leave_classes_out(test, classifier)
     return Predictions(
         knn=neighbours.labels,
         classifier=predicted,
@@ -159,6 +194,11 @@ def _predict(
         triplet_accuracy=triplet_accuracy,
         nearest=neighbours.nearest,
         distance=neighbours.distance,
+        typicality=typicality(neighbours.distance, calibration),
+        energy=energies(head, test.vectors).numpy(),
+        left_out_distance=left_out[0],
+        left_out_nearer=left_out[1],
+        left_out_typicality=left_out[2],
     )
 
 
@@ -181,6 +221,7 @@ def _spread(a: Embeddings, b: Embeddings) -> float:
 def define_metrics(
     *,
     within: bool,
+    with_queries: bool = False,
     majority_class: str,
     voters: str,
     pixel_voters: str,
@@ -191,6 +232,7 @@ def define_metrics(
 
     Args:
         within: True if test images query each other, False if they query the training images.
+        with_queries: True if query images of the split query its gallery images.
         majority_class: Name of the most frequent class and where it was counted.
         voters: Description of the k nearest neighbours in the embedding.
         pixel_voters: The same for raw pixels.
@@ -198,9 +240,12 @@ def define_metrics(
         pretrained: True if training started from a pretrained trunk.
 
     Returns:
-        Metric -> definition, in the order of ``METRICS``.
+        Metric -> definition, for the metrics of the group ``test``.
     """
-    if within:
+    if with_queries:
+        triplets = "of a query (the anchor) and two gallery images of the split"
+        ranking = "each query image queries the gallery images of the split"
+    elif within:
         triplets = "of the split"
         ranking = "each image queries all other images of the split"
     else:
@@ -210,6 +255,8 @@ def define_metrics(
         untrained_voters = "k nearest training images (not available: initial weights unknown)"
     definitions = {}
     for name, metric in METRICS.items():
+        if metric.group != "test":
+            continue
         definitions[name] = metric.definition.format(
             triplets=triplets,
             ranking=ranking,
@@ -285,6 +332,10 @@ def without_duplicates(
 ) -> tuple[list[Score], list[PairedTest]]:
     """Repeat scores and tests for ``test-without-duplicates`` if no test image is a duplicate."""
     return (
-        [replace(score, split=WITHOUT_DUPLICATES) for score in scores],
+        [
+            replace(score, split=WITHOUT_DUPLICATES)
+            for score in scores
+            if METRICS[score.metric].group == "test"
+        ],
         [replace(test, split=WITHOUT_DUPLICATES) for test in tests],
     )

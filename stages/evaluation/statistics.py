@@ -145,6 +145,7 @@ def triplet_score(metric: str, split: str, measures: SplitMeasures, definition: 
     if count == 0:
         return Score.undefined(metric, split, definition)
     value, low, high = triplet_accuracy(measures)
+    definition += "; interval: Wilson with the effective number of images (jackknife)"
     return Score(metric, split, value, low, high, count, definition)
 
 

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from stages.evaluation.results import LabelEvidence
+from stages.network.head import probabilities
+from stages.records import ClassifierCheckpoint, Embeddings
 
 # Images added to the counts of each pair of classes. With few images, all pairs then have a similar
 # confusion rate, and the ranking depends on the probabilities alone.
@@ -26,6 +28,31 @@ class Suspects(NamedTuple):
     suggested: np.ndarray
     self_confidence: np.ndarray
     score: np.ndarray
+
+
+def label_evidence(test: Embeddings, classifier: ClassifierCheckpoint) -> dict[str, LabelEvidence]:
+    """Compute the class probabilities of the images that a classifier was not trained on.
+
+    Args:
+        test: Embeddings of the test images.
+        classifier: Classifier with its training and validation embeddings.
+
+    Returns:
+        Evidence on the labels by split: ``test`` and, if there are validation images, ``val``.
+    """
+    splits = {"test": test}
+    if classifier.validation:
+        splits["val"] = classifier.validation
+    head, temperature = classifier.head, classifier.temperature
+    evidence = {}
+    for name, split in splits.items():
+        labels = split.labels.numpy()
+        evidence[name] = LabelEvidence(
+            labels=labels,
+            probabilities=probabilities(head, split.vectors, temperature=temperature).numpy(),
+            trained=np.isin(labels, classifier.gallery.labels.numpy()),
+        )
+    return evidence
 
 
 def find_suspects(evidence: LabelEvidence, images: np.ndarray | None = None) -> Suspects:

@@ -113,7 +113,7 @@ def _measure(
     counts = torch.zeros(5, len(labels), dtype=torch.int64)
     won, tied, won_by_margin, won_any, first_hit = counts
     rankings = torch.full((4, len(labels)), math.nan, dtype=torch.float64)
-    for block, begin, end in _blocks(labels, gallery_labels, within):
+    for block, begin, end in query_blocks(labels, gallery_labels, within):
         distances = exact_distances(queries[block], gallery)  # (b, G)
         to_positives = distances[:, begin:end]
         positives = columns[begin:end].expand(len(block), -1)
@@ -134,7 +134,7 @@ def _measure(
         if margin:
             lost_by_margin = torch.searchsorted(to_negatives, to_positives + margin, right=True)
         won_by_margin[block] = (to_negatives.shape[1] - lost_by_margin).sum(1)
-        first_hit[block], rankings[:, block] = _measure_rankings(lost)
+        first_hit[block], rankings[:, block] = measure_rankings(lost)
         if within:
             negatives = torch.cat([columns[:begin], columns[end:]])
             won_any[block] += won[block]
@@ -157,12 +157,21 @@ def _measure(
     )
 
 
-def _blocks(
+def query_blocks(
     labels: Tensor, gallery_labels: Tensor, within: bool
 ) -> Iterator[tuple[Tensor, int, int]]:
-    """Yield rows of queries of one class, and the range of the class in the sorted gallery.
+    """Yield blocks of queries of one class, and the range of the class in the sorted gallery.
 
     Classes without a query or without a positive are skipped.
+
+    Args:
+        labels: Class indices of the queries, int64, shape (Q,).
+        gallery_labels: Class indices of the gallery, int64, shape (G,).
+        within: True if the queries are the gallery, so that a query is not its own positive.
+
+    Yields:
+        Rows of queries, int64, shape (b,), with b * G at most about 2 million; and the first
+        position of the class in a gallery sorted by class, and the position after its last.
     """
     classes = len(torch.bincount(torch.cat([labels, gallery_labels])))
     query_counts = torch.bincount(labels, minlength=classes).tolist()
@@ -227,7 +236,7 @@ def _wins_by_negative(lost: Tensor, negative_order: Tensor) -> Tensor:
     return torch.empty_like(by_rank).scatter_(1, negative_order, by_rank).sum(0)
 
 
-def _measure_rankings(ahead: Tensor) -> tuple[Tensor, Tensor]:
+def measure_rankings(ahead: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the measures of rankings.
 
     Args:

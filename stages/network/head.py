@@ -51,3 +51,21 @@ def probabilities(head: nn.Module, vectors: Tensor, *, temperature: float) -> Te
     with torch.inference_mode():
         log_probabilities: Tensor = head(vectors)
         return F.softmax(log_probabilities / temperature, dim=1)
+
+
+def energies(head: nn.Module, vectors: Tensor) -> Tensor:
+    """Compute the log-sum-exp of the logits, the negative energy: low for unusual images.
+
+    Args:
+        head: Classification head.
+        vectors: Unit vectors, float32, shape (N, D).
+
+    Returns:
+        Negative energies, float32, shape (N,).
+
+    References:
+        Liu et al. 2020, "Energy-based out-of-distribution detection" (arXiv 2010.03759).
+    """
+    with torch.inference_mode():
+        logits: Tensor = head.get_submodule("linear")(vectors)
+        return logits.logsumexp(dim=1)

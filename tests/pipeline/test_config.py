@@ -103,3 +103,11 @@ def test_whole_numbers_are_numbers_and_a_byte_order_mark_is_ignored(tmp_path):
     assert read(tmp_path, "\ufeff[embed]\nlr = 1\naugment = false\nmargin = 'soft'\n") == {
         "embed": {"lr": 1, "augment": False, "margin": "soft"}
     }
+
+
+def test_a_count_of_classes_differs_from_a_share(tmp_path):
+    for text, expected in (("3", 3), ("0.3", 0.3)):
+        value = read(tmp_path, f"[data]\nunseen-classes = {text}\n")["data"]["unseen_classes"]
+        assert value == expected and type(value) is type(expected)
+    with pytest.raises(SettingsError, match="a number"):
+        read(tmp_path, "[data]\nunseen-classes = '3'\n")

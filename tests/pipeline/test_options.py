@@ -74,3 +74,14 @@ def test_seeds_are_distinct_whole_numbers():
 def test_hints_spell_only_what_differs_from_the_default():
     hints = (("--data", "my photos", None), ("--root", None, None), ("--out", Path("a"), Path("a")))
     assert spell(*hints) == " --data 'my photos'"
+
+
+def test_a_count_of_classes_differs_from_a_share():
+    option = next(p for p in commands.commands["data"].params if p.name == "unseen_classes")
+    context = click.Context(commands.commands["data"])
+    for value, expected in (("3", 3), ("0.3", 0.3), ("3.0", 3.0), (4, 4), (0.5, 0.5), (None, None)):
+        converted = option.type_cast_value(context, value)
+        assert converted == expected and type(converted) is type(expected)
+    for value in ("", "some", "0,3", "30%"):
+        with pytest.raises(click.BadParameter, match="share"):
+            option.type_cast_value(context, value)

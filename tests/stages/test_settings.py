@@ -26,6 +26,8 @@ REJECTED: list[tuple[type, str, Any]] = [
     *((ReadSettings, "val", value) for value in (-0.1, 0.9, NAN, INF, "0.1", True)),
     *((ReadSettings, "test", value) for value in (-0.1, 0.9, NAN, INF, None)),
     *((ReadSettings, "max_unreadable", value) for value in (-0.1, 1.1, NAN, False)),
+    *((ReadSettings, "unseen_classes", value) for value in (1, -2, 1.0, 2.5, -0.1, NAN, INF)),
+    *((ReadSettings, "unseen_classes", value) for value in ("3", None, True)),
     *((ReadSettings, "split_seed", value) for value in (0.5, "1", None)),
     *((ClassifySettings, "max_iter", value) for value in (0, 10**20, 1.5, None)),
     *((ClassifySettings, "dropout", value) for value in (-0.1, 1.0, NAN, INF, "0.5")),
@@ -42,5 +44,5 @@ def test_invalid_value_names_field_and_value(settings, field, value):
 
 def test_bounds_are_accepted():
     EmbedSettings(dim=MAX_DIM, epochs=1_000_000, margin=2, lr=1)  # whole numbers for shares too
-    ReadSettings(val=0, test=0, max_unreadable=1, size=4)
+    ReadSettings(val=0, test=0, max_unreadable=1, size=4, unseen_classes=2)
     ClassifySettings(dropout=0, max_iter=1_000_000)

@@ -20,8 +20,8 @@ from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
 from pipeline.commands.predict import decode_files, find_images, predict, predict_images
 from pipeline.commands.report import report
-from stages.classifier.typicality import typicality
 from stages.errors import PipelineError
+from stages.evaluation.typicality import smallest_typicality, typicality
 from stages.network.head import Head
 from stages.settings import REJECT, ClassifySettings, ReadSettings
 
@@ -187,7 +187,11 @@ def test_untypical_images_are_marked_and_keep_their_label(trained, classifier, r
     calibration = load_classifier(classifier).validation_distances.numpy()
     distances = np.array([float(row["nearest_distance"]) for row in default])
     expected = typicality(distances, calibration)
-    np.testing.assert_allclose([float(row["typicality"]) for row in default], expected, atol=1e-2)
+    # Validation images are among them, and the distance is rounded: it may count one image more.
+    tolerance = 1.1 * smallest_typicality(len(calibration))
+    np.testing.assert_allclose(
+        [float(row["typicality"]) for row in default], expected, atol=tolerance
+    )
     assert default[-1]["known"] == "false" and default[0]["known"] == "true"
     for row in default:
         assert row["known"] == ("false" if float(row["typicality"]) < REJECT else "true")

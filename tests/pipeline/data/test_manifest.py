@@ -99,8 +99,18 @@ READABLE: dict[str, tuple[Writer, Check]] = {
         manifest("path,label,split,group\n" + ROWS),
         lambda audit: audit["images"] == 20,
     ),
-    "a column with roles": (
-        manifest("path,label,role\n" + ROWS.replace("\n", ",judge\n")),
+    "roles": (
+        manifest(
+            "path,label,split,role\n"
+            + "".join(
+                f"{line},{'test,Query' if '/1' in line else 'test,gallery' if '/2' in line else ','}\n"
+                for line in LINES
+            )
+        ),
+        lambda audit: count_images(audit)[2] == 4,
+    ),
+    "an empty column of roles": (
+        manifest("path,label,role\n" + ROWS.replace("\n", ",\n")),
         lambda audit: audit["images"] == 20,
     ),
     "a path with a null byte": (
@@ -115,6 +125,13 @@ def test_unusual_manifests_are_read(name, tmp_path, capsys):
     check_readable(*READABLE[name], tmp_path, capsys)
 
 
+def with_roles(*roles: str) -> Writer:
+    """Return a writer whose first rows have a split and a role."""
+    rows = [f"{line},{role}\n" for line, role in zip(LINES, roles, strict=False)]
+    rows += [f"{line},,\n" for line in LINES[len(roles) :]]
+    return manifest("path,label,split,role\n" + "".join(rows))
+
+
 REJECTED: dict[str, tuple[Writer, str]] = {
     "one missing file": (
         manifest("path,label\nnone.png,a\n"),
@@ -127,6 +144,12 @@ REJECTED: dict[str, tuple[Writer, str]] = {
     "semicolons": (manifest("path;label\n" + ROWS.replace(",", ";")), "semicolons"),
     "two label columns": (manifest("path,label,Label\n" + ROWS), "several columns label"),
     "two split columns": (manifest("path,label,split,split\n" + ROWS), "several columns split"),
+    "an unknown role": (with_roles("test,judge"), "line 2 has the role 'judge'"),
+    "a role without a split": (with_roles(",query"), "line 2 has the role query"),
+    "a role in training": (with_roles("train,query"), "in the split train"),
+    "a role missing": (with_roles("test,query", "test,gallery", "test,"), "line 4 has no role"),
+    "queries alone": (with_roles("test,query"), "no test image has the role gallery"),
+    "a gallery alone": (with_roles("test,gallery"), "no test image has the role query"),
     "tabs": (manifest("path\tlabel\n" + ROWS.replace(",", "\t")), "tabs"),
     "UTF-16": (manifest("path,label\n" + ROWS, "utf-16"), "UTF-8"),
     "latin-1": (

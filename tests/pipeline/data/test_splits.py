@@ -41,9 +41,13 @@ READABLE: dict[str, tuple[Writer, Check]] = {
         class_of_one,
         lambda audit: audit["classes"]["c"] == {"train": 1, "val": 0, "test": 0},
     ),
+    "a class with only validation images": (
+        split_folders("train", "val", val="abc"),
+        lambda audit: "class c" in audit["problems"][0],
+    ),
     "a class with only test images": (
         split_folders("train", "test", test="abc"),
-        lambda audit: "class c" in audit["problems"][0],
+        lambda audit: audit["unseen_classes"] == ["c"] and not audit["problems"],
     ),
 }
 
@@ -56,7 +60,8 @@ def test_untrainable_sources_can_be_audited(name, tmp_path, capsys):
 REJECTED: dict[str, tuple[Writer, str]] = {
     "one class": (lambda root: write_photos(root, "a"), "1 class to train on"),
     "one image per class": (lambda root: write_photos(root, "ab", 1), "two images of one"),
-    "a class with only test images": (split_folders("train", "test", test="abc"), "class c"),
+    "a class with only validation images": (split_folders("train", "val", val="abc"), "class c"),
+    "a class name in capitals": (split_folders("train", "test", test="abA"), "only by case"),
 }
 
 

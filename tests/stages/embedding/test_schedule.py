@@ -74,3 +74,18 @@ def test_best_epoch_is_chosen_by_knn_then_triplet_accuracy_then_the_later(knn, t
 
 def test_first_validated_epoch_is_the_best_so_far():
     assert is_better(EpochLog(1, 0.1, 0.2, 1.3, val_knn=None, val_triplet=None), None)
+
+
+@pytest.mark.parametrize(
+    ("recall", "triplet", "expected"),
+    [
+        (0.91, 0.1, True),
+        (0.89, 0.9, False),
+        (0.9, 0.8, True),
+        (0.9, 0.79, False),
+        (0.9, None, False),
+    ],
+)
+def test_held_out_classes_choose_the_best_epoch(recall, triplet, expected):
+    log = EpochLog(5, 0.1, 0.2, 1.3, val_knn=0.1, val_triplet=0.99, val_recall=recall)
+    assert is_better(log, ((0.9, 0.8), 4, {}), triplet) is expected

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from stages.embedding.train import Step, train_embedding
-from stages.embedding.validation import evenly_spaced_subset, validate
+from stages.embedding.validation import evenly_spaced_subset, validate, validate_held_out
 from stages.errors import PipelineError, SettingsError
 from stages.network.digest import state_digest
 from stages.network.initialization import new_network
-from stages.records import EpochLog, TrainingState
+from stages.records import EpochLog, Split, TrainingState
 from stages.settings import EmbedSettings
 
 CPU = torch.device("cpu")
@@ -121,3 +121,44 @@ def test_training_on_cuda(digit_split):
     trained = train_embedding(train, validation, SHORT, device=torch.device("cuda"))
     assert all(math.isfinite(log.loss) for log in trained.history)
     assert next(trained.network.parameters()).is_cuda
+
+
+def select_classes(split: Split, classes: set[int]) -> Split:
+    chosen = [row for row, label in enumerate(split.labels.tolist()) if label in classes]
+    return split.select(torch.tensor(chosen))
+
+
+def test_epoch_is_chosen_on_held_out_classes(digit_split):
+    everything = digit_split(slice(0, 200))
+    train, held_out = (select_classes(everything, part) for part in ({0, 1, 3, 4, 9}, {2, 8}))
+    settings = replace(SHORT, epochs=6, lr=1e-2)
+    inputs = {"device": CPU, "gallery": everything, "held_out": held_out}
+    states: list[TrainingState] = []
+
+    def stop_after_an_epoch(step: Step) -> bool:
+        if len(step.state().history) == 2:
+            states.append(copy.deepcopy(step.state()))
+        return bool(states)
+
+    validation = digit_split(slice(200, 260))
+    trained = train_embedding(train, validation, settings, **inputs)
+    recalls = [log.val_recall for log in trained.history]
+    assert None not in recalls and len(set(recalls)) > 1
+    best = trained.history[trained.epoch - 1]
+    assert best.val_recall == max(recalls) and best.val_knn is not None
+    again = validate_held_out(trained.network, held_out, device=CPU)
+    assert again[0] == best.val_recall
+    train_embedding(train, validation, settings, **inputs, on_step=stop_after_an_epoch)
+    resumed = train_embedding(train, validation, settings, **inputs, state=states[0])
+    assert [vars(log) for log in resumed.history] == [vars(log) for log in trained.history]
+    assert resumed.epoch == trained.epoch
+
+
+def test_held_out_classes_need_no_validation_images(digit_split):
+    everything = digit_split(slice(0, 100))
+    train, held_out = (select_classes(everything, part) for part in ({0, 1, 3}, {2, 8}))
+    settings = replace(SHORT, epochs=40, patience=4, lr=1e-6)
+    trained = train_embedding(train, None, settings, device=CPU, held_out=held_out)
+    validated = [log.epoch for log in trained.history if log.validated]
+    assert trained.epoch in validated and validated == list(range(4, len(trained.history) + 1, 4))
+    assert all(log.val_knn is None for log in trained.history)

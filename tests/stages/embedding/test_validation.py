@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from factories import count_triplets, pairwise_distances
 from torch import nn
 
 from stages.embedding.validation import (
@@ -11,6 +12,7 @@ from stages.embedding.validation import (
     evenly_spaced_subset,
     gallery_subset,
     validate,
+    validate_held_out,
 )
 from stages.records import Split
 
@@ -73,3 +75,48 @@ def test_subset_is_bounded_and_keeps_every_class(digit_split):
 def test_small_split_is_returned_unchanged(digit_split):
     train = digit_split(slice(0, 1700))
     assert evenly_spaced_subset(train, 2000) is train
+
+
+class TwoPixels(nn.Module):
+    """An embedding in the plane; equal images have equal vectors."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        vectors = images.flatten(1)[:, :2].float() + torch.tensor([0.5, 0.25])
+        return vectors / vectors.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("case", ["random", "ties", "lone images", "all equal"])
+def test_held_out_scores_equal_a_loop(case):
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.tensor([1] * 6 + [4] * 7 + [5] * 5 + ([7, 8] if case == "lone images" else []))
+    levels = {"ties": 3, "all equal": 1}.get(case, 200)
+    shape = (len(labels), 1, 4, 4)
+    store = torch.randint(levels, shape, generator=generator, dtype=torch.uint8)
+    classes, ids = tuple("abcdefghi"), tuple(map(str, range(len(labels))))
+    split = Split(store, torch.arange(len(labels)), labels, classes, ids)
+    network = TwoPixels()
+    recall, triplets = validate_held_out(network, split, device=torch.device("cpu"))
+    vectors = network(store)
+    distances = pairwise_distances(vectors, vectors)
+    hits = []
+    for query, label in enumerate(labels.tolist()):
+        others = [row for row in range(len(labels)) if row != query]
+        positives = [row for row in others if labels[row] == label]
+        if positives:
+            nearest_positive = min(distances[query, row] for row in positives)
+            negatives = [row for row in others if labels[row] != label]
+            # A tie between a positive and a negative counts against the positive.
+            hits.append(nearest_positive < min(distances[query, row] for row in negatives))
+    assert recall == pytest.approx(sum(hits) / len(hits))
+    counts = count_triplets(vectors, labels.tolist())
+    won, tied, total = (counts[name].sum() for name in ("won", "tied", "total"))
+    assert triplets == pytest.approx((won + tied / 2) / total) or triplets == won / total
+
+
+def test_held_out_scores_may_be_undefined():
+    cpu = torch.device("cpu")
+    assert validate_held_out(PixelsOnACircle(), None, device=cpu) == (None, None)
+    lone = split_of(torch.arange(3))
+    assert validate_held_out(PixelsOnACircle(), lone, device=cpu) == (None, None)
+    one_class = split_of(torch.zeros(3, dtype=torch.int64))
+    assert validate_held_out(PixelsOnACircle(), one_class, device=cpu) == (1.0, None)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stages.classifier.typicality import smallest_typicality, typicality
+from stages.evaluation.typicality import smallest_typicality, typicality
 from stages.settings import REJECT
 
 

@@ -1,6 +1,10 @@
 """Typicality: how usual the distance of an image to the training images is."""
 
+import math
+
 import numpy as np
+
+from stages.settings import REJECT
 
 
 def typicality(distances: np.ndarray, calibration: np.ndarray) -> np.ndarray:
@@ -41,3 +45,16 @@ def smallest_typicality(count: int) -> float:
         count: Number of validation images, n.
     """
     return 1 / (count + 1)
+
+
+def rejection_distance(calibration: np.ndarray, reject: float = REJECT) -> float:
+    """Return the largest distance that is not rejected; infinity if none is rejected.
+
+    Args:
+        calibration: Distances of the n validation images to their nearest training image.
+        reject: Typicality below which an image is rejected.
+    """
+    if smallest_typicality(len(calibration)) >= reject:
+        return math.inf
+    # Typicality changes at the distances of the validation images only.
+    return float(calibration[typicality(calibration, calibration) >= reject].max(initial=0.0))

@@ -1,0 +1,161 @@
+"""Leave-one-class-out jackknife: intervals of measures of classes that were not trained on.
+
+Images of one class are not independent, and each ranking mixes several classes. The classes are
+the sample, so each estimate leaves out one class in all its roles: its queries, its positives, and
+its images as negatives of the other classes. A bootstrap would draw a class twice, and an image
+would then find its copy at distance 0.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.evaluation.paired_tests import compare_shares
+from stages.evaluation.results import PairedTest, Score
+from stages.evaluation.statistics import bounded_mean_interval
+
+MAX_GROUPS = 500  # the t quantile of 499 degrees of freedom differs by 0.2% from the normal one
+MIN_GROUPS = 20  # used for a few huge classes, however long it takes
+MIN_ESTIMATES = 3  # two classes are needed for a negative, and one to leave out
+
+
+class Estimate(NamedTuple):
+    """A measure of all classes, and the same without each class.
+
+    Attributes:
+        value: The measure in [0, 1]; NaN if undefined.
+        left_out: The measure without each group of classes, float64, shape (G,); NaN if undefined.
+        count: Number of queries, triplets or pairs behind the value.
+    """
+
+    value: float
+    left_out: np.ndarray
+    count: int
+
+
+def class_groups(labels: Tensor, *, queries: Tensor | None = None) -> Tensor:
+    """Assign classes to the groups that the jackknife leaves out one at a time.
+
+    Each class is a group of its own unless there are more than 500, or unless the work would
+    exceed that of a few distance matrices, because few classes hold most images. Classes are then
+    divided at random into equally many per group (delete-a-group jackknife).
+
+    Args:
+        labels: Class indices, int64, shape (N,).
+        queries: True for queries and False for gallery images, bool, shape (N,). None if every
+            image is both.
+
+    Returns:
+        Group of each class index, int64, shape (C,); -1 for classes without an image.
+
+    References:
+        Kott 2001, "The delete-a-group jackknife" (Journal of Official Statistics 17, 521-526).
+
+    Example:
+        >>> class_groups(torch.tensor([0, 0, 2, 2, 3])).tolist()
+        [0, -1, 1, 2]
+    """
+    sizes = torch.bincount(labels)
+    present = sizes.nonzero().flatten()
+    if queries is None:
+        positive_pairs = int((sizes * (sizes - 1)).sum())
+    else:
+        query_sizes = torch.bincount(labels[queries], minlength=len(sizes))
+        positive_pairs = int((query_sizes * (sizes - query_sizes)).sum())
+    affordable = 4 * len(labels) ** 2 // max(1, positive_pairs)
+    count = min(len(present), MAX_GROUPS, max(MIN_GROUPS, affordable))
+    groups = torch.full((len(sizes),), -1)
+    order = torch.arange(len(present))
+    if count < len(present):
+        order = torch.randperm(len(present), generator=torch.Generator().manual_seed(0))
+    groups[present[order]] = torch.arange(len(present)) % count
+    return groups
+
+
+def class_jackknife_error(left_out: np.ndarray) -> float | None:
+    """Compute the standard error of a measure from its values without each group of classes.
+
+    Args:
+        left_out: Values, float64, shape (G,). NaN values are dropped.
+
+    Returns:
+        Standard error, or None with fewer than three values.
+
+    Example:
+        >>> round(class_jackknife_error(np.array([0.5, 0.6, 0.7])), 4)
+        0.1155
+    """
+    defined = left_out[~np.isnan(left_out)]
+    count = len(defined)
+    if count < MIN_ESTIMATES:
+        return None
+    squares = float(np.square(defined - defined.mean()).sum())
+    return math.sqrt((count - 1) / count * squares)
+
+
+def jackknife_score(
+    metric: str, split: str, estimate: Estimate, groups: Tensor, definition: str
+) -> Score:
+    """Return a measure as a score with an interval over classes.
+
+    The interval is that of :func:`stages.evaluation.statistics.bounded_mean_interval` with the
+    standard error of the jackknife. ``benchmarks/coverage.py`` compares it with other intervals.
+
+    Args:
+        metric: Name of the metric.
+        split: Name of the split.
+        estimate: The measure of all classes and without each group of classes.
+        groups: Group of each class, int64, shape (C,), from :func:`class_groups`.
+        definition: Definition stored with the score.
+
+    Returns:
+        The score. It is undefined if the measure is. Its interval is undefined with fewer than
+        three estimates.
+    """
+    if estimate.count == 0:
+        return Score.undefined(metric, split, definition)
+    classes, error = _count_classes(groups), class_jackknife_error(estimate.left_out)
+    if error is None:
+        definition += "; no interval: fewer than three classes"
+        return Score(metric, split, estimate.value, None, None, estimate.count, definition)
+    low, high = bounded_mean_interval(estimate.value, error, classes)
+    definition += "; interval: Wilson with the effective number of classes"
+    definition += f" ({_describe_jackknife(groups)})"
+    return Score(metric, split, estimate.value, low, high, estimate.count, definition)
+
+
+def compare_estimates(
+    names: tuple[str, str, str], a: Estimate, b: Estimate, groups: Tensor
+) -> PairedTest:
+    """Compare two measures of the same classes.
+
+    Args:
+        names: First metric, second metric and split.
+        a: First measure.
+        b: Second measure, without the same groups of classes.
+        groups: Group of each class, int64, shape (C,), from :func:`class_groups`.
+
+    Returns:
+        The test of the difference ``a`` minus ``b``, where ``count`` is the number of classes;
+        undefined with fewer than three estimates.
+    """
+    test = f"score test over classes; {_describe_jackknife(groups)}; interval: Tango"
+    error = class_jackknife_error(a.left_out - b.left_out)
+    if error is None:
+        return PairedTest.undefined(*names, test)
+    shares, classes = (a.value, b.value), _count_classes(groups)
+    return compare_shares(names, shares, error, count=classes, test=test)
+
+
+def _count_classes(groups: Tensor) -> int:
+    return int((groups >= 0).sum())
+
+
+def _describe_jackknife(groups: Tensor) -> str:
+    classes, count = _count_classes(groups), int(groups.max()) + 1
+    if count == classes:
+        return f"leave-one-class-out jackknife over {classes} classes"
+    return f"jackknife over {count} groups of {classes} classes"

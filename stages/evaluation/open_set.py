@@ -1,0 +1,54 @@
+"""Evaluate images of classes that were not trained on next to those of known classes."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from stages.evaluation.results import Evaluation
+from stages.evaluation.scores import predict
+from stages.evaluation.unknown import define_unknown, unknown_scores
+from stages.evaluation.unseen import evaluate_unseen
+from stages.records import ClassifierCheckpoint, Embeddings
+
+
+def add_unseen(
+    evaluation: Evaluation,
+    unseen: Embeddings,
+    classifier: ClassifierCheckpoint,
+    *,
+    pixels: Tensor,
+    untrained: Tensor | None,
+    queries: Tensor | None = None,
+    pretrained: bool = False,
+) -> Evaluation:
+    """Add the test images of unseen classes to the evaluation of the known ones.
+
+    They are evaluated as a gallery of their own (retrieval and verification), and as images that
+    the classifier should reject.
+
+    Args:
+        evaluation: Evaluation of the test images of known classes; there may be none.
+        unseen: Embeddings of N > 0 test images of classes without a training image.
+        classifier: Classifier of the run.
+        pixels: Raw pixels of these images, floating point, shape (N, F).
+        untrained: Their embeddings by the network before training, shape (N, D), or None.
+        queries: True for queries and False for gallery images, bool, shape (N,), or None.
+        pretrained: True if training started from a pretrained trunk.
+
+    Returns:
+        The evaluation with all scores, paired tests and predictions.
+    """
+    result = evaluate_unseen(
+        unseen, pixels=pixels, untrained=untrained, queries=queries, pretrained=pretrained
+    )
+    prediction = predict(unseen, classifier, result.triplet_accuracy, known=False)
+    scores, tests = unknown_scores(
+        evaluation.prediction, prediction, unseen.labels.numpy(), define_unknown(classifier)
+    )
+    return replace(
+        evaluation,
+        scores=(*evaluation.scores, *scores, *result.scores),
+        paired_tests=(*evaluation.paired_tests, *tests, *result.paired_tests),
+        unseen=result,
+        unseen_prediction=prediction,
+    )
