@@ -23,7 +23,11 @@ PAGES = {
 }
 NOT_RUN = "# needs internet"
 # Pages whose commands train a pretrained network or many folds.
-SLOW = {"docs/tutorials/photos.md", "docs/how-to/pretrained-networks.md"}
+SLOW = {
+    "docs/tutorials/photos.md",
+    "docs/how-to/pretrained-networks.md",
+    "docs/how-to/wrong-labels.md",
+}
 
 
 def code_blocks(text: str, language: str) -> list[str]:

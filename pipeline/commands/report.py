@@ -198,6 +198,7 @@ def evaluate_run(
         gallery=gallery,
         gallery_ids=classified.gallery_ids,
         evaluation=evaluation,
+        validation=classified.validation,
         rejection_distance=rejection_distance(classified.validation_distances.numpy()),
     )
 

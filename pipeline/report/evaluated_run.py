@@ -27,6 +27,7 @@ class EvaluatedRun:
         gallery: Embeddings of the training images.
         gallery_ids: Ids of the training images.
         evaluation: Scores, paired tests and predictions on the test images.
+        validation: Embeddings of the validation images, if there are any.
         rejection_distance: Distance to the nearest training image above which an image is rejected
             by default; infinite if none is, or if it differs from fold to fold.
         folds: The pooled runs, repeat by repeat. Empty without cross-validation.
@@ -41,6 +42,7 @@ class EvaluatedRun:
     gallery: Embeddings
     gallery_ids: tuple[str, ...]
     evaluation: Evaluation
+    validation: Embeddings | None = None
     rejection_distance: float = math.inf
     folds: tuple["EvaluatedRun", ...] = ()
     deviation: tuple[Score, ...] = ()

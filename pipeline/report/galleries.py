@@ -73,13 +73,24 @@ def _predicted_image(run: EvaluatedRun, row: int) -> dict[str, Any]:
 
 def _nearest_images(run: EvaluatedRun, row: int) -> list[dict[str, Any]]:
     """Return the training images nearest to a test image, in the fold that tested it."""
+    fold, row = find_fold(run, row)
+    nearest = nearest_rows(fold.test.vectors[[row]], fold.gallery.vectors, count=4)[0]
+    return [image_view(fold.data.train, index, fold.data.origin) for index in nearest.tolist()]
+
+
+def find_fold(run: EvaluatedRun, row: int) -> tuple[EvaluatedRun, int]:
+    """Return the fold that tested an image, and the image's position among its test images.
+
+    Args:
+        run: Evaluated run. A run without folds is returned itself.
+        row: Position of the image among the run's test images.
+    """
     folds = iter(run.folds or (run,))
     fold = next(folds)
     while row >= len(fold.images):
         row -= len(fold.images)
         fold = next(folds)
-    nearest = nearest_rows(fold.test.vectors[[row]], fold.gallery.vectors, count=4)[0]
-    return [image_view(fold.data.train, index, fold.data.origin) for index in nearest.tolist()]
+    return fold, row
 
 
 def _triplets(run: EvaluatedRun, exploration: Exploration) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from pipeline.report.hover_map import map_of_run, map_script
 from pipeline.report.open_set import unknown_view, unseen_view
 from pipeline.report.plots import PALETTE, inline_svg
 from pipeline.report.summary import MAIN_METRICS, summary, verdict
+from pipeline.report.suspect_gallery import build_suspect_gallery
 from pipeline.report.tables import score_title, shown_scores, side_by_side
 from stages.evaluation.explore import Exploration
 from stages.evaluation.metric_definitions import METRICS
@@ -75,6 +76,7 @@ def render_page(
         points=format_points,
         p_value=format_p_value,
         galleries=build_galleries(first, exploration),
+        suspects=build_suspect_gallery(first),
         map=map_of_run(first, exploration) if exploration else None,
         legend=colours if len(first.test.classes) <= len(PALETTE) else [],
         map_count=len(exploration.mapped) if exploration else 0,

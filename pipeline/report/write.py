@@ -11,11 +11,12 @@ from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.figures import FIGURES, draw_figures
 from pipeline.report.page import render_page
 from pipeline.report.plots import to_png, to_svg
+from pipeline.report.suspects import suspect_table
 from pipeline.report.tables import accuracy_table, comparison_table, prediction_table
 from stages.errors import PipelineError
 from stages.evaluation.explore import explore
 
-NAMES = ("accuracy.csv", "comparisons.csv", "predictions.csv", "report.html")
+NAMES = ("accuracy.csv", "comparisons.csv", "predictions.csv", "suspects.csv", "report.html")
 
 
 def report_files(folder: Path) -> list[Path]:
@@ -75,6 +76,7 @@ def write_report(
         "accuracy.csv": accuracy_table(runs, pooled=pooled).to_csv(index=False),
         "comparisons.csv": comparison_table(runs, pooled=pooled).to_csv(index=False),
         "predictions.csv": pd.concat(predictions).to_csv(index=False),
+        "suspects.csv": suspect_table(runs).to_csv(index=False),
         "report.html": render_page(runs, exploration, drawn, pooled=pooled),
     }
     assert tuple(contents) == NAMES

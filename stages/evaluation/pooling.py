@@ -3,13 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import TypeVar
 
 import numpy as np
 
-from stages.evaluation.results import Evaluation, Predictions, Score
+from stages.evaluation.results import Evaluation, LabelEvidence, Predictions, Score
 from stages.evaluation.scores import compute_scores, define_metrics, without_duplicates
 from stages.evaluation.triplets_and_rankings import SplitMeasures
 from stages.evaluation.unknown import define_unknown, rejection_scores
+
+PerImage = TypeVar("PerImage", Predictions, LabelEvidence)
 
 
 def pool_folds(
@@ -41,7 +44,8 @@ def pool_folds(
     count = int(indices.max()) + 1
     repeats = len(indices) // count
     order = np.argsort(indices, kind="stable").reshape(count, repeats)  # (N, R) predictions
-    prediction = _concatenate_predictions([fold.prediction for fold in folds])
+    prediction = _concatenate(Predictions, [fold.prediction for fold in folds])
+    evidence = _concatenate(LabelEvidence, [fold.evidence["test"] for fold in folds])
     correct = {
         metric: np.concatenate([fold.correct[metric] for fold in folds])
         for metric in folds[0].correct
@@ -75,14 +79,16 @@ def pool_folds(
         correct=correct,
         measures=measures,
         spread=min(fold.spread for fold in folds),
+        evidence={"test": evidence},
     )
 
 
-def _concatenate_predictions(predictions: Sequence[Predictions]) -> Predictions:
+def _concatenate(kind: type[PerImage], parts: Sequence[PerImage]) -> PerImage:
+    """Concatenate each field of data classes whose fields have one value per image."""
     arrays = {}
-    for field in fields(Predictions):
-        arrays[field.name] = np.concatenate([getattr(part, field.name) for part in predictions])
-    return Predictions(**arrays)
+    for field in fields(kind):
+        arrays[field.name] = np.concatenate([getattr(part, field.name) for part in parts])
+    return kind(**arrays)
 
 
 def _pool_measures(measures: Sequence[SplitMeasures], order: np.ndarray) -> SplitMeasures:

@@ -1,6 +1,7 @@
 """Scores, paired tests and predictions of one evaluated run."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -160,6 +161,22 @@ class UnseenEvaluation:
 
 
 @dataclass(frozen=True, eq=False)
+class LabelEvidence:
+    """Class probabilities of labelled images, from a model that was not trained on them.
+
+    Attributes:
+        labels: Given class, int64, shape (N,).
+        probabilities: Calibrated class probabilities, float32, shape (N, C).
+        trained: True if the given class has training images, bool, shape (N,). Otherwise its
+            probability says nothing about the label.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    trained: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """All results of one run.
 
@@ -173,6 +190,8 @@ class Evaluation:
         leaked: Indices of test images that also occur in the training or validation split.
         unseen: Results on the test images of classes without a training image, if there are any.
         unseen_prediction: Predictions for these images. Their classes are always wrong.
+        evidence: Evidence on the labels of images that were not trained on, by split: ``test``
+            and, if there are validation images, ``val``.
     """
 
     scores: tuple[Score, ...]
@@ -184,6 +203,7 @@ class Evaluation:
     leaked: tuple[int, ...] = ()
     unseen: UnseenEvaluation | None = None
     unseen_prediction: Predictions | None = None
+    evidence: Mapping[str, LabelEvidence] = field(default_factory=dict)
 
     def score(self, metric: str, split: str = "test") -> Score:
         """Return the score of a metric on a split."""

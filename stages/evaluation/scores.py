@@ -15,6 +15,7 @@ from stages.evaluation.metric_definitions import METRICS, initial_network
 from stages.evaluation.paired_tests import mcnemar_test
 from stages.evaluation.results import Evaluation, PairedTest, Predictions, Score
 from stages.evaluation.statistics import mean_score, share_score, triplet_score
+from stages.evaluation.suspects import label_evidence
 from stages.evaluation.triplets_and_rankings import SplitMeasures, measure_gallery, measure_split
 from stages.evaluation.typicality import typicality
 from stages.evaluation.unknown import define_unknown, rejection_scores
@@ -122,6 +123,7 @@ def evaluate_split(
         # Without test images, that of the training images.
         spread=_spread(test or gallery, test if test and within else gallery),
         leaked=tuple(leaked),
+        evidence=label_evidence(test, classifier),
     )
 
 

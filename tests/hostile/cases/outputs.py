@@ -18,6 +18,8 @@ from hostile.prepare import (
     steps,
 )
 
+from pipeline.report.write import NAMES
+
 # Takes long if the output is not checked first.
 EPOCHS = "--data photos --dim 8 --epochs 5000"
 FILE_OUTPUTS = {
@@ -113,7 +115,7 @@ CASES = [
     # Reports that cannot be written, or not be made again.
     *(
         error("report", f"reports/{name}", prepare=report_with(name), name=f"{name} is a folder")
-        for name in ("accuracy.csv", "comparisons.csv", "predictions.csv", "report.html")
+        for name in NAMES
     ),
     error(
         f"run {EPOCHS} --out folds --embedding e.safetensors --classifier c.safetensors",

@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.commands.folds import run_folds
 from pipeline.data.dataset import Dataset
 from pipeline.report.summary import verdict
+from pipeline.report.write import NAMES
 from stages.embedding.sampler import plan_batches
 from stages.evaluation.knn import default_k
 from stages.records import EpochLog
@@ -97,7 +98,7 @@ def test_same_folds_write_the_same_bytes_and_keep_no_model(tmp_path, monkeypatch
     (tmp_path / "temporary").mkdir()
     for name in "ab":
         cross_validate(make_dataset(("a", "b")), tmp_path / name, 2)
-    for name in ("accuracy.csv", "comparisons.csv", "predictions.csv", "report.html"):
+    for name in NAMES:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert not list((tmp_path / "temporary").iterdir())
     assert not list(tmp_path.rglob("*.safetensors"))

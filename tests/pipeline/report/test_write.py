@@ -14,7 +14,7 @@ from pipeline.commands.report import report
 from pipeline.escape import escape_formula
 from pipeline.report.write import write_report
 
-CSV_FILES = ("accuracy.csv", "comparisons.csv", "predictions.csv")
+CSV_FILES = ("accuracy.csv", "comparisons.csv", "predictions.csv", "suspects.csv")
 UNTRUSTED_NAMES = (
     "<script>alert(1)</script>",
     "=cmd|' /C calc'!A0",

@@ -50,6 +50,8 @@ def test_pooled_scores_are_counted_over_all_predictions(repeats):
     total = sum(int(fold.measures.total.sum()) for fold in folds)
     assert pooled.score("triplet_accuracy").value == pytest.approx(won / total)
     assert pooled.score("triplet_accuracy").count == total
+    expected = np.concatenate([fold.evidence["test"].probabilities for fold in folds])
+    assert np.array_equal(pooled.evidence["test"].probabilities, expected)
     map_at_r = np.concatenate([fold.measures.map_at_r for fold in folds])
     assert pooled.score("map_at_r").value == pytest.approx(map_at_r.mean())
 

@@ -48,6 +48,18 @@ def test_scores_without_duplicates_equal_scores_of_the_other_images():
     assert paired[3:] == dataclasses.astuple(expected.paired_test(*pair))[3:]
 
 
+def test_evidence_on_labels_has_the_probabilities_of_the_reported_predictions():
+    test, gallery = random_embeddings(30, 3), random_embeddings(60, 3, seed=2)
+    gallery = Embeddings(gallery.vectors, gallery.labels.clamp(max=1), gallery.classes)
+    run = evaluate_random(test, gallery, temperature=2.0)
+    evidence = run.evidence["test"]
+    assert list(run.evidence) == ["test"]  # no validation images
+    assert np.array_equal(evidence.probabilities.argmax(1), run.prediction.classifier)
+    assert np.array_equal(evidence.probabilities.max(1), run.prediction.probability)
+    assert np.array_equal(evidence.labels, test.labels)
+    assert np.array_equal(evidence.trained, test.labels != 2)
+
+
 def test_scores_are_undefined_if_all_images_are_duplicates():
     test, gallery = random_embeddings(30, 3), random_embeddings(60, 3, seed=2)
     run = evaluate_random(test, gallery, leaked=tuple(range(30)))
