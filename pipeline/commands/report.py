@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from pipeline.weights import load_weights
 from stages.errors import CheckpointError, DataError, PipelineError, SettingsError
 from stages.evaluation.baselines import Baseline, raw_pixels
 from stages.evaluation.scores import evaluate_split
-from stages.network.embedding_net import EmbeddingNet, to_device
-from stages.network.inference import embed_split
+from stages.evaluation.trunk_baselines import TrunkBaselines, logistic_regression
+from stages.network.embedding_net import EmbeddingNet, to_device, unit_rows
+from stages.network.inference import BLOCK_SIZE, embed_images, embed_split, trunk_features
 from stages.network.initialization import new_network, with_new_projection
 from stages.network.pretrained import PretrainedWeights
 from stages.records import EmbeddingCheckpoint, Split
@@ -161,17 +163,22 @@ def evaluate_run(
             f"{data.source}: no test images; add a folder test/, or enough images to split some "
             "off (--test, --split-seed)"
         )
-    untrained = _untrained(data, embedded, device, context, pretrained)
+    initial = _initial_network(data, embedded, device, context, pretrained)
+    has_weights = bool(embedded.record.get("weights"))
+    untrained, trunk = None, None
+    if initial:
+        untrained, trunk = _network_baselines(data, initial, device, pretrained=has_weights)
     test = embed_split(network, data.test, device=device)
     evaluation = evaluate_split(
         test,
         classified,
         pixels=_baseline(data, raw_pixels),
-        untrained=_network_baseline(data, untrained, device) if untrained else None,
+        untrained=untrained,
         leaked=data.leaked,
         validated=data.validation is not None,
         within=within,
-        pretrained=bool(embedded.record.get("weights")),
+        pretrained=has_weights,
+        trunk=trunk,
     )
     return EvaluatedRun(
         run=name,
@@ -185,7 +192,7 @@ def evaluate_run(
     )
 
 
-def _untrained(
+def _initial_network(
     data: Dataset,
     embedded: EmbeddingCheckpoint,
     device: torch.device,
@@ -234,8 +241,34 @@ def _baseline(data: Dataset, vectors: Callable[[Split], Tensor]) -> Baseline:
     return Baseline(vectors(data.test), gallery, k)
 
 
-def _network_baseline(data: Dataset, network: EmbeddingNet, device: torch.device) -> Baseline:
-    return _baseline(data, lambda split: embed_split(network, split, device=device).vectors)
+def _network_baselines(
+    data: Dataset, network: EmbeddingNet, device: torch.device, *, pretrained: bool
+) -> tuple[Baseline, TrunkBaselines | None]:
+    """Return kNN with the network before training, and the baselines on a pretrained trunk."""
+    if not pretrained:
+        untrained = _baseline(
+            data, lambda split: embed_split(network, split, device=device).vectors
+        )
+        return untrained, None
+    assert data.test is not None
+
+    @cache  # the trunk is by far the slowest part
+    def features(split: Split) -> Tensor:
+        return trunk_features(network, split, device=device)
+
+    def embed(split: Split) -> Tensor:
+        return embed_images(network, features(split).split(BLOCK_SIZE), device=device)
+
+    validation = None
+    if data.validation:
+        validation = features(data.validation), data.validation.labels
+    trunk = TrunkBaselines(
+        knn=_baseline(data, lambda split: unit_rows(features(split))),
+        logistic=logistic_regression(
+            features(data.test), features(data.train), data.train.labels, validation=validation
+        ),
+    )
+    return _baseline(data, embed), trunk
 
 
 def _run_names(embeddings: Sequence[Path]) -> list[str]:

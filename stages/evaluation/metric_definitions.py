@@ -38,6 +38,16 @@ METRICS = {
         "Share of images classified correctly by dropout + linear + log-softmax on the frozen "
         "embedding",
     ),
+    "balanced_accuracy": Metric(
+        "Balanced accuracy",
+        "Mean over classes with test images of the share of their images that are classified "
+        "correctly by the classifier",
+    ),
+    "macro_f1": Metric(
+        "Macro F1",
+        "Mean over classes with test images of the classifier's F1, the harmonic mean of precision "
+        "and recall",
+    ),
     "precision_at_1": Metric(
         "Recall@1 (= precision@1)",
         "Share of queries whose nearest image has the same class; {ranking}",
@@ -69,6 +79,15 @@ METRICS = {
         "Baseline: kNN before training",
         _VOTE % "untrained_voters" + "; embeddings of the {initial_network}",
     ),
+    "trunk_knn_accuracy": Metric(
+        "Baseline: kNN on the pretrained trunk",
+        _VOTE % "trunk_voters" + "; cosine distance between features of the pretrained trunk",
+    ),
+    "trunk_logistic_accuracy": Metric(
+        "Baseline: logistic regression on the pretrained trunk",
+        "Share of images classified correctly by logistic regression on features of the pretrained "
+        "trunk; {trunk_penalty}",
+    ),
     "calibration_error": Metric(
         "Calibration error (lower is better)",
         "Mean gap between confidence and accuracy of the classifier in {bins} bins of equal width; "
@@ -80,6 +99,8 @@ METRICS = {
         "before temperature scaling",
     ),
 }
+
+TRUNK_METRICS = ("trunk_knn_accuracy", "trunk_logistic_accuracy")  # need pretrained weights
 
 
 def initial_network(*, pretrained: bool) -> str:

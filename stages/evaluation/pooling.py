@@ -61,8 +61,12 @@ def pool_folds(
         pixel_voters=voters,
         untrained_voters=voters if "untrained_knn_accuracy" in correct else None,
         pretrained=pretrained,
+        trunk_voters=voters if "trunk_knn_accuracy" in correct else None,
+        trunk_penalty="C as in the fold" if "trunk_logistic_accuracy" in correct else None,
     )
-    scores, tests = compute_scores("test", mean_correct, measures, prediction, labels, definitions)
+    scores, tests = compute_scores(
+        "test", mean_correct, measures, prediction, labels, definitions, images=indices
+    )
     scores = [_as_pooled(score, count, repeats) for score in scores]
     clean_scores, clean_tests = without_duplicates(scores, tests)
     return Evaluation(
@@ -108,17 +112,22 @@ def pool_runs(
     """Compute mean and standard deviation of each score over runs.
 
     Args:
-        runs: Evaluations with the same metrics and splits.
+        runs: Evaluations. Their scores are matched by metric and split.
         what: Plural noun for the runs in the definitions.
 
     Returns:
         Means and standard deviations (n - 1). ``count`` is the number of runs with a value; a
         standard deviation is undefined for fewer than two.
     """
+    values_by_score: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        for score in run.scores:
+            values = values_by_score.setdefault((score.metric, score.split), [])
+            if score.value is not None:
+                values.append(score.value)
     means, deviations = [], []
-    for same in zip(*(run.scores for run in runs), strict=True):
-        values = [score.value for score in same if score.value is not None]
-        metric, split, count = same[0].metric, same[0].split, len(values)
+    for (metric, split), values in values_by_score.items():
+        count = len(values)
         mean = min(1.0, math.fsum(values) / count) if values else None
         means.append(Score(metric, split, mean, None, None, count, f"mean over {count} {what}"))
         definition = f"standard deviation over {count} {what} (n - 1)"

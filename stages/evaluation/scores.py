@@ -8,12 +8,14 @@ import numpy as np
 
 from stages.evaluation.baselines import PIXELS, Baseline
 from stages.evaluation.calibration_error import BINS, calibration_score
+from stages.evaluation.class_scores import CLASS_MEANS, class_mean_scores
 from stages.evaluation.knn import knn
-from stages.evaluation.metric_definitions import METRICS, initial_network
+from stages.evaluation.metric_definitions import METRICS, TRUNK_METRICS, initial_network
 from stages.evaluation.paired_tests import mcnemar_test
 from stages.evaluation.results import Evaluation, PairedTest, Predictions, Score
 from stages.evaluation.statistics import mean_score, share_score, triplet_score
 from stages.evaluation.triplets_and_rankings import SplitMeasures, measure_gallery, measure_split
+from stages.evaluation.trunk_baselines import TrunkBaselines
 from stages.network.head import probabilities
 from stages.records import ClassifierCheckpoint, Embeddings
 
@@ -26,6 +28,8 @@ PAIRS = (
     ("classification_accuracy", "pixel_knn_accuracy"),
     ("knn_accuracy", "untrained_knn_accuracy"),
     ("knn_accuracy", "majority_accuracy"),
+    ("knn_accuracy", "trunk_knn_accuracy"),
+    ("classification_accuracy", "trunk_logistic_accuracy"),
 )
 
 
@@ -39,12 +43,13 @@ def evaluate_split(
     validated: bool = True,
     within: bool = True,
     pretrained: bool = False,
+    trunk: TrunkBaselines | None = None,
 ) -> Evaluation:
     """Compute all scores, paired tests and predictions of a run on the test split.
 
-    The scores are kNN, triplet and classification accuracy, retrieval measures, calibration error
-    and three baselines. All intervals are 95% confidence intervals. Nothing is chosen on these
-    images.
+    The scores are kNN, triplet and classification accuracy, balanced accuracy, macro F1,
+    retrieval measures, calibration error and baselines. All intervals are 95% confidence
+    intervals. Nothing is chosen on these images.
 
     Args:
         test: Embeddings of N > 0 test images.
@@ -53,11 +58,15 @@ def evaluate_split(
         untrained: Embeddings of the network before training, or None if it is not available; its
             scores are then undefined.
         leaked: Indices of test images that also occur in the training or validation split. Every
-            score is repeated without them as split ``test-without-duplicates``.
+            score but the means over classes is repeated without them as split
+            ``test-without-duplicates``.
         validated: True if each k was chosen on validation images.
         within: True if test images query each other. If False, they query the training images,
             which suits small test splits.
-        pretrained: True if training started from a pretrained trunk. It only changes a definition.
+        pretrained: True if training started from a pretrained trunk. Its baselines are then among
+            the scores.
+        trunk: Baselines on the pretrained trunk, or None if they are not available; their scores
+            are then undefined.
 
     Returns:
         The evaluation.
@@ -75,6 +84,9 @@ def evaluate_split(
     }
     if untrained:
         correct["untrained_knn_accuracy"] = _classify(untrained, gallery) == labels
+    if trunk:
+        correct["trunk_knn_accuracy"] = _classify(trunk.knn, gallery) == labels
+        correct["trunk_logistic_accuracy"] = trunk.logistic.labels == labels
     definitions = define_metrics(
         within=within,
         majority_class=f"training class, {test.classes[majority_class]}",
@@ -82,6 +94,8 @@ def evaluate_split(
         pixel_voters=_describe_voters(pixels.k, gallery, validated),
         untrained_voters=_describe_voters(untrained.k, gallery, validated) if untrained else None,
         pretrained=pretrained,
+        trunk_voters=_describe_voters(trunk.knn.k, gallery, validated) if trunk else None,
+        trunk_penalty=_describe_penalty(trunk.logistic.penalty, validated) if trunk else None,
     )
     scores, tests = compute_scores("test", correct, measures, prediction, labels, definitions)
     if len(leaked):
@@ -93,7 +107,7 @@ def evaluate_split(
             _measure(clean, gallery, within),
             prediction.select(kept),
             labels[kept],
-            definitions,
+            {name: text for name, text in definitions.items() if name not in CLASS_MEANS},
         )
     else:
         clean_scores, clean_tests = without_duplicates(scores, tests)
@@ -147,6 +161,10 @@ def _describe_voters(k: int, gallery: Embeddings, validated: bool) -> str:
     return f"{min(k, len(gallery))} nearest training images ({origin})"
 
 
+def _describe_penalty(penalty: float, validated: bool) -> str:
+    return f"C = {penalty:g} ({'chosen on validation images' if validated else 'default'})"
+
+
 def _spread(a: Embeddings, b: Embeddings) -> float:
     """Return the root mean square distance between unit vectors of two sets."""
     centre_a, centre_b = a.vectors.double().mean(0), b.vectors.double().mean(0)
@@ -161,6 +179,8 @@ def define_metrics(
     pixel_voters: str,
     untrained_voters: str | None,
     pretrained: bool = False,
+    trunk_voters: str | None = None,
+    trunk_penalty: str | None = None,
 ) -> dict[str, str]:
     """Fill in the definitions of ``METRICS`` for one evaluation.
 
@@ -170,7 +190,10 @@ def define_metrics(
         voters: Description of the k nearest neighbours in the embedding.
         pixel_voters: The same for raw pixels.
         untrained_voters: The same for the network before training, or None if it is not available.
-        pretrained: True if training started from a pretrained trunk.
+        pretrained: True if training started from a pretrained trunk. Otherwise the metrics of the
+            pretrained trunk are left out.
+        trunk_voters: As ``voters``, for the pretrained trunk, or None if it is not available.
+        trunk_penalty: Description of C of the logistic regression, or None as above.
 
     Returns:
         Metric -> definition, in the order of ``METRICS``.
@@ -181,17 +204,21 @@ def define_metrics(
     else:
         triplets = "of a test image with two training images, one of its class and one of another,"
         ranking = "each test image queries the training images"
-    if untrained_voters is None:
-        untrained_voters = "k nearest training images (not available: initial weights unknown)"
+    unavailable = "not available: initial weights unknown"
+    no_voters = f"k nearest training images ({unavailable})"
     definitions = {}
     for name, metric in METRICS.items():
+        if name in TRUNK_METRICS and not pretrained:
+            continue
         definitions[name] = metric.definition.format(
             triplets=triplets,
             ranking=ranking,
             majority_class=majority_class,
             voters=voters,
             pixel_voters=pixel_voters,
-            untrained_voters=untrained_voters,
+            untrained_voters=untrained_voters or no_voters,
+            trunk_voters=trunk_voters or no_voters,
+            trunk_penalty=trunk_penalty or unavailable,
             initial_network=initial_network(pretrained=pretrained),
             pixels=PIXELS,
             bins=BINS,
@@ -206,6 +233,8 @@ def compute_scores(
     prediction: Predictions,
     labels: np.ndarray,
     definitions: Mapping[str, str],
+    *,
+    images: np.ndarray | None = None,
 ) -> tuple[list[Score], list[PairedTest]]:
     """Compute every score and paired test of a split with N images.
 
@@ -217,6 +246,7 @@ def compute_scores(
         prediction: Predictions, one per image and repeat.
         labels: Class index of each prediction, int64.
         definitions: Metric -> definition. Gives the metrics and their order.
+        images: Index of the image of each prediction, int64, if there are several repeats.
 
     Returns:
         Scores and paired tests. Those of metrics that are not in ``correct`` are undefined.
@@ -230,6 +260,11 @@ def compute_scores(
         "calibration_error": prediction.probability,
         "calibration_error_uncalibrated": prediction.uncalibrated,
     }
+    class_means = {}
+    if set(CLASS_MEANS) <= set(definitions):
+        class_means = class_mean_scores(
+            prediction.classifier, labels, split, definitions, images=images
+        )
     scores = []
     for metric, definition in definitions.items():
         if metric == "triplet_accuracy":
@@ -238,6 +273,8 @@ def compute_scores(
             score = share_score(metric, split, measures.precision_at_1, definition)
         elif metric in correct:
             score = share_score(metric, split, correct[metric].astype(float), definition)
+        elif metric in class_means:
+            score = class_means[metric]
         elif metric in means:
             score = mean_score(metric, split, means[metric], definition)
         elif metric in confidences:
@@ -248,6 +285,8 @@ def compute_scores(
         scores.append(score)
     tests = []
     for a, b in PAIRS:
+        if a not in definitions or b not in definitions:
+            continue
         if a in correct and b in correct:
             tests.append(mcnemar_test(a, b, split, correct[a], correct[b]))
         else:
@@ -259,7 +298,8 @@ def without_duplicates(
     scores: Sequence[Score], tests: Sequence[PairedTest]
 ) -> tuple[list[Score], list[PairedTest]]:
     """Repeat scores and tests for ``test-without-duplicates`` if no test image is a duplicate."""
+    repeated = [score for score in scores if score.metric not in CLASS_MEANS]
     return (
-        [replace(score, split=WITHOUT_DUPLICATES) for score in scores],
+        [replace(score, split=WITHOUT_DUPLICATES) for score in repeated],
         [replace(test, split=WITHOUT_DUPLICATES) for test in tests],
     )
