@@ -11,7 +11,7 @@ from stages.evaluation.results import Score
 from stages.evaluation.statistics import bounded_mean_interval, wilson_interval
 
 CLASS_MEANS = ("balanced_accuracy", "macro_f1")
-MIN_CLASS_SIZE = 3  # mean number of images per class below which macro F1 has no interval
+MIN_CLASS_SIZE = 3  # harmonic mean of the class sizes below which macro F1 has no interval
 
 
 class Estimate(NamedTuple):
@@ -233,7 +233,7 @@ def _mean_over_classes(
     # The number of images of equally large classes whose mean would vary as much as this one.
     effective = len(values) ** 2 / float((1 / counts.images[counts.images > 0]).sum())
     if metric == "macro_f1" and effective < MIN_CLASS_SIZE * len(values):
-        definition += f"; no interval with fewer than {MIN_CLASS_SIZE} images per class"
+        definition += f"; no interval: on average fewer than {MIN_CLASS_SIZE} images per class"
         return Score(metric, split, value, None, None, len(sizes), definition)
     low, high = bounded_mean_interval(value, math.sqrt(variance) / len(values), effective)
     definition += "; interval: Wilson with the effective number of images (delta method)"

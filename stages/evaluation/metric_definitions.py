@@ -80,11 +80,11 @@ METRICS = {
         _VOTE % "untrained_voters" + "; embeddings of the {initial_network}",
     ),
     "trunk_knn_accuracy": Metric(
-        "Baseline: kNN on the pretrained trunk",
+        "Baseline: kNN on pretrained trunk",
         _VOTE % "trunk_voters" + "; cosine distance between features of the pretrained trunk",
     ),
     "trunk_logistic_accuracy": Metric(
-        "Baseline: logistic regression on the pretrained trunk",
+        "Baseline: logistic regression on trunk",
         "Share of images classified correctly by logistic regression on features of the pretrained "
         "trunk; {trunk_penalty}",
     ),

@@ -113,7 +113,13 @@ CASES = [
     # Reports that cannot be written, or not be made again.
     *(
         error("report", f"reports/{name}", prepare=report_with(name), name=f"{name} is a folder")
-        for name in ("accuracy.csv", "comparisons.csv", "predictions.csv", "report.html")
+        for name in (
+            "accuracy.csv",
+            "comparisons.csv",
+            "predictions.csv",
+            "classes.csv",
+            "report.html",
+        )
     ),
     error(
         f"run {EPOCHS} --out folds --embedding e.safetensors --classifier c.safetensors",

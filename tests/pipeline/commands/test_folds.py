@@ -97,7 +97,13 @@ def test_same_folds_write_the_same_bytes_and_keep_no_model(tmp_path, monkeypatch
     (tmp_path / "temporary").mkdir()
     for name in "ab":
         cross_validate(make_dataset(("a", "b")), tmp_path / name, 2)
-    for name in ("accuracy.csv", "comparisons.csv", "predictions.csv", "report.html"):
+    for name in (
+        "accuracy.csv",
+        "comparisons.csv",
+        "predictions.csv",
+        "classes.csv",
+        "report.html",
+    ):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert not list((tmp_path / "temporary").iterdir())
     assert not list(tmp_path.rglob("*.safetensors"))

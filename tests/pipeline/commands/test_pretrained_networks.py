@@ -31,6 +31,7 @@ from stages.errors import CheckpointError
 from stages.evaluation.knn import knn
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet
+from stages.network.inference import trunk_features
 from stages.network.initialization import new_network
 from stages.records import Split
 from stages.settings import ClassifySettings
@@ -125,11 +126,13 @@ def test_inception_in_every_command(run_command, tmp_path):
 
 def check_trunk_baselines(run: EvaluatedRun, initial: EmbeddingNet) -> None:
     """Compare the baselines on the pretrained trunk with features of the initial network."""
-    initial.eval()
 
-    def features(split: Split) -> np.ndarray:
+    def features(split: Split) -> torch.Tensor:
+        values = trunk_features(initial, split, device=torch.device("cpu"))
         with torch.no_grad():
-            return initial.features(split.take(slice(None))).double()
+            computed = initial.eval().features(split.take(slice(None)))
+        torch.testing.assert_close(values, computed, rtol=1e-3, atol=1e-4)
+        return values
 
     data = run.data
     train, test, labels = features(data.train), features(data.test), data.train.labels
