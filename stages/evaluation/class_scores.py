@@ -161,8 +161,8 @@ def class_mean_scores(
 ) -> dict[str, Score]:
     """Compute balanced accuracy and macro F1: means of recall and F1 over the classes with images.
 
-    The standard errors are those of the delta method over images. A class of one image has no
-    variance of its own, so the largest one for the same mean is taken. The intervals are Wilson
+    The standard errors are those of the delta method over images. The variance of
+    a class with one image cannot be estimated, so the largest one for the same mean is taken. The intervals are Wilson
     intervals of the effective number of images. In simulations of 3 to 100 classes with 5 to 50
     images per class they contain the true value in 92-98% of samples. F1 of one or two images is
     biased, so macro F1 has no interval if the harmonic mean of the class sizes is below 3.

@@ -65,8 +65,7 @@ def evaluate_split(
             which suits small test splits.
         pretrained: True if training started from a pretrained trunk. Its baselines are then among
             the scores.
-        trunk: Baselines on the pretrained trunk, or None if they are not available; their scores
-            are then undefined.
+        trunk: Baselines on the pretrained trunk, or None if they are not available.
 
     Returns:
         The evaluation.
