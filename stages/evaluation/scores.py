@@ -57,9 +57,8 @@ def evaluate_split(
         pixels: Raw pixels.
         untrained: Embeddings of the network before training, or None if it is not available; its
             scores are then undefined.
-        leaked: Indices of test images that also occur in the training or validation split. Every
-            score but the means over classes is repeated without them as split
-            ``test-without-duplicates``.
+        leaked: Indices of test images that also occur in the training or validation split. Scores
+            except class means are repeated without them as split ``test-without-duplicates``.
         validated: True if each k was chosen on validation images.
         within: True if test images query each other. If False, they query the training images,
             which suits small test splits.
