@@ -62,8 +62,7 @@ def evaluate_split(
         validated: True if each k was chosen on validation images.
         within: True if test images query each other. If False, they query the training images,
             which suits small test splits.
-        pretrained: True if training started from a pretrained trunk. Its baselines are then among
-            the scores.
+        pretrained: True if training started from a pretrained trunk; adds its baselines.
         trunk: Baselines on the pretrained trunk, or None if they are not available.
 
     Returns:
