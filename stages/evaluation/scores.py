@@ -79,11 +79,7 @@ def evaluate_split(
         "majority_accuracy": labels == majority_class,
         "pixel_knn_accuracy": _classify(pixels, gallery) == labels,
     }
-    if untrained:
-        correct["untrained_knn_accuracy"] = _classify(untrained, gallery) == labels
-    if trunk:
-        correct["trunk_knn_accuracy"] = _classify(trunk.knn, gallery) == labels
-        correct["trunk_logistic_accuracy"] = trunk.logistic.labels == labels
+    correct |= _network_baselines(untrained, trunk, gallery, labels)
     definitions = define_metrics(
         within=within,
         majority_class=f"training class, {test.classes[majority_class]}",
@@ -151,6 +147,22 @@ def _predict(
 def _classify(baseline: Baseline, gallery: Embeddings) -> np.ndarray:
     """Return the classes predicted by kNN in the space of a baseline, int64 (N,)."""
     return knn(baseline.queries, baseline.gallery, gallery.labels, k=baseline.k).labels
+
+
+def _network_baselines(
+    untrained: Baseline | None,
+    trunk: TrunkBaselines | None,
+    gallery: Embeddings,
+    labels: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Return metric -> True where a baseline that needs a network is correct, bool (N,)."""
+    correct = {}
+    if untrained:
+        correct["untrained_knn_accuracy"] = _classify(untrained, gallery) == labels
+    if trunk:
+        correct["trunk_knn_accuracy"] = _classify(trunk.knn, gallery) == labels
+        correct["trunk_logistic_accuracy"] = trunk.logistic.labels == labels
+    return correct
 
 
 def _describe_voters(k: int, gallery: Embeddings, validated: bool) -> str:
