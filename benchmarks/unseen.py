@@ -53,7 +53,7 @@ def inputs(size: int, classes: int) -> tuple[Embeddings, Tensor, Tensor]:
 
 
 def evaluate(test: Embeddings, pixels: Tensor, untrained: Tensor) -> None:
-    evaluate_unseen(test, pixels=pixels, untrained=untrained)
+    evaluate_unseen(test, {"pixel": pixels, "untrained": untrained})
 
 
 def print_cost(size: int, classes: int) -> None:

@@ -1,16 +1,12 @@
 """`pipeline report`: evaluate checkpoints on the test split."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from pipeline.checkpoint import load_classifier, load_embedding, read_header
-from pipeline.commands.inputs import add_trunk_features, choose_k_for, reload_dataset
+from pipeline.commands.baselines import compute_baselines
+from pipeline.commands.inputs import add_trunk_features, reload_dataset
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
 from pipeline.device import restore_torch_settings
@@ -23,18 +19,14 @@ from pipeline.report.write import (
     report_files,
     write_report,
 )
-from pipeline.weights import load_weights
-from stages.errors import CheckpointError, DataError, PipelineError, SettingsError
-from stages.evaluation.baselines import Baseline, raw_pixels
+from stages.errors import CheckpointError, DataError, SettingsError
 from stages.evaluation.open_set import add_unseen
 from stages.evaluation.scores import evaluate_split
 from stages.evaluation.typicality import rejection_distance
-from stages.network.embedding_net import EmbeddingNet, to_device
+from stages.network.embedding_net import to_device
 from stages.network.inference import embed_split
-from stages.network.initialization import new_network, with_new_projection
 from stages.network.pretrained import PretrainedWeights
-from stages.records import EmbeddingCheckpoint, Embeddings, Split
-from stages.settings import EmbedSettings
+from stages.records import Embeddings
 
 
 @restore_torch_settings()
@@ -163,7 +155,8 @@ def evaluate_run(
             f"{data.source}: no test images of training classes; add a folder test/, or enough "
             "images to split some off (--test, --split-seed)"
         )
-    untrained = _untrained(data, embedded, device, context, pretrained)
+    has_weights = bool(embedded.record.get("weights"))
+    baselines = compute_baselines(data, embedded, device, context, pretrained)
     gallery = classified.gallery
     test = Embeddings(gallery.vectors[:0], gallery.labels[:0], gallery.classes)
     if data.test:
@@ -171,23 +164,23 @@ def evaluate_run(
     evaluation = evaluate_split(
         test,
         classified,
-        pixels=_baseline(data, raw_pixels),
-        untrained=_network_baseline(data, untrained, device) if untrained else None,
+        pixels=baselines.pixels,
+        untrained=baselines.untrained,
         leaked=data.leaked,
         validated=data.validation is not None,
         within=within,
         queries=data.test.queries if data.test else None,
-        pretrained=bool(embedded.record.get("weights")),
+        pretrained=has_weights,
+        trunk=baselines.trunk,
     )
     if data.unseen:
         evaluation = add_unseen(
             evaluation,
             embed_split(network, data.unseen, device=device),
             classified,
-            pixels=raw_pixels(data.unseen),
-            untrained=_unseen_vectors(data, untrained, device),
+            baselines=baselines.unseen,
             queries=data.unseen.queries,
-            pretrained=bool(embedded.record.get("weights")),
+            pretrained=has_weights,
         )
     return EvaluatedRun(
         run=name,
@@ -201,67 +194,6 @@ def evaluate_run(
         validation=classified.validation,
         rejection_distance=rejection_distance(classified.validation_distances.numpy()),
     )
-
-
-def _untrained(
-    data: Dataset,
-    embedded: EmbeddingCheckpoint,
-    device: torch.device,
-    context: RunContext,
-    pretrained: PretrainedWeights | None = None,
-) -> EmbeddingNet | None:
-    """Return the network before training, or None with a note if its weights are unavailable.
-
-    A frozen trunk is still in the checkpoint; one that was trained needs its initial weights.
-    """
-    settings = EmbedSettings(**embedded.record["settings"])
-    if settings.trunk == "frozen":
-        return with_new_projection(to_device(embedded.network, device), settings.seed).to(device)
-    try:
-        weights = _initial_weights(embedded.record, settings, pretrained)
-    except PipelineError as error:
-        context.say(
-            f"note: untrained baseline skipped: its initial weights are unavailable ({error})"
-        )
-        return None
-    return new_network(data.embedding_train, settings, weights).to(device)
-
-
-def _initial_weights(
-    record: Mapping[str, Any], settings: EmbedSettings, pretrained: PretrainedWeights | None
-) -> PretrainedWeights | None:
-    """Return the weights that the trunk started from; None for random weights."""
-    recorded = record.get("weights")
-    if not recorded:
-        return None
-    weights = pretrained or load_weights(replace(settings, weights=recorded["origin"]))
-    if weights and weights.digest != recorded["digest"]:
-        raise CheckpointError(
-            f"--weights {weights.origin}: not the weights that stage one started from; "
-            "restore the original file"
-        )
-    return weights
-
-
-def _baseline(data: Dataset, vectors: Callable[[Split], Tensor]) -> Baseline:
-    """Return other vectors of the same images, with their k chosen on validation."""
-    gallery = vectors(data.train)
-    validation = vectors(data.validation) if data.validation else None
-    k = choose_k_for(validation, gallery, data)
-    return Baseline(vectors(data.test) if data.test else gallery[:0], gallery, k)
-
-
-def _network_baseline(data: Dataset, network: EmbeddingNet, device: torch.device) -> Baseline:
-    return _baseline(data, lambda split: embed_split(network, split, device=device).vectors)
-
-
-def _unseen_vectors(
-    data: Dataset, network: EmbeddingNet | None, device: torch.device
-) -> Tensor | None:
-    """Embed the images of unseen classes with the network before training, if it is available."""
-    if data.unseen is None or network is None:
-        return None
-    return embed_split(network, data.unseen, device=device).vectors
 
 
 def _run_names(embeddings: Sequence[Path]) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from pipeline.escape import printable
+from pipeline.report.class_table import MANY_CLASSES, class_rows
 from pipeline.report.evaluated_run import EvaluatedRun, compare_runs_pairwise
 from pipeline.report.figures import confusion_matrix
 from pipeline.report.formats import (
@@ -26,7 +27,6 @@ from pipeline.report.tables import score_title, shown_scores, side_by_side
 from stages.evaluation.explore import Exploration
 from stages.evaluation.metric_definitions import METRICS
 
-CLASS_ROWS = 30  # classes in the table; the others are folded away
 CONFUSED_PAIRS = 12
 
 
@@ -106,8 +106,8 @@ def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dic
         "paired_tests": [paired for paired in evaluation.paired_tests if paired.split == "test"],
         "cards": [evaluation.score(metric) for metric in MAIN_METRICS],
         "svg": svg,
-        "classes": _class_rows(run, confusion),
-        "class_rows": CLASS_ROWS,
+        "classes": class_rows(run),
+        "many_classes": MANY_CLASSES,
         "confused": _confused_pairs(confusion, run.test.classes),
         "embedding": run.embedding,
         "classifier": run.classifier,
@@ -118,35 +118,6 @@ def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dic
         "folds": [fold.run for fold in run.folds],
         "repeats": run.repeats,
     }
-
-
-def _class_rows(run: EvaluatedRun, confusion: np.ndarray) -> list[dict[str, Any]]:
-    """Return the accuracies of each class.
-
-    Many classes are sorted from the worst to the best, those without a test image last.
-    """
-    labels, prediction = run.images.labels.numpy(), run.evaluation.prediction
-    rows = []
-    for label, name in enumerate(run.images.classes):
-        row: dict[str, Any] = {
-            "name": name,
-            "count": 0,
-            "classifier": None,
-            "knn": None,
-            "triplet": None,
-        }
-        count = int(confusion[label].sum())  # predictions, in all repeats
-        if count:
-            members = labels == label
-            triplet = float(prediction.triplet_accuracy[members].mean())
-            row["count"] = count // run.repeats
-            row["classifier"] = confusion[label, label] / count
-            row["knn"] = float((prediction.knn[members] == label).mean())
-            row["triplet"] = None if np.isnan(triplet) else triplet
-        rows.append(row)
-    if len(rows) > CLASS_ROWS:
-        rows.sort(key=lambda row: (row["classifier"] is None, row["classifier"]))
-    return rows
 
 
 def _confused_pairs(confusion: np.ndarray, classes: Sequence[str]) -> list[tuple[int, str, str]]:

@@ -218,26 +218,38 @@ def _collapse(run: EvaluatedRun) -> Finding | None:
 
 
 def _baselines(run: EvaluatedRun) -> list[Finding]:
-    """Return a warning per baseline that the embedding does not significantly improve on."""
+    """Return a warning per baseline that ours is not significantly better than."""
     majority = run.test.classes[int(np.bincount(run.gallery.labels.numpy()).argmax())]
-    if not run.images:
+    if not run.test:
         return []
-    baselines = {
-        "majority_accuracy": f"always predicting {majority}",
-        "untrained_knn_accuracy": f"kNN on the {initial_network(pretrained=run.pretrained)}",
-        "pixel_knn_accuracy": "kNN on raw pixels",
-    }
+    initial = initial_network(pretrained=run.pretrained)
+    baselines = [
+        ("knn_accuracy", "majority_accuracy", f"always predicting {majority}"),
+        ("knn_accuracy", "untrained_knn_accuracy", f"kNN on the {initial}"),
+        ("knn_accuracy", "pixel_knn_accuracy", "kNN on raw pixels"),
+    ]
+    if run.pretrained:
+        features = "the features of the pretrained trunk"
+        baselines += [
+            ("knn_accuracy", "trunk_knn_accuracy", f"kNN on {features}"),
+            (
+                "classification_accuracy",
+                "trunk_logistic_accuracy",
+                f"logistic regression on {features}",
+            ),
+        ]
     findings = []
-    for metric, name in baselines.items():
-        paired = run.evaluation.paired_test("knn_accuracy", metric)
+    for ours, baseline, name in baselines:
+        paired = run.evaluation.paired_test(ours, baseline)
         if paired.difference is None or (is_significant(paired) and paired.difference > 0):
             continue
-        problem = (
-            "kNN on the embedding is significantly worse than"
-            if is_significant(paired)
-            else "No significant improvement over"
-        )
-        value = format_percent(run.evaluation.score(metric).value)
+        if is_significant(paired):
+            method = "kNN on the embedding" if ours == "knn_accuracy" else "The classifier"
+            problem = f"{method} is significantly worse than"
+        else:
+            method = "" if ours == "knn_accuracy" else "of the classifier "
+            problem = f"No significant improvement {method}over"
+        value = format_percent(run.evaluation.score(baseline).value)
         text = f"{problem} {name} ({value}, {p_equals(paired.p_value)})."
         findings.append(Finding("warning", text))
     return findings

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.files import write_atomically
+from pipeline.report.class_table import class_score_table
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.figures import FIGURES, draw_figures
 from pipeline.report.page import render_page
@@ -16,7 +17,10 @@ from pipeline.report.tables import accuracy_table, comparison_table, prediction_
 from stages.errors import PipelineError
 from stages.evaluation.explore import explore
 
-NAMES = ("accuracy.csv", "comparisons.csv", "predictions.csv", "suspects.csv", "report.html")
+NAMES = (
+    *("accuracy.csv", "comparisons.csv", "predictions.csv", "classes.csv", "suspects.csv"),
+    "report.html",
+)
 
 
 def report_files(folder: Path) -> list[Path]:
@@ -76,6 +80,7 @@ def write_report(
         "accuracy.csv": accuracy_table(runs, pooled=pooled).to_csv(index=False),
         "comparisons.csv": comparison_table(runs, pooled=pooled).to_csv(index=False),
         "predictions.csv": pd.concat(predictions).to_csv(index=False),
+        "classes.csv": class_score_table(runs).to_csv(index=False),
         "suspects.csv": suspect_table(runs).to_csv(index=False),
         "report.html": render_page(runs, exploration, drawn, pooled=pooled),
     }

@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+from stages.evaluation.baselines import PIXELS
+from stages.evaluation.calibration_error import BINS
+
 
 class Metric(NamedTuple):
     """Description of a metric.
@@ -9,11 +12,11 @@ class Metric(NamedTuple):
     Attributes:
         title: Name shown to people.
         definition: Definition in one sentence, a template for ``str.format``. Its fields depend on
-            the evaluation; see :func:`stages.evaluation.scores.define_metrics`.
+            the evaluation; see :func:`define_metrics`.
         unit: Unit of ``Score.count`` in the singular: ``image``, ``triplet`` or ``pair``.
-        group: What computes the metric: ``test`` for those of every test split, which
-            :func:`stages.evaluation.scores.compute_scores` computes; ``unknown`` and ``unseen``
-            for the modules of these names.
+        group: Where the metric is defined: ``test`` for every split of known classes, ``classes``
+            and ``trunk`` for all test images of known classes, the latter with pretrained weights
+            only; ``unknown`` and ``unseen`` for the scores of the modules of these names.
     """
 
     title: str
@@ -82,6 +85,18 @@ METRICS = {
         "Share of images classified correctly by dropout + linear + log-softmax on the frozen "
         "embedding",
     ),
+    "balanced_accuracy": Metric(
+        "Balanced accuracy",
+        "Mean over classes with test images of the share of their images that are classified "
+        "correctly by the classifier",
+        group="classes",
+    ),
+    "macro_f1": Metric(
+        "Macro F1",
+        "Mean over classes with test images of the classifier's F1, the harmonic mean of precision "
+        "and recall",
+        group="classes",
+    ),
     "precision_at_1": Metric(
         "Recall@1 (= precision@1)",
         _RECALL_AT_1,
@@ -119,6 +134,17 @@ METRICS = {
     "untrained_knn_accuracy": Metric(
         "Baseline: kNN before training",
         _VOTE % "untrained_voters" + "; embeddings of the {initial_network}",
+    ),
+    "trunk_knn_accuracy": Metric(
+        "Baseline: kNN on pretrained trunk",
+        _VOTE % "trunk_voters" + "; cosine distance between features of the pretrained trunk",
+        group="trunk",
+    ),
+    "trunk_logistic_accuracy": Metric(
+        "Baseline: logistic regression on trunk",
+        "Share of images classified correctly by logistic regression on features of the pretrained "
+        "trunk; {trunk_penalty}",
+        group="trunk",
     ),
     "calibration_error": Metric(
         "Calibration error (lower is better)",
@@ -209,3 +235,64 @@ def initial_network(*, pretrained: bool) -> str:
     return (
         "pretrained trunk with an untrained projection" if pretrained else "network before training"
     )
+
+
+def define_metrics(
+    *,
+    within: bool,
+    with_queries: bool = False,
+    majority_class: str,
+    voters: str,
+    pixel_voters: str,
+    untrained_voters: str | None,
+    pretrained: bool = False,
+    trunk_voters: str | None = None,
+    trunk_penalty: str | None = None,
+) -> dict[str, str]:
+    """Fill in the definitions of ``METRICS`` for one evaluation.
+
+    Args:
+        within: True if test images query each other, False if they query the training images.
+        with_queries: True if query images of the split query its gallery images.
+        majority_class: Name of the most frequent class and where it was counted.
+        voters: Description of the k nearest neighbours in the embedding.
+        pixel_voters: The same for raw pixels.
+        untrained_voters: The same for the network before training, or None if it is not available.
+        pretrained: True if training started from a pretrained trunk. Otherwise the metrics of the
+            pretrained trunk are left out.
+        trunk_voters: As ``voters``, for the pretrained trunk, or None if it is not available.
+        trunk_penalty: Description of C of the logistic regression, or None as above.
+
+    Returns:
+        Metric -> definition, for the metrics of known classes.
+    """
+    if with_queries:
+        triplets = "of a query (the anchor) and two gallery images of the split"
+        ranking = "each query image queries the gallery images of the split"
+    elif within:
+        triplets = "of the split"
+        ranking = "each image queries all other images of the split"
+    else:
+        triplets = "of a test image with two training images, one of its class and one of another,"
+        ranking = "each test image queries the training images"
+    unavailable = "not available: initial weights unknown"
+    no_voters = f"k nearest training images ({unavailable})"
+    definitions = {}
+    groups = ("test", "classes", "trunk") if pretrained else ("test", "classes")
+    for name, metric in METRICS.items():
+        if metric.group not in groups:
+            continue
+        definitions[name] = metric.definition.format(
+            triplets=triplets,
+            ranking=ranking,
+            majority_class=majority_class,
+            voters=voters,
+            pixel_voters=pixel_voters,
+            untrained_voters=untrained_voters or no_voters,
+            trunk_voters=trunk_voters or no_voters,
+            trunk_penalty=trunk_penalty or unavailable,
+            initial_network=initial_network(pretrained=pretrained),
+            pixels=PIXELS,
+            bins=BINS,
+        )
+    return definitions

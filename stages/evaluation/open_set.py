@@ -1,5 +1,6 @@
 """Evaluate images of classes that were not trained on next to those of known classes."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -16,8 +17,7 @@ def add_unseen(
     unseen: Embeddings,
     classifier: ClassifierCheckpoint,
     *,
-    pixels: Tensor,
-    untrained: Tensor | None,
+    baselines: Mapping[str, Tensor | None],
     queries: Tensor | None = None,
     pretrained: bool = False,
 ) -> Evaluation:
@@ -30,17 +30,15 @@ def add_unseen(
         evaluation: Evaluation of the test images of known classes; there may be none.
         unseen: Embeddings of N > 0 test images of classes without a training image.
         classifier: Classifier of the run.
-        pixels: Raw pixels of these images, floating point, shape (N, F).
-        untrained: Their embeddings by the network before training, shape (N, D), or None.
+        baselines: Other vectors of these images by name, as for
+            :func:`stages.evaluation.unseen.evaluate_unseen`.
         queries: True for queries and False for gallery images, bool, shape (N,), or None.
         pretrained: True if training started from a pretrained trunk.
 
     Returns:
         The evaluation with all scores, paired tests and predictions.
     """
-    result = evaluate_unseen(
-        unseen, pixels=pixels, untrained=untrained, queries=queries, pretrained=pretrained
-    )
+    result = evaluate_unseen(unseen, baselines, queries=queries, pretrained=pretrained)
     prediction = predict(unseen, classifier, result.triplet_accuracy, known=False)
     scores, tests = unknown_scores(
         evaluation.prediction, prediction, unseen.labels.numpy(), define_unknown(classifier)

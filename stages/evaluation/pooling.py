@@ -7,8 +7,9 @@ from typing import TypeVar
 
 import numpy as np
 
+from stages.evaluation.metric_definitions import define_metrics
 from stages.evaluation.results import Evaluation, LabelEvidence, Predictions, Score
-from stages.evaluation.scores import compute_scores, define_metrics, without_duplicates
+from stages.evaluation.scores import compute_scores, without_duplicates
 from stages.evaluation.triplets_and_rankings import SplitMeasures
 from stages.evaluation.unknown import define_unknown, rejection_scores
 
@@ -66,8 +67,12 @@ def pool_folds(
         pixel_voters=voters,
         untrained_voters=voters if "untrained_knn_accuracy" in correct else None,
         pretrained=pretrained,
+        trunk_voters=voters if "trunk_knn_accuracy" in correct else None,
+        trunk_penalty="C as in the fold" if "trunk_logistic_accuracy" in correct else None,
     )
-    scores, tests = compute_scores("test", mean_correct, measures, prediction, labels, definitions)
+    scores, tests = compute_scores(
+        "test", mean_correct, measures, prediction, labels, definitions, images=indices
+    )
     image_labels = labels[order[:, 0]]
     scores += rejection_scores(prediction, image_labels, order, define_unknown())
     scores = [_as_pooled(score, count, repeats) for score in scores]
@@ -117,18 +122,21 @@ def pool_runs(
     """Compute mean and standard deviation of each score over runs.
 
     Args:
-        runs: Evaluations. The first has all metrics and splits.
+        runs: Evaluations. Their scores are matched by metric and split.
         what: Plural noun for the runs in the definitions.
 
     Returns:
         Means and standard deviations (n - 1). ``count`` is the number of runs with a value; a
         standard deviation is undefined for fewer than two.
     """
+    values_by_score: dict[tuple[str, str], list[float]] = {}
+    for run in runs:
+        for score in run.scores:
+            values = values_by_score.setdefault((score.metric, score.split), [])
+            if score.value is not None:
+                values.append(score.value)
     means, deviations = [], []
-    by_key = [{(score.metric, score.split): score.value for score in run.scores} for run in runs]
-    for metric, split in by_key[0]:
-        found = [values.get((metric, split)) for values in by_key]
-        values = [value for value in found if value is not None]
+    for (metric, split), values in values_by_score.items():
         count = len(values)
         mean = min(1.0, math.fsum(values) / count) if values else None
         means.append(Score(metric, split, mean, None, None, count, f"mean over {count} {what}"))

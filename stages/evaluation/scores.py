@@ -7,16 +7,18 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from stages.evaluation.baselines import PIXELS, Baseline
-from stages.evaluation.calibration_error import BINS, calibration_score
+from stages.evaluation.baselines import Baseline
+from stages.evaluation.calibration_error import calibration_score
+from stages.evaluation.class_scores import CLASS_MEANS, class_mean_scores
 from stages.evaluation.knn import knn
 from stages.evaluation.left_out import leave_classes_out
-from stages.evaluation.metric_definitions import METRICS, initial_network
+from stages.evaluation.metric_definitions import METRICS, define_metrics
 from stages.evaluation.paired_tests import mcnemar_test
 from stages.evaluation.results import Evaluation, PairedTest, Predictions, Score
 from stages.evaluation.statistics import mean_score, share_score, triplet_score
 from stages.evaluation.suspects import label_evidence
 from stages.evaluation.triplets_and_rankings import SplitMeasures, measure_gallery, measure_split
+from stages.evaluation.trunk_baselines import TrunkBaselines
 from stages.evaluation.typicality import typicality
 from stages.evaluation.unknown import define_unknown, rejection_scores
 from stages.network.head import energies, probabilities
@@ -31,6 +33,8 @@ PAIRS = (
     ("classification_accuracy", "pixel_knn_accuracy"),
     ("knn_accuracy", "untrained_knn_accuracy"),
     ("knn_accuracy", "majority_accuracy"),
+    ("knn_accuracy", "trunk_knn_accuracy"),
+    ("classification_accuracy", "trunk_logistic_accuracy"),
 )
 
 
@@ -45,12 +49,13 @@ def evaluate_split(
     within: bool = True,
     pretrained: bool = False,
     queries: Tensor | None = None,
+    trunk: TrunkBaselines | None = None,
 ) -> Evaluation:
     """Compute all scores, paired tests and predictions of a run on the test split.
 
-    The scores are kNN, triplet and classification accuracy, retrieval measures, calibration error
-    and three baselines. All intervals are 95% confidence intervals. Nothing is chosen on these
-    images.
+    The scores are kNN, triplet and classification accuracy, balanced accuracy, macro F1,
+    retrieval measures, calibration error and baselines. All intervals are 95% confidence
+    intervals. Nothing is chosen on these images.
 
     Args:
         test: Embeddings of N > 0 test images.
@@ -58,15 +63,16 @@ def evaluate_split(
         pixels: Raw pixels.
         untrained: Embeddings of the network before training, or None if it is not available; its
             scores are then undefined.
-        leaked: Indices of test images that also occur in the training or validation split. Every
-            score is repeated without them as split ``test-without-duplicates``.
+        leaked: Indices of test images that also occur in the training or validation split. Scores
+            except class means are repeated without them as split ``test-without-duplicates``.
         validated: True if each k was chosen on validation images.
         within: True if test images query each other. If False, they query the training images,
             which suits small test splits.
-        pretrained: True if training started from a pretrained trunk. It only changes a definition.
+        pretrained: True if training started from a pretrained trunk; adds its baselines.
         queries: True for queries and False for gallery images of the test split, bool, shape (N,).
             If ``within``, triplets and rankings are those of queries against gallery images. None
             if every image is both.
+        trunk: Baselines on the pretrained trunk, or None if they are not available.
 
     Returns:
         The evaluation.
@@ -85,8 +91,7 @@ def evaluate_split(
         "majority_accuracy": labels == majority_class,
         "pixel_knn_accuracy": _classify(pixels, gallery) == labels,
     }
-    if untrained:
-        correct["untrained_knn_accuracy"] = _classify(untrained, gallery) == labels
+    correct |= _network_baselines(untrained, trunk, gallery, labels)
     definitions = define_metrics(
         within=within,
         with_queries=queries is not None,
@@ -95,6 +100,8 @@ def evaluate_split(
         pixel_voters=_describe_voters(pixels.k, gallery, validated),
         untrained_voters=_describe_voters(untrained.k, gallery, validated) if untrained else None,
         pretrained=pretrained,
+        trunk_voters=_describe_voters(trunk.knn.k, gallery, validated) if trunk else None,
+        trunk_penalty=_describe_penalty(trunk.logistic.penalty, validated) if trunk else None,
     )
     scores, tests = compute_scores("test", correct, measures, prediction, labels, definitions)
     if len(leaked):
@@ -107,7 +114,7 @@ def evaluate_split(
             _measure(clean, gallery, within, clean_queries),
             prediction.select(kept),
             labels[kept],
-            definitions,
+            {name: text for name, text in definitions.items() if METRICS[name].group == "test"},
         )
     else:
         clean_scores, clean_tests = without_duplicates(scores, tests)
@@ -201,68 +208,35 @@ def _classify(baseline: Baseline, gallery: Embeddings) -> np.ndarray:
     return knn(baseline.queries, baseline.gallery, gallery.labels, k=baseline.k).labels
 
 
+def _network_baselines(
+    untrained: Baseline | None,
+    trunk: TrunkBaselines | None,
+    gallery: Embeddings,
+    labels: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Return metric -> True where a baseline that needs a network is correct, bool (N,)."""
+    correct = {}
+    if untrained:
+        correct["untrained_knn_accuracy"] = _classify(untrained, gallery) == labels
+    if trunk:
+        correct["trunk_knn_accuracy"] = _classify(trunk.knn, gallery) == labels
+        correct["trunk_logistic_accuracy"] = trunk.logistic.labels == labels
+    return correct
+
+
 def _describe_voters(k: int, gallery: Embeddings, validated: bool) -> str:
     origin = "k chosen on validation images" if validated else "default k for the class sizes"
     return f"{min(k, len(gallery))} nearest training images ({origin})"
+
+
+def _describe_penalty(penalty: float, validated: bool) -> str:
+    return f"C = {penalty:g} ({'chosen on validation images' if validated else 'default'})"
 
 
 def _spread(a: Embeddings, b: Embeddings) -> float:
     """Return the root mean square distance between unit vectors of two sets."""
     centre_a, centre_b = a.vectors.double().mean(0), b.vectors.double().mean(0)
     return math.sqrt(max(0.0, 2 - 2 * float(centre_a @ centre_b)))
-
-
-def define_metrics(
-    *,
-    within: bool,
-    with_queries: bool = False,
-    majority_class: str,
-    voters: str,
-    pixel_voters: str,
-    untrained_voters: str | None,
-    pretrained: bool = False,
-) -> dict[str, str]:
-    """Fill in the definitions of ``METRICS`` for one evaluation.
-
-    Args:
-        within: True if test images query each other, False if they query the training images.
-        with_queries: True if query images of the split query its gallery images.
-        majority_class: Name of the most frequent class and where it was counted.
-        voters: Description of the k nearest neighbours in the embedding.
-        pixel_voters: The same for raw pixels.
-        untrained_voters: The same for the network before training, or None if it is not available.
-        pretrained: True if training started from a pretrained trunk.
-
-    Returns:
-        Metric -> definition, for the metrics of the group ``test``.
-    """
-    if with_queries:
-        triplets = "of a query (the anchor) and two gallery images of the split"
-        ranking = "each query image queries the gallery images of the split"
-    elif within:
-        triplets = "of the split"
-        ranking = "each image queries all other images of the split"
-    else:
-        triplets = "of a test image with two training images, one of its class and one of another,"
-        ranking = "each test image queries the training images"
-    if untrained_voters is None:
-        untrained_voters = "k nearest training images (not available: initial weights unknown)"
-    definitions = {}
-    for name, metric in METRICS.items():
-        if metric.group != "test":
-            continue
-        definitions[name] = metric.definition.format(
-            triplets=triplets,
-            ranking=ranking,
-            majority_class=majority_class,
-            voters=voters,
-            pixel_voters=pixel_voters,
-            untrained_voters=untrained_voters,
-            initial_network=initial_network(pretrained=pretrained),
-            pixels=PIXELS,
-            bins=BINS,
-        )
-    return definitions
 
 
 def compute_scores(
@@ -272,6 +246,8 @@ def compute_scores(
     prediction: Predictions,
     labels: np.ndarray,
     definitions: Mapping[str, str],
+    *,
+    images: np.ndarray | None = None,
 ) -> tuple[list[Score], list[PairedTest]]:
     """Compute every score and paired test of a split with N images.
 
@@ -283,6 +259,7 @@ def compute_scores(
         prediction: Predictions, one per image and repeat.
         labels: Class index of each prediction, int64.
         definitions: Metric -> definition. Gives the metrics and their order.
+        images: Index of the image of each prediction, int64, if there are several repeats.
 
     Returns:
         Scores and paired tests. Those of metrics that are not in ``correct`` are undefined.
@@ -296,6 +273,11 @@ def compute_scores(
         "calibration_error": prediction.probability,
         "calibration_error_uncalibrated": prediction.uncalibrated,
     }
+    class_means = {}
+    if set(CLASS_MEANS) <= set(definitions):
+        class_means = class_mean_scores(
+            prediction.classifier, labels, split, definitions, images=images
+        )
     scores = []
     for metric, definition in definitions.items():
         if metric == "triplet_accuracy":
@@ -304,6 +286,8 @@ def compute_scores(
             score = share_score(metric, split, measures.precision_at_1, definition)
         elif metric in correct:
             score = share_score(metric, split, correct[metric].astype(float), definition)
+        elif metric in class_means:
+            score = class_means[metric]
         elif metric in means:
             score = mean_score(metric, split, means[metric], definition)
         elif metric in confidences:
@@ -314,6 +298,8 @@ def compute_scores(
         scores.append(score)
     tests = []
     for a, b in PAIRS:
+        if a not in definitions or b not in definitions:
+            continue
         if a in correct and b in correct:
             tests.append(mcnemar_test(a, b, split, correct[a], correct[b]))
         else:
@@ -325,11 +311,8 @@ def without_duplicates(
     scores: Sequence[Score], tests: Sequence[PairedTest]
 ) -> tuple[list[Score], list[PairedTest]]:
     """Repeat scores and tests for ``test-without-duplicates`` if no test image is a duplicate."""
+    repeated = [score for score in scores if METRICS[score.metric].group == "test"]
     return (
-        [
-            replace(score, split=WITHOUT_DUPLICATES)
-            for score in scores
-            if METRICS[score.metric].group == "test"
-        ],
+        [replace(score, split=WITHOUT_DUPLICATES) for score in repeated],
         [replace(test, split=WITHOUT_DUPLICATES) for test in tests],
     )

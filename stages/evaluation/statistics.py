@@ -43,7 +43,7 @@ def wilson_interval(share: float, count: float) -> tuple[float, float]:
     return (0.0 if share == 0 else low), (1.0 if share == 1 else high)
 
 
-def bounded_mean_interval(mean: float, error: float, count: int) -> tuple[float, float]:
+def bounded_mean_interval(mean: float, error: float, count: float) -> tuple[float, float]:
     """Compute a 95% interval of a mean of values in [0, 1] from its standard error.
 
     The interval is the Wilson interval of the effective number of values: the number of binary
@@ -55,7 +55,7 @@ def bounded_mean_interval(mean: float, error: float, count: int) -> tuple[float,
     Args:
         mean: Mean in [0, 1].
         error: Standard error of the mean.
-        count: Number of independent values, at least 1.
+        count: Number of independent values, at least 1. It may be an effective number.
 
     Returns:
         Lower and upper bound in [0, 1]. They differ.

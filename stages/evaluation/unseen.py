@@ -1,6 +1,7 @@
 """Evaluate an embedding on test images of classes that were not trained on."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -36,10 +37,8 @@ class _Measures(NamedTuple):
 
 def evaluate_unseen(
     test: Embeddings,
+    baselines: Mapping[str, Tensor | None],
     *,
-    pixels: Tensor,
-    untrained: Tensor | None,
-    trunk: Tensor | None = None,
     queries: Tensor | None = None,
     pretrained: bool = False,
 ) -> UnseenEvaluation:
@@ -50,12 +49,9 @@ def evaluate_unseen(
 
     Args:
         test: Embeddings of N > 0 test images of C classes without a training image.
-        pixels: Raw pixels of the images, from :func:`stages.evaluation.baselines.raw_pixels`,
-            shape (N, F).
-        untrained: Their embeddings by the network before training, floating point, shape (N, D), or
-            None if it is not available; its scores are then undefined.
-        trunk: Their features of a pretrained trunk, floating point, shape (N, F), or None. Without
-            them, there are no scores of this baseline.
+        baselines: Other vectors of the images by name, floating point, shape (N, D) each: ``pixel``
+            (raw pixels), ``untrained`` (the network before training) and ``trunk`` (features of the
+            pretrained trunk). The scores of a baseline that is None are undefined.
         queries: True for queries and False for gallery images, bool, shape (N,). Queries then
             search the gallery images only. None if every image queries all others.
         pretrained: True if training started from a pretrained trunk. It only changes a definition.
@@ -66,15 +62,12 @@ def evaluate_unseen(
     Example:
         >>> vectors = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-0.6, 0.8]])
         >>> test = Embeddings(vectors, torch.tensor([0, 0, 1, 1]), ("cat", "dog"))
-        >>> evaluation = evaluate_unseen(test, pixels=torch.rand(4, 64), untrained=None)
+        >>> evaluation = evaluate_unseen(test, {"pixel": torch.rand(4, 64)})
         >>> score = evaluation.score("precision_at_1")
         >>> score.value, score.count, score.low
         (1.0, 4, None)
     """
     groups = class_groups(test.labels, queries=queries)
-    baselines = {"pixel": pixels, "untrained": untrained}
-    if trunk is not None:
-        baselines["trunk"] = trunk
     measures = {"embedding": _measure(test.vectors, test.labels, groups, queries)}
     for name, vectors in baselines.items():
         if vectors is not None:

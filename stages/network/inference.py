@@ -103,10 +103,39 @@ def embed_split(network: nn.Module, split: Split, *, device: torch.device) -> Em
     Returns:
         Unit vectors and labels in the order of the split, on the CPU.
     """
+    vectors = _apply_to_split(network, network, split, device)
+    return Embeddings(vectors, split.labels, split.classes)
+
+
+def trunk_features(network: EmbeddingNet, split: Split, *, device: torch.device) -> Tensor:
+    """Compute the trunk features of all images of a split in evaluation mode.
+
+    Like :func:`embed_split`, but without the projection.
+
+    Args:
+        network: The network, on ``device``.
+        split: Images.
+        device: Device to compute on.
+
+    Returns:
+        Features in the order of the split, on the CPU, float32, shape (N, F).
+    """
+    if split.features and has_cached_features(network, split):
+        return split.features.values[split.rows, 0]
+    return _apply_to_split(network, network.features, split, device).float()
+
+
+def _apply_to_split(
+    network: nn.Module,
+    function: Callable[[Tensor], Tensor],
+    split: Split,
+    device: torch.device,
+) -> Tensor:
+    """Apply a function to all images of a split, or to their cached features."""
     rank, world_size = rank_and_world_size()
     rows_per_rank = -(-len(split) // world_size)
     # Every rank embeds equally many rows. The last row is repeated to fill up.
     rows = torch.arange(rank, rows_per_rank * world_size, world_size).clamp(max=len(split) - 1)
     blocks = (network_input(network, split, block) for block in rows.split(BLOCK_SIZE))
-    vectors = all_gather_rows(embed_images(network, blocks, device=device))
-    return Embeddings(vectors[: len(split)], split.labels, split.classes)
+    outputs = apply_in_evaluation_mode(network, function, blocks, device=device)
+    return all_gather_rows(outputs)[: len(split)]

@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from factories import QUIET, make_dataset, train_both
 from library_networks import library_settings, make_photos, save_small_weights
 from PIL import Image
 from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torchvision import models
 
@@ -21,13 +23,17 @@ from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
 from pipeline.commands.report import evaluate_run, report
 from pipeline.files import default_cache
+from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.summary import verdicts
 from pipeline.report.tables import text_table
 from pipeline.weights import load_weights
 from stages.errors import CheckpointError
+from stages.evaluation.knn import knn
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet
+from stages.network.inference import trunk_features
 from stages.network.initialization import new_network
+from stages.records import Split
 from stages.settings import ClassifySettings
 
 BASELINE = "untrained_knn_accuracy"
@@ -118,6 +124,37 @@ def test_inception_in_every_command(run_command, tmp_path):
     assert (tmp_path / "second" / "report.html").is_file()
 
 
+def check_trunk_baselines(run: EvaluatedRun, initial: EmbeddingNet) -> None:
+    """Compare the baselines on the pretrained trunk with features of the initial network."""
+
+    def features(split: Split) -> torch.Tensor:
+        values = trunk_features(initial, split, device=torch.device("cpu"))
+        with torch.no_grad():
+            computed = initial.eval().features(split.take(slice(None)))
+        torch.testing.assert_close(values, computed, rtol=1e-3, atol=1e-4)
+        return values
+
+    data = run.data
+    train, test, labels = features(data.train), features(data.test), data.train.labels
+    true_labels = data.test.labels.numpy()
+    score = run.evaluation.score("trunk_knn_accuracy")
+    k = int(score.definition.split(" nearest training images")[0].split()[-1])
+    predicted = knn(F.normalize(test), F.normalize(train), labels, k=k).labels
+    assert score.value == pytest.approx((predicted == true_labels).mean())
+    score = run.evaluation.score("trunk_logistic_accuracy")
+    penalty = float(score.definition.split("C = ")[1].split()[0])
+    mean, scale = train.mean(0), (train - train.mean(0)).square().mean().sqrt()
+    model = LogisticRegression(C=penalty, max_iter=1000).fit((train - mean) / scale, labels)
+    assert score.value == pytest.approx(model.score((test - mean) / scale, true_labels))
+    for pair in (
+        ("knn_accuracy", "trunk_knn_accuracy"),
+        ("classification_accuracy", "trunk_logistic_accuracy"),
+    ):
+        paired = run.evaluation.paired_test(*pair)
+        difference = run.evaluation.score(pair[0]).value - run.evaluation.score(pair[1]).value
+        assert paired.difference == pytest.approx(difference)
+
+
 def test_weights_are_identified_by_their_content(small_weights, tmp_path):
     data = make_dataset(("cat", "dog"), train=4, size=32, channels=3)
     settings = library_settings(weights=str(small_weights))
@@ -132,13 +169,18 @@ def test_weights_are_identified_by_their_content(small_weights, tmp_path):
         embed(data, data.read, replace(settings, weights="none"), out=embedding, context=QUIET)
 
     def evaluate():
-        return evaluate_run("run", embedding, classifier, context=QUIET, source=data).evaluation
+        return evaluate_run("run", embedding, classifier, context=QUIET, source=data)
 
-    assert evaluate().score(BASELINE).count == len(data.test)
+    run = evaluate()
+    assert run.evaluation.score(BASELINE).count == len(data.test)
+    # The trunk was tuned: its baselines use the initial weights.
+    check_trunk_baselines(run, new_network(data.train, same_run, load_weights(same_run)))
     moved.unlink()  # the untrained baseline of a tuned trunk needs the weights
-    evaluation = evaluate()
+    evaluation = evaluate().evaluation
     assert evaluation.score(BASELINE).count == 0
     assert evaluation.paired_test("knn_accuracy", BASELINE).count == 0
+    assert evaluation.score("trunk_knn_accuracy").count == 0
+    assert evaluation.score("trunk_logistic_accuracy").count == 0
     assert report(embedding, classifier, out=tmp_path / "reports", context=QUIET, source=data)
 
 
@@ -162,6 +204,7 @@ def test_untrained_baseline_is_the_initial_network(small_weights, tmp_path, monk
     trained = load_embedding(embedding).digest
     assert digests == {trained, state_digest(initial.state_dict())}
     assert len(digests) == 2
+    check_trunk_baselines(run, initial)
     name = "pretrained trunk with an untrained projection"
     assert name in run.evaluation.score(BASELINE).definition
     paired = [

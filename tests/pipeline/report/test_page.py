@@ -184,7 +184,7 @@ def test_no_problem_on_the_console_and_no_request(report_file, browse):
 
 def test_untrusted_names_are_shown_as_text(report_file, browse):
     page = browse(report_file)
-    assert page.evaluate("document.querySelectorAll('script').length") == 2
+    assert page.evaluate("document.querySelectorAll('script').length") == 3
     assert page.evaluate("document.querySelectorAll('[onerror], [onload]').length") == 0
     text = page.evaluate("document.body.innerText")
     assert all(name in text for name in UNTRUSTED_NAMES)
@@ -234,6 +234,28 @@ def test_a_footnote_opens_its_definition(report_file, browse):
     page.evaluate("document.querySelector('a[href=\"#definition-1\"]').click()")
     time.sleep(0.5)
     assert page.evaluate("document.querySelector('#definition-1').closest('details').open") is True
+
+
+SORT = """(() => {
+    const table = document.querySelector('table.classes');
+    const header = table.tHead.rows[0].cells[%d];
+    header.querySelector('button').click();
+    const cells = [...table.tBodies[0].rows].map(row => row.cells[%d]);
+    return [header.getAttribute('aria-sort'), table.querySelectorAll('[aria-sort]').length,
+        cells.map(cell => cell.dataset.value ?? cell.textContent)];
+})()"""
+
+
+def test_the_table_of_classes_is_sorted_by_its_headers(report_file, browse):
+    page = browse(report_file)
+    for order, reverse in (("ascending", False), ("descending", True)):
+        sort, sorted_columns, values = page.evaluate(SORT % (2, 2))  # precision
+        numbers = [float(value) for value in values if value != "\u2013"]
+        assert (sort, sorted_columns) == (order, 1)
+        assert numbers == sorted(numbers, reverse=reverse) and len(numbers) > 1
+    sort, _, names = page.evaluate(SORT % (0, 0))
+    assert sort == "ascending" and sorted(names) == sorted(UNTRUSTED_NAMES)
+    assert page.problems() == []
 
 
 def test_the_page_can_be_printed(report_file, browse):

@@ -75,6 +75,47 @@ def test_each_baseline_that_is_not_beaten_has_a_warning(good_report, changes, be
         assert text.startswith(f"{beginning} {baseline}")
 
 
+@pytest.mark.parametrize(
+    "changes, knn, classifier",
+    [
+        (
+            {"difference": 0.1, "p_value": 0.2},
+            "No significant improvement over kNN on the features of the pretrained trunk (9",
+            "No significant improvement of the classifier over logistic regression on the features",
+        ),
+        (
+            {"difference": -0.1, "p_value": 1e-9},
+            "kNN on the embedding is significantly worse than kNN on the features",
+            "The classifier is significantly worse than logistic regression on the features",
+        ),
+        ({"difference": 0.1, "p_value": 1e-9}, None, None),
+    ],
+)
+def test_a_pretrained_trunk_that_is_not_beaten_has_a_warning(good_report, changes, knn, classifier):
+    run = good_report.runs[0]
+    score, paired = run.evaluation.score("knn_accuracy"), run.evaluation.paired_tests[0]
+    scores, tests = list(run.evaluation.scores), list(run.evaluation.paired_tests)
+    for ours, baseline in (
+        ("knn_accuracy", "trunk_knn_accuracy"),
+        ("classification_accuracy", "trunk_logistic_accuracy"),
+    ):
+        scores.append(dataclasses.replace(score, metric=baseline, value=0.95))
+        tests.append(dataclasses.replace(paired, metric_a=ours, metric_b=baseline))
+    evaluation = dataclasses.replace(
+        run.evaluation, scores=tuple(scores), paired_tests=tuple(tests)
+    )
+    weights = {"origin": "default", "digest": "0" * 64}
+    run = dataclasses.replace(
+        run, evaluation=evaluation, embedding={**run.embedding, "weights": weights}
+    )
+    texts = [text for text in warnings_of(with_paired_tests(run, **changes)) if "trunk" in text]
+    if knn is None:
+        assert texts == []
+    else:
+        assert texts[-2].startswith(knn) and texts[-1].startswith(classifier)
+        assert "(95.0%, p " in texts[-1]
+
+
 def test_duplicates_are_reported(tmp_path):
     data = make_dataset(CLASSES, train=20, test=30, leaked=50)
     assert data.leaked == tuple(range(50))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from factories import evaluate_random, random_embeddings
+from sklearn.metrics import balanced_accuracy_score
 
 from stages.evaluation.pooling import pool_folds, pool_runs
 from stages.evaluation.statistics import bounded_mean_interval, triplet_accuracy
@@ -44,6 +45,10 @@ def test_pooled_scores_are_counted_over_all_predictions(repeats):
         correct = np.concatenate([fold.correct[metric] for fold in folds])
         assert score.value == pytest.approx(correct.mean())
         assert score.count == 60  # images, not predictions
+    predicted = np.concatenate([fold.prediction.classifier for fold in folds])
+    balanced = pooled.score("balanced_accuracy")
+    assert balanced.value == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert balanced.count == pooled.score("macro_f1").count == 60
     majority = np.bincount(labels).max() / len(labels)
     assert pooled.score("majority_accuracy").value == pytest.approx(majority)
     won = sum(int(fold.measures.won.sum()) for fold in folds)
@@ -98,6 +103,21 @@ def test_pool_runs_equals_numpy():
     assert means[index].value == pytest.approx(np.mean(values))
     assert deviations[index].value == pytest.approx(np.std(values, ddof=1))
     assert means[index].count == 3
+
+
+def test_pool_runs_matches_scores_by_metric_and_split():
+    gallery = random_embeddings(200, 4, seed=9)
+    first, second = (
+        evaluate_random(random_embeddings(100, 4, seed=seed), gallery) for seed in (1, 2)
+    )
+    extra = replace(first.score("knn_accuracy"), metric="trunk_knn_accuracy")
+    means, deviations = pool_runs([replace(first, scores=(extra, *first.scores)), second])
+    assert len(means) == len(deviations) == len(second.scores) + 1
+    values = {(score.metric, score.split): score for score in means}
+    assert values["trunk_knn_accuracy", "test"].value == extra.value
+    assert values["trunk_knn_accuracy", "test"].count == 1
+    expected = np.mean([run.score("map_at_r").value for run in (first, second)])
+    assert values["map_at_r", "test"].value == pytest.approx(expected)
 
 
 def test_deviation_of_a_single_run_is_undefined():

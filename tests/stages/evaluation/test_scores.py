@@ -19,7 +19,11 @@ def test_scores_follow_the_table_of_metrics():
     run = evaluate_random(random_embeddings(30, 3), random_embeddings(60, 3, seed=2))
     names = [score.metric for score in run.scores if score.split == "test"]
     assert names == [metric for metric in METRICS if metric in names]
-    assert {metric for metric, row in METRICS.items() if row.group == "test"} <= set(names)
+    groups = {metric: METRICS[metric].group for metric in METRICS}
+    assert {metric for metric in METRICS if groups[metric] in ("test", "classes")} <= set(names)
+    assert "trunk" not in {groups[metric] for metric in names}
+    clean = [score.metric for score in run.scores if score.split == WITHOUT_DUPLICATES]
+    assert clean == [metric for metric in names if groups[metric] == "test"]
     for score in run.scores:
         assert score.definition.startswith(METRICS[score.metric].definition.split("{")[0])
         assert "{" not in score.definition

@@ -19,7 +19,7 @@ BASELINES = ("pixel", "untrained", "trunk")
 def evaluate(test, **options):
     worse = add_noise(test, 0.4).vectors
     pixels = unit_vectors(len(test), 20, seed=5)
-    return evaluate_unseen(test, pixels=pixels, untrained=worse, **options)
+    return evaluate_unseen(test, {"pixel": pixels, "untrained": worse}, **options)
 
 
 def test_scores_come_from_each_kind_of_vectors():
@@ -70,7 +70,7 @@ def test_paired_tests_are_the_embedding_minus_each_baseline():
 
 def test_missing_baselines():
     test = random_embeddings(40, 6)
-    evaluation = evaluate_unseen(test, pixels=test.vectors, untrained=None)
+    evaluation = evaluate_unseen(test, {"pixel": test.vectors, "untrained": None})
     metrics = [score.metric for score in evaluation.scores]
     assert evaluation.score("untrained_map_at_r").value is None
     assert not any(metric.startswith("trunk_") for metric in metrics)
@@ -109,7 +109,7 @@ def test_degenerate_splits(labels, equal):
     if equal:
         vectors = vectors[:1].expand(len(labels), -1)
     test = Embeddings(vectors, torch.tensor(labels), ("a", "b", "c", "d"))
-    evaluation = evaluate_unseen(test, pixels=vectors, untrained=vectors)
+    evaluation = evaluate_unseen(test, {"pixel": vectors, "untrained": vectors})
     defined = labels == [0, 0, 1, 1]
     for metric in ("triplet_accuracy", "verification_auc"):
         score = evaluation.score(metric)
@@ -134,8 +134,8 @@ def test_order_of_rows_does_not_matter():
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
     permuted = Embeddings(test.vectors[order], test.labels[order], test.classes)
     pixels = unit_vectors(50, 20, seed=5)
-    a = evaluate_unseen(test, pixels=pixels, untrained=None)
-    b = evaluate_unseen(permuted, pixels=pixels[order], untrained=None)
+    a = evaluate_unseen(test, {"pixel": pixels, "untrained": None})
+    b = evaluate_unseen(permuted, {"pixel": pixels[order], "untrained": None})
     for first, second in zip(a.scores, b.scores, strict=True):
         assert first.value == pytest.approx(second.value, abs=1e-12)
         assert first.low == pytest.approx(second.low, abs=1e-9)
