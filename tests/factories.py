@@ -145,6 +145,7 @@ def make_record(kind: str, network: EmbeddingNet | None = None, **changes: Any) 
             "embedding_digest": digest,
             "gallery_ids": ["x", "y", "z"],
             "temperature": 1.5,
+            "calibrated": True,
             "k": 3,
             "history": [asdict(HeadLog(9, 0.1, 0.2, 1.0, 1e-3, converged=True))],
         },
@@ -225,6 +226,7 @@ def evaluate_random(
         embedding_digest="",
         digest="",
         temperature=temperature,
+        calibrated=True,
         k=k,
     )
     generator = torch.Generator().manual_seed(5)

@@ -39,7 +39,7 @@ class Predicted(NamedTuple):
     Attributes:
         path: Path of the image.
         label: Class predicted by the classifier.
-        probability: Calibrated probability of that class.
+        probability: Probability of that class; calibrated if the classifier is.
         knn_label: Class predicted by kNN.
         nearest_id: Id of the nearest training image.
         nearest_distance: Euclidean distance to it, in [0, 2].
@@ -90,6 +90,11 @@ def predict(
     device = context.start()
     with _reserved(out, images, classifier):
         checkpoint = load_classifier(classifier)
+        if not checkpoint.calibrated:
+            context.say(
+                f"note: the probabilities of {classifier} are uncalibrated: "
+                "it had too few validation images"
+            )
         to_device(checkpoint.network, device)
         blocks = predict_images(find_images(images), checkpoint, device=device)
         count, skipped = write_predictions(blocks, out, as_json=as_json)
