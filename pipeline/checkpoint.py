@@ -222,6 +222,7 @@ def load_classifier(path: Path) -> ClassifierCheckpoint:
         embedding_digest=record["embedding_digest"],
         digest=header.digest,
         temperature=record["temperature"],
+        calibrated=record["calibrated"],
         k=record["k"],
     )
 

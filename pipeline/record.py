@@ -126,6 +126,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
         "embedding_digest": _TEXT,
         "gallery_ids": [_STRING],
         "temperature": _TEMPERATURE,
+        "calibrated": _BOOL,
         "k": _whole(1),
         "epoch": _whole(1),
         "history": [HeadLog],

@@ -319,8 +319,8 @@ class ClassifierCheckpoint:
         record: JSON-compatible description of the run.
         embedding_digest: Digest of the embedding network that the head was trained on.
         digest: Digest of all tensors of the checkpoint.
-        temperature: Divisor of the head's log-probabilities before the softmax, fitted on
-            validation.
+        temperature: Divisor of the head's log-probabilities before the softmax.
+        calibrated: True if the temperature was fitted; otherwise it is 1.
         k: Number of neighbours of kNN, chosen on validation.
     """
 
@@ -335,4 +335,5 @@ class ClassifierCheckpoint:
     embedding_digest: str
     digest: str
     temperature: float
+    calibrated: bool
     k: int

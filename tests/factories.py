@@ -149,6 +149,7 @@ def make_record(kind: str, network: EmbeddingNet | None = None, **changes: Any) 
             "embedding_digest": digest,
             "gallery_ids": ["x", "y", "z"],
             "temperature": 1.5,
+            "calibrated": True,
             "k": 3,
             "history": [asdict(HeadLog(9, 0.1, 0.2, 1.0, 1e-3, converged=True))],
         },
@@ -233,6 +234,7 @@ def make_classifier(
         embedding_digest="",
         digest="",
         temperature=temperature,
+        calibrated=True,
         k=k,
     )
 

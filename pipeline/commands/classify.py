@@ -13,7 +13,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.device import package_versions, restore_torch_settings
 from pipeline.identity import classifier_identity, refuse_to_replace
 from pipeline.monitor import embedding_files, vectors_path
-from pipeline.numbers import format_share
+from pipeline.numbers import count_of, format_share
 from pipeline.outputs import reserve_outputs
 from pipeline.processes import main_process_only
 from pipeline.vector_cache import load_vectors, save_vectors
@@ -88,7 +88,7 @@ def _classify(
             k=vectors["k"],
             on_epoch=lambda _: bar.update(),
         )
-    _announce(trained, settings, context)
+    _announce(trained, validation, settings, context)
     copied = ("network", "classes", "source", "counts", "skipped", "unseen")
     record = {
         **identity,
@@ -96,6 +96,7 @@ def _classify(
         "embedding_digest": embedded.digest,
         "gallery_ids": vectors["ids"],
         "temperature": trained.temperature,
+        "calibrated": trained.calibrated,
         "k": trained.k,
         "epoch": trained.epoch,
         "history": [asdict(log) for log in trained.history],
@@ -109,15 +110,24 @@ def _classify(
     return out
 
 
-def _announce(trained: TrainedClassifier, settings: ClassifySettings, context: RunContext) -> None:
-    """Say which classifier validation has chosen, and whether it has converged."""
+def _announce(
+    trained: TrainedClassifier,
+    validation: Embeddings | None,
+    settings: ClassifySettings,
+    context: RunContext,
+) -> None:
+    """Say which classifier validation has chosen, and whether it is calibrated and converged."""
     best = trained.history[trained.epoch - 1]
     accuracy = ""
     if best.val_accuracy is not None:
         accuracy = f", validation accuracy {format_share(best.val_accuracy, 4)}"
+    calibration = "uncalibrated: too few validation images"
+    if trained.calibrated and validation is not None:
+        images = count_of(len(validation), "validation image")
+        calibration = f"temperature {trained.temperature:.2f}, fitted on {images}"
     context.say(
         f"classifier: weight decay {best.weight_decay:g}, {trained.history[-1].epoch} passes"
-        f"{accuracy}; temperature {trained.temperature:.2f}; k = {trained.k}"
+        f"{accuracy}; {calibration}; k = {trained.k}"
     )
     if not best.converged:
         context.say(

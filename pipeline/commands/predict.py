@@ -78,6 +78,11 @@ def predict(
         checkpoint = load_classifier(classifier)
         if note := _describe_resolution(checkpoint, reject):
             context.say(f"note: {note}")
+        if not checkpoint.calibrated:
+            context.say(
+                f"note: the probabilities of {classifier} are uncalibrated: "
+                "it had too few validation images"
+            )
         to_device(checkpoint.network, device)
         blocks = predict_images(find_images(images), checkpoint, device=device, reject=reject)
         count, skipped = write_predictions(blocks, out, as_json=as_json)

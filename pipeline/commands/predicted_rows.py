@@ -22,7 +22,7 @@ class Predicted(NamedTuple):
     Attributes:
         path: Path of the image.
         label: Class predicted by the classifier.
-        probability: Calibrated probability of that class.
+        probability: Probability of that class; calibrated if the classifier is.
         knn_label: Class predicted by kNN.
         nearest_id: Id of the nearest training image.
         nearest_distance: Euclidean distance to it, in [0, 2].

@@ -127,7 +127,7 @@ def plan_folds(source: Source, folds: int, repeats: int) -> tuple[dict[str, list
         reason = "most classes are too small for a validation image"
         if source.read.val == 0:
             reason = "no validation images (--val 0)"
-        notes.append(f"{reason}: epochs, k and weight decay are fixed, and the temperature is 1")
+        notes.append(f"{reason}: epochs, k and weight decay are fixed, probabilities uncalibrated")
     if untrained:
         examples = ", ".join(sorted(untrained)[:5])
         notes.append(

@@ -58,6 +58,11 @@ class EvaluatedRun:
         return bool(self.embedding.get("weights"))
 
     @property
+    def calibrated(self) -> bool:
+        """Return True if the temperature was fitted, in at least one of the folds."""
+        return any(run.classifier["calibrated"] for run in self.folds or (self,))
+
+    @property
     def repeats(self) -> int:
         """Return the number of predictions per test image."""
         if not self.test:

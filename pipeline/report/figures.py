@@ -44,7 +44,7 @@ def draw_figures(run: EvaluatedRun, exploration: Exploration | None) -> dict[str
     if run.test:
         figures |= {
             "comparison": draw_scores(_score_rows(run.evaluation)),
-            "reliability": draw_reliability(_reliability_lines(run.evaluation)),
+            "reliability": draw_reliability(_reliability_lines(run)),
             "confusion": draw_confusion(confusion_matrix(run), classes),
         }
     if run.evaluation.unseen:
@@ -85,16 +85,19 @@ def _score_rows(
 
 
 def _reliability_lines(
-    evaluation: Evaluation,
+    run: EvaluatedRun,
 ) -> list[tuple[str, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    prediction = evaluation.prediction
+    evaluation, prediction = run.evaluation, run.evaluation.prediction
     correct = evaluation.correct["classification_accuracy"]
     before = format_percent(evaluation.score("calibration_error_uncalibrated").value or 0)
     after = format_percent(evaluation.score("calibration_error").value or 0)
-    return [
+    lines = [
         (
             f"uncalibrated: calibration error {before}",
             reliability(prediction.uncalibrated, correct),
-        ),
-        (f"calibrated: calibration error {after}", reliability(prediction.probability, correct)),
+        )
     ]
+    if run.calibrated:
+        calibrated = reliability(prediction.probability, correct)
+        lines.append((f"calibrated: calibration error {after}", calibrated))
+    return lines

@@ -111,6 +111,7 @@ def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dic
         "confused": _confused_pairs(confusion, run.test.classes),
         "embedding": run.embedding,
         "classifier": run.classifier,
+        "calibrated": run.calibrated,
         "notes": run.data.notes,
         "leaked": len(evaluation.leaked),
         "unseen": unseen_view(run),

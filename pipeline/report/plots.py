@@ -123,13 +123,13 @@ def draw_reliability(
 
     Args:
         lines: Captions and the arrays from :func:`stages.evaluation.calibration_error.reliability`,
-            before and after temperature scaling.
+            before temperature scaling and, if the temperature was fitted, after it.
     """
     with matplotlib.rc_context(STYLE):
         figure, axes = new_figure(4.2, 2.8)
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=DASHED)
         for (caption, (counts, confidence, accuracy)), colour, marker in zip(
-            lines, (ORANGE, BLUE), "so", strict=True
+            lines, (ORANGE, BLUE), "so", strict=False
         ):
             for count, x, y in zip(counts, confidence, accuracy, strict=True):
                 if count:

@@ -1,6 +1,7 @@
-"""Temperature scaling and the choice of k, both on validation embeddings."""
+"""Temperature scaling and the choice of k, both on images that the head was not trained on."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -12,11 +13,11 @@ from stages.subset import evenly_spaced
 K_CANDIDATES = (1, 5, 20)  # values of k that are tried, in addition to the default
 MAX_K_QUERIES = 1000  # validation vectors used to choose k
 
-# Validation vectors needed to fit a temperature. With fewer, temperature scaling is
-# under-confident even if all of them are classified correctly.
-MIN_CALIBRATION_VECTORS = 50
-
 MAX_TEMPERATURE = 20.0
+
+# Standard deviation of log T between training images and new images. Over 12 to 14 splits each of
+# digits and photos, the root mean square of log(best T on test / T of cross-fitting) is 0.38.
+PRIOR_WIDTH = 0.4
 
 
 def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
@@ -45,9 +46,7 @@ def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
         >>> fit_temperature(scores.log_softmax(1), labels) > 1
         True
     """
-    scores, targets = log_probabilities.double().numpy(), labels.numpy()
-    # With a maximum of 0 per row, the exponentials below cannot overflow at any temperature.
-    scores = scores - scores.max(axis=1, keepdims=True)
+    scores, targets = _centred(log_probabilities), labels.numpy()
     count, classes = scores.shape
     error_share = 1 / (count + 2)
     smoothed = np.full((count, classes), error_share / max(1, classes - 1))
@@ -57,9 +56,52 @@ def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
         scaled = scores / math.exp(log_temperature)
         return float(np.mean(np.log(np.exp(scaled).sum(1)) - (smoothed * scaled).sum(1)))
 
+    return _minimise_over_log_temperature(cross_entropy)
+
+
+def update_temperature(log_probabilities: Tensor, labels: Tensor, *, prior: float) -> float:
+    """Correct a temperature by validation images: the maximum a posteriori estimate.
+
+    The prior of log T is normal around log(prior) with standard deviation 0.4. A few images move
+    the temperature little, even if all of them are classified correctly; many determine it.
+
+    Args:
+        log_probabilities: Output of the head for the validation images, float32, shape (N, C).
+        labels: Class indices, int64, shape (N,).
+        prior: Temperature expected before the validation images are seen, in [0.05, 20].
+
+    Returns:
+        The temperature, in [0.05, 20].
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[4.0, 0.0], [0.0, 4.0], [4.0, 0.0], [4.0, 0.0]])
+        >>> labels = torch.tensor([0, 1, 0, 1])  # confident, but one label in four is different
+        >>> 1 < update_temperature(scores.log_softmax(1), labels, prior=1.0) < 2
+        True
+    """
+    scores, targets = _centred(log_probabilities), labels.numpy()
+    true_scores = scores[np.arange(len(scores)), targets]
+
+    def negative_log_posterior(log_temperature: float) -> float:
+        scaled = scores / math.exp(log_temperature)
+        losses = np.log(np.exp(scaled).sum(1)) - true_scores / math.exp(log_temperature)
+        distance = (log_temperature - math.log(prior)) / PRIOR_WIDTH
+        return float(losses.sum() + distance**2 / 2)
+
+    return _minimise_over_log_temperature(negative_log_posterior)
+
+
+def _centred(log_probabilities: Tensor) -> np.ndarray:
+    """Return float64 scores with a maximum of 0 per row: their exponentials cannot overflow."""
+    scores = log_probabilities.double().numpy()
+    return scores - scores.max(axis=1, keepdims=True)
+
+
+def _minimise_over_log_temperature(loss: Callable[[float], float]) -> float:
     bound = math.log(MAX_TEMPERATURE)
     result = minimize_scalar(
-        cross_entropy, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-3}
+        loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-3}
     )
     return math.exp(float(result.x))
 

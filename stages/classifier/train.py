@@ -6,9 +6,17 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from stages.classifier.calibration import MIN_CALIBRATION_VECTORS, choose_k, fit_temperature
+from stages.classifier.calibration import choose_k, fit_temperature, update_temperature
+from stages.classifier.cross_fit import cross_fit
+from stages.classifier.head_loss import (
+    HeadLoss,
+    class_weights,
+    dropout_replicas,
+    minimise,
+    zero_head,
+)
 from stages.evaluation.knn import default_k
 from stages.network.head import Head
 from stages.records import Embeddings, HeadLog
@@ -19,15 +27,10 @@ from stages.settings import ClassifySettings
 DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 DEFAULT_DECAY = 1e-3  # without validation
 
-TOLERANCE = 1e-4  # L-BFGS has converged if no gradient component is larger
-
-# Up to this many training vectors, each is repeated under 16 dropout masks. With one mask per
-# vector, the result would depend on the random draw.
-SMALL_DATA = 2000
-SMALL_DATA_REPLICAS = 16
-REPLICATED_ROWS = 6000  # larger data is repeated as often as fits into this many rows
-
-MAX_LOGITS = 2**23  # logits computed at once
+# So many validation images determine the temperature alone, and cross-fitting would be slow.
+MANY_VALIDATION_IMAGES = 1000
+# Without cross-fitting, so many validation images are needed for a temperature.
+MIN_VALIDATION_IMAGES = 50
 
 
 class TrainedClassifier(NamedTuple):
@@ -37,7 +40,8 @@ class TrainedClassifier(NamedTuple):
         head: The head, on the CPU and in evaluation mode.
         epoch: Position of the chosen weight decay in ``history``, from 1.
         history: One entry per weight decay.
-        temperature: Calibration temperature.
+        temperature: Calibration temperature; 1 if it could not be fitted.
+        calibrated: True if the temperature was fitted.
         k: Number of neighbours for kNN.
     """
 
@@ -45,6 +49,7 @@ class TrainedClassifier(NamedTuple):
     epoch: int
     history: tuple[HeadLog, ...]
     temperature: float
+    calibrated: bool
     k: int
 
 
@@ -59,8 +64,7 @@ def train_classifier(
 ) -> TrainedClassifier:
     """Train the head and choose its weight decay, its temperature and the k of kNN on validation.
 
-    Without validation the weight decay is 1e-3, the temperature 1 and k its default. With fewer
-    than 50 validation vectors the temperature is 1.
+    Without validation the weight decay is 1e-3, the temperature 1 and k its default.
 
     Args:
         train: Training embeddings.
@@ -82,17 +86,43 @@ def train_classifier(
         True
     """
     head, epoch, history = fit_head(train, validation, settings, device=device, on_epoch=on_epoch)
-    temperature = 1.0
-    if validation is not None and len(validation) >= MIN_CALIBRATION_VECTORS:
-        with torch.inference_mode():
-            temperature = fit_temperature(head(validation.vectors), validation.labels)
+    weight_decay = history[epoch - 1].weight_decay
+    temperature = _calibrate(head, weight_decay, train, validation, settings, device)
     if not k:
         k = (
             choose_k(validation.vectors, validation.labels, train.vectors, train.labels)
             if validation is not None
             else default_k(train.labels)
         )
-    return TrainedClassifier(head, epoch, history, temperature, k)
+    return TrainedClassifier(head, epoch, history, temperature or 1.0, temperature is not None, k)
+
+
+def _calibrate(
+    head: Head,
+    weight_decay: float,
+    train: Embeddings,
+    validation: Embeddings | None,
+    settings: ClassifySettings,
+    device: torch.device,
+) -> float | None:
+    """Fit the temperature on images that the head was not trained on; None if there are too few.
+
+    Cross-fitting gives a first temperature. Validation images, which the embedding was not trained
+    on either, correct it. Cross-fitting alone is not enough: after training, the training images
+    are separated so well that few or none of them are classified wrongly.
+    """
+    if validation is None:
+        return None
+    prior = 1.0
+    if len(validation) < MANY_VALIDATION_IMAGES:
+        predictions = cross_fit(train, weight_decay, settings, device=device)
+        if predictions:
+            prior = fit_temperature(*predictions)
+        elif len(validation) < MIN_VALIDATION_IMAGES:
+            return None
+    with torch.inference_mode():
+        log_probabilities = head(validation.vectors)
+    return update_temperature(log_probabilities, validation.labels, prior=prior)
 
 
 def fit_head(
@@ -134,13 +164,13 @@ def fit_head(
     ).to(device)
     vectors, labels = dropout_replicas(train, settings.dropout, settings.seed, scale)
     vectors, labels = vectors.to(device), labels.to(device)
-    head = _zero_head(dim, classes, device)
+    head = zero_head(dim, classes, device)
     best_key, best_epoch, best_weights = (-1.0, -math.inf), 0, _copy_weights(head)
     history: list[HeadLog] = []
     passes = 0
     for decay in DECAYS if validation else (DEFAULT_DECAY,):
-        loss = _Loss(head, vectors, labels, weight_per_class, decay)
-        _minimise(loss, settings.max_iter)
+        loss = HeadLoss(head, vectors, labels, weight_per_class, decay)
+        minimise(loss, settings.max_iter)
         passes += loss.passes
         converged = loss.passes < settings.max_iter
         val_loss, val_accuracy = _validate(head, validation, weight_per_class, scale)
@@ -163,14 +193,6 @@ def fit_head(
     return head.cpu(), best_epoch, tuple(history)
 
 
-def _zero_head(dim: int, classes: int, device: torch.device) -> Head:
-    """Build a head with zero weights. It never applies dropout: the replicas are masked already."""
-    head = Head(dim, classes).to(device).eval()
-    nn.init.zeros_(head.linear.weight)
-    nn.init.zeros_(head.linear.bias)
-    return head
-
-
 def _copy_weights(head: Head) -> tuple[Tensor, Tensor]:
     return head.linear.weight.detach().clone(), head.linear.bias.detach().clone()
 
@@ -182,101 +204,6 @@ def _restore_weights(head: Head, weights: tuple[Tensor, Tensor], scale: float) -
         head.linear.weight.copy_(weight * scale)
         head.linear.bias.copy_(bias)
     head.zero_grad(set_to_none=True)
-
-
-def dropout_replicas(
-    train: Embeddings, dropout: float, seed: int, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Repeat scaled training vectors under different dropout masks.
-
-    Args:
-        train: N training embeddings.
-        dropout: Probability of zeroing a coordinate. The others are divided by 1 - dropout.
-        seed: Seed of the masks.
-        scale: Factor for all vectors.
-
-    Returns:
-        Vectors, float32, shape (R * N, D), and labels, int64, shape (R * N,). R is 1 without
-        dropout.
-    """
-    if not dropout:
-        return train.vectors * scale, train.labels
-    replicas = (
-        SMALL_DATA_REPLICAS if len(train) <= SMALL_DATA else max(1, REPLICATED_ROWS // len(train))
-    )
-    vectors = (train.vectors * scale).repeat(replicas, 1)  # (R * N, D)
-    keep = torch.rand(vectors.shape, generator=torch.Generator().manual_seed(seed)) >= dropout
-    return vectors * keep / (1 - dropout), train.labels.repeat(replicas)
-
-
-class _Loss:
-    """Penalised cross-entropy over all vectors, as the closure that L-BFGS calls.
-
-    A call computes the loss and the gradients in blocks of vectors. ``passes`` counts the calls.
-    """
-
-    def __init__(
-        self, head: Head, vectors: Tensor, labels: Tensor, weight_per_class: Tensor, decay: float
-    ):
-        self.head = head
-        self.vectors = vectors
-        self.labels = labels
-        self.weight_per_class = weight_per_class
-        self.decay = decay
-        self.total_weight = weight_per_class[labels].sum()
-        self.passes = 0
-
-    def __call__(self) -> Tensor:
-        self.passes += 1
-        self.head.zero_grad(set_to_none=True)
-        weight = self.head.linear.weight
-        loss = self.decay / 2 * weight.detach().square().sum()
-        weight.grad = self.decay * weight.detach()
-        block_size = max(1, MAX_LOGITS // len(self.weight_per_class))
-        blocks = zip(self.vectors.split(block_size), self.labels.split(block_size), strict=True)
-        for vectors, labels in blocks:
-            log_probabilities = self.head(vectors)
-            block_loss = (
-                F.nll_loss(log_probabilities, labels, weight=self.weight_per_class, reduction="sum")
-                / self.total_weight
-            )
-            block_loss.backward()
-            loss += block_loss.detach()
-        return loss
-
-
-def _minimise(loss: _Loss, max_iter: int) -> None:
-    """Minimise the loss over the head's weights with L-BFGS, from their current values."""
-    optimiser = torch.optim.LBFGS(
-        (loss.head.linear.weight, loss.head.linear.bias),
-        lr=1.0,
-        max_iter=max_iter,
-        max_eval=max_iter,
-        tolerance_grad=TOLERANCE,
-        line_search_fn="strong_wolfe",
-    )
-    optimiser.step(loss)
-
-
-def class_weights(labels: Tensor, classes: int) -> Tensor:
-    """Compute class weights inversely proportional to the class frequencies.
-
-    The mean weight of an image is 1. The weights equal scikit-learn's ``class_weight="balanced"``.
-
-    Args:
-        labels: Class indices, int64, shape (N,).
-        classes: Number of classes.
-
-    Returns:
-        Weights, float32, shape (classes,); 0 for a class without images.
-
-    Example:
-        >>> class_weights(torch.tensor([0, 0, 0, 1]), 2)
-        tensor([0.6667, 2.0000])
-    """
-    counts = torch.bincount(labels, minlength=classes)
-    present = counts > 0
-    return torch.where(present, len(labels) / (present.sum() * counts.clamp(min=1)), 0.0).float()
 
 
 def _validate(

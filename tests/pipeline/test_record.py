@@ -35,6 +35,7 @@ def test_possible_change_of_the_record_is_accepted(checkpoint, kind, place):
     ("kind", "place", "value"),
     [
         *[("classifier", "temperature", value) for value in (0, -1, 1e300, "1", None, True, ...)],
+        *[("classifier", "calibrated", value) for value in (0, "true", None, ...)],
         *[("classifier", "k", value) for value in (0, -1, 4, 1.5, "1", True, 10**17, ...)],
         *[("classifier", "settings.dropout", value) for value in (7, 1, -0.1, "0.5", None, ...)],
         *[("classifier", "epoch", value) for value in (0, 2, 0.5)],

@@ -43,8 +43,8 @@ def unsigned(field: str, value: Any) -> Case:
 
 
 CLASSIFIER_FIELDS = (
-    *("classes", "settings", "read", "network", "temperature", "k", "embedding_digest"),
-    "gallery_ids",
+    *("classes", "settings", "read", "network", "temperature", "calibrated", "k"),
+    *("embedding_digest", "gallery_ids"),
 )
 EMBEDDING_FIELDS = ("classes", "settings", "read", "network", "fingerprint", "source")
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,19 @@ def test_predictions_equal_those_of_the_report(trained, tmp_path):
     )
     assert len(set(predicted["label"])) > 3
     assert {path.name for path in tmp_path.iterdir()} == {"copy.safetensors", "labels.csv"}
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_uncalibrated_probabilities_have_a_note(tmp_path, capsys, calibrated):
+    network, classifier = make_network(), tmp_path / "c.safetensors"
+    record = make_record("classifier", network, calibrated=calibrated)
+    save_classifier(classifier, network, Head(8, 2), make_gallery(), record)
+    Image.new("L", (8, 8)).save(tmp_path / "new.png")
+    context = replace(QUIET, quiet=False)
+    predict([tmp_path / "new.png"], classifier, out=None, as_json=False, context=context)
+    output, messages = capsys.readouterr()
+    assert output.splitlines()[0] == ",".join(COLUMNS)
+    assert ("uncalibrated" in messages) == (not calibrated)
 
 
 def test_json_folders_and_unreadable_files(trained, classifier, tmp_path):

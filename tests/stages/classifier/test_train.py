@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from clusters import make_clusters, make_first_class_rare
 from sklearn.linear_model import LogisticRegression
-from sklearn.utils.class_weight import compute_class_weight
 
-from stages.classifier.train import class_weights, fit_head, train_classifier
+from stages.classifier.train import fit_head, train_classifier
 from stages.evaluation.paired_tests import mcnemar_test
 from stages.records import Embeddings
 from stages.settings import ClassifySettings
@@ -23,7 +23,7 @@ def test_head_without_dropout_equals_scikit_learns_logistic_regression(
     monkeypatch, classes, balance
 ):
     """Solve the same convex problem: C = 1 / (N * decay), intercept without penalty."""
-    monkeypatch.setattr("stages.classifier.train.TOLERANCE", 1e-6)  # accuracy needs less
+    monkeypatch.setattr("stages.classifier.head_loss.TOLERANCE", 1e-6)  # accuracy needs less
     train = make_first_class_rare(make_clusters(301, classes), keep_every=4)
     settings = ClassifySettings(dropout=0, balance=balance)
     head, _, history = fit_head(train, None, settings, device=CPU)
@@ -41,13 +41,6 @@ def test_head_without_dropout_equals_scikit_learns_logistic_regression(
     assert history[0].converged
     np.testing.assert_allclose(probabilities, expected, atol=2e-3)
     assert abs(probabilities - 1 / classes).max() > 0.3  # the head has learnt something
-
-
-def test_class_weights_equal_scikit_learns():
-    labels = torch.tensor([0] * 30 + [1] * 6 + [2] * 3)
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
-    np.testing.assert_allclose(class_weights(labels, 3).numpy(), expected, rtol=1e-6)
-    assert class_weights(labels, 4)[3] == 0
 
 
 def test_balance_raises_recall_of_rare_class():
@@ -84,7 +77,7 @@ def test_too_few_iterations_are_reported_as_not_converged():
 def test_blocks_of_vectors_give_the_same_head(monkeypatch):
     train, validation = make_clusters(400), make_clusters(200, seed=1)
     whole = fit_head(train, validation, ClassifySettings(), device=CPU)[0]
-    monkeypatch.setattr("stages.classifier.train.MAX_LOGITS", 400)  # 100 vectors per block
+    monkeypatch.setattr("stages.classifier.head_loss.MAX_LOGITS", 400)  # 100 vectors per block
     blocks = fit_head(train, validation, ClassifySettings(), device=CPU)[0]
     with torch.inference_mode():
         torch.testing.assert_close(
@@ -103,7 +96,48 @@ def test_same_seed_gives_same_head():
 
 def test_defaults_without_validation():
     trained = train_classifier(make_clusters(80), None, ClassifySettings(), device=CPU)
-    assert (trained.temperature, trained.k, len(trained.history)) == (1.0, 5, 1)
+    assert (trained.temperature, trained.calibrated) == (1.0, False)
+    assert (trained.k, len(trained.history)) == (5, 1)
+
+
+def test_calibration_lowers_the_log_loss_and_leaves_the_head_unchanged():
+    train, validation = make_clusters(100, noise=0.5), make_clusters(20, noise=0.5, seed=1)
+    settings = ClassifySettings()
+    trained = train_classifier(train, validation, settings, device=CPU)
+    assert trained.calibrated
+    expected = fit_head(train, validation, settings, device=CPU)[0]
+    assert torch.equal(trained.head.linear.weight, expected.linear.weight)
+    assert torch.equal(trained.head.linear.bias, expected.linear.bias)
+    test = make_clusters(2000, noise=0.5, seed=2)
+    with torch.inference_mode():
+        scores = trained.head(test.vectors)
+    before = F.cross_entropy(scores, test.labels)
+    after = F.cross_entropy(scores / trained.temperature, test.labels)
+    assert after < before
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 4, 8], list(range(1, 40, 2))])
+def test_few_or_one_sided_validation_images_calibrate(rows):
+    """Test one image, one class, and validation without half of the classes."""
+    pool = make_clusters(40, seed=1)
+    validation = Embeddings(pool.vectors[rows], pool.labels[rows], pool.classes)
+    trained = train_classifier(make_clusters(40), validation, ClassifySettings(), device=CPU)
+    assert trained.calibrated
+    assert 0.05 <= trained.temperature <= 20
+
+
+@pytest.mark.parametrize(("count", "calibrated"), [(49, False), (50, True)])
+def test_one_image_per_class_needs_50_validation_images(count, calibrated):
+    validation = make_clusters(count, seed=1)
+    trained = train_classifier(make_clusters(4), validation, ClassifySettings(), device=CPU)
+    assert trained.calibrated == calibrated
+    assert (trained.temperature != 1) == calibrated
+
+
+def test_many_validation_images_need_no_cross_fitting(monkeypatch):
+    monkeypatch.setattr("stages.classifier.train.cross_fit", None)  # a call would fail
+    validation = make_clusters(1000, seed=1)
+    assert train_classifier(make_clusters(8), validation, ClassifySettings(), device=CPU).calibrated
 
 
 def best_logistic_regression(train: Embeddings, validation: Embeddings) -> LogisticRegression:

@@ -1,0 +1,129 @@
+"""Loss of the head: cross-entropy under dropout and weight decay, and its minimisation."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stages.network.head import Head
+from stages.records import Embeddings
+
+TOLERANCE = 1e-4  # L-BFGS has converged if no gradient component is larger
+
+# Up to this many training vectors, each is repeated under 16 dropout masks. With one mask per
+# vector, the result would depend on the random draw.
+SMALL_DATA = 2000
+SMALL_DATA_REPLICAS = 16
+REPLICATED_ROWS = 6000  # larger data is repeated as often as fits into this many rows
+
+MAX_LOGITS = 2**23  # logits computed at once
+
+
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """Compute class weights inversely proportional to the class frequencies.
+
+    The mean weight of an image is 1. The weights equal scikit-learn's ``class_weight="balanced"``.
+
+    Args:
+        labels: Class indices, int64, shape (N,).
+        classes: Number of classes.
+
+    Returns:
+        Weights, float32, shape (classes,); 0 for a class without images.
+
+    Example:
+        >>> class_weights(torch.tensor([0, 0, 0, 1]), 2)
+        tensor([0.6667, 2.0000])
+    """
+    counts = torch.bincount(labels, minlength=classes)
+    present = counts > 0
+    return torch.where(present, len(labels) / (present.sum() * counts.clamp(min=1)), 0.0).float()
+
+
+def dropout_replicas(
+    train: Embeddings, dropout: float, seed: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Repeat scaled training vectors under different dropout masks.
+
+    Args:
+        train: N training embeddings.
+        dropout: Probability of zeroing a coordinate. The others are divided by 1 - dropout.
+        seed: Seed of the masks.
+        scale: Factor for all vectors.
+
+    Returns:
+        Vectors, float32, shape (R * N, D), and labels, int64, shape (R * N,). R is 1 without
+        dropout.
+    """
+    if not dropout:
+        return train.vectors * scale, train.labels
+    replicas = (
+        SMALL_DATA_REPLICAS if len(train) <= SMALL_DATA else max(1, REPLICATED_ROWS // len(train))
+    )
+    vectors = (train.vectors * scale).repeat(replicas, 1)  # (R * N, D)
+    keep = torch.rand(vectors.shape, generator=torch.Generator().manual_seed(seed)) >= dropout
+    return vectors * keep / (1 - dropout), train.labels.repeat(replicas)
+
+
+def zero_head(dim: int, classes: int, device: torch.device) -> Head:
+    """Build a head with zero weights. It never applies dropout: the replicas are masked already."""
+    head = Head(dim, classes).to(device).eval()
+    nn.init.zeros_(head.linear.weight)
+    nn.init.zeros_(head.linear.bias)
+    return head
+
+
+class HeadLoss:
+    """Penalised cross-entropy over all vectors, as the closure that L-BFGS calls.
+
+    A call computes the loss and the gradients in blocks of vectors. ``passes`` counts the calls.
+
+    Args:
+        head: Head without dropout, whose gradients are set.
+        vectors: Scaled vectors, float32, shape (N, D).
+        labels: Class indices, int64, shape (N,).
+        weight_per_class: Class weights, float32, shape (classes,).
+        decay: Weight decay.
+    """
+
+    def __init__(
+        self, head: Head, vectors: Tensor, labels: Tensor, weight_per_class: Tensor, decay: float
+    ):
+        self.head = head
+        self.vectors = vectors
+        self.labels = labels
+        self.weight_per_class = weight_per_class
+        self.decay = decay
+        self.total_weight = weight_per_class[labels].sum()
+        self.passes = 0
+
+    def __call__(self) -> Tensor:
+        """Compute the loss and set the gradients."""
+        self.passes += 1
+        self.head.zero_grad(set_to_none=True)
+        weight = self.head.linear.weight
+        loss = self.decay / 2 * weight.detach().square().sum()
+        weight.grad = self.decay * weight.detach()
+        block_size = max(1, MAX_LOGITS // len(self.weight_per_class))
+        blocks = zip(self.vectors.split(block_size), self.labels.split(block_size), strict=True)
+        for vectors, labels in blocks:
+            log_probabilities = self.head(vectors)
+            block_loss = (
+                F.nll_loss(log_probabilities, labels, weight=self.weight_per_class, reduction="sum")
+                / self.total_weight
+            )
+            block_loss.backward()
+            loss += block_loss.detach()
+        return loss
+
+
+def minimise(loss: HeadLoss, max_iter: int) -> None:
+    """Minimise the loss over the head's weights with L-BFGS, from their current values."""
+    optimiser = torch.optim.LBFGS(
+        (loss.head.linear.weight, loss.head.linear.bias),
+        lr=1.0,
+        max_iter=max_iter,
+        max_eval=max_iter,
+        tolerance_grad=TOLERANCE,
+        line_search_fn="strong_wolfe",
+    )
+    optimiser.step(loss)
