@@ -219,40 +219,51 @@ def _collapse(run: EvaluatedRun) -> Finding | None:
 
 def _baselines(run: EvaluatedRun) -> list[Finding]:
     """Return a warning per baseline that ours is not significantly better than."""
-    majority = run.test.classes[int(np.bincount(run.gallery.labels.numpy()).argmax())]
-    if not run.test:
-        return []
     initial = initial_network(pretrained=run.pretrained)
-    baselines = [
-        ("knn_accuracy", "majority_accuracy", f"always predicting {majority}"),
-        ("knn_accuracy", "untrained_knn_accuracy", f"kNN on the {initial}"),
-        ("knn_accuracy", "pixel_knn_accuracy", "kNN on raw pixels"),
-    ]
-    if run.pretrained:
-        features = "the features of the pretrained trunk"
+    features = "features of the pretrained trunk"
+    baselines: list[tuple[str, str, str, str]] = []  # ours, baseline, split, description
+    if run.test:
+        majority = run.test.classes[int(np.bincount(run.gallery.labels.numpy()).argmax())]
         baselines += [
-            ("knn_accuracy", "trunk_knn_accuracy", f"kNN on {features}"),
-            (
-                "classification_accuracy",
-                "trunk_logistic_accuracy",
-                f"logistic regression on {features}",
-            ),
+            ("knn_accuracy", "majority_accuracy", "test", f"always predicting {majority}"),
+            ("knn_accuracy", "untrained_knn_accuracy", "test", f"kNN on the {initial}"),
+            ("knn_accuracy", "pixel_knn_accuracy", "test", "kNN on raw pixels"),
         ]
-    findings = []
-    for ours, baseline, name in baselines:
-        paired = run.evaluation.paired_test(ours, baseline)
-        if paired.difference is None or (is_significant(paired) and paired.difference > 0):
-            continue
-        if is_significant(paired):
-            method = "kNN on the embedding" if ours == "knn_accuracy" else "The classifier"
-            problem = f"{method} is significantly worse than"
-        else:
-            method = "" if ours == "knn_accuracy" else "of the classifier "
-            problem = f"No significant improvement {method}over"
-        value = format_percent(run.evaluation.score(baseline).value)
-        text = f"{problem} {name} ({value}, {p_equals(paired.p_value)})."
-        findings.append(Finding("warning", text))
-    return findings
+    if run.test and run.pretrained:
+        logistic = f"logistic regression on the {features}"
+        baselines += [
+            ("knn_accuracy", "trunk_knn_accuracy", "test", f"kNN on the {features}"),
+            ("classification_accuracy", "trunk_logistic_accuracy", "test", logistic),
+        ]
+    if run.evaluation.unseen:
+        names = {"pixel": "raw pixels", "untrained": f"the {initial}", "trunk": f"the {features}"}
+        for prefix, name in names.items():
+            if prefix != "trunk" or run.pretrained:
+                description = f"recall@1 on {name}"
+                metric = f"{prefix}_precision_at_1"
+                baselines.append(("precision_at_1", metric, UNSEEN, description))
+    findings = [_compare_with_baseline(run, *baseline) for baseline in baselines]
+    return [finding for finding in findings if finding is not None]
+
+
+def _compare_with_baseline(
+    run: EvaluatedRun, ours: str, baseline: str, split: str, description: str
+) -> Finding | None:
+    paired = run.evaluation.paired_test(ours, baseline, split)
+    if paired.difference is None or (is_significant(paired) and paired.difference > 0):
+        return None
+    method, of_method = {
+        "knn_accuracy": ("kNN on the embedding", ""),
+        "classification_accuracy": ("The classifier", "of the classifier "),
+        "precision_at_1": ("On unseen classes, recall@1", "on unseen classes "),
+    }[ours]
+    if is_significant(paired):
+        problem = f"{method} is significantly worse than"
+    else:
+        problem = f"No significant improvement {of_method}over"
+    value = format_percent(run.evaluation.score(baseline, split).value)
+    text = f"{problem} {description} ({value}, {p_equals(paired.p_value)})."
+    return Finding("warning", text)
 
 
 def _plural(count: int) -> str:

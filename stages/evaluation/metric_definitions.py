@@ -122,6 +122,21 @@ METRICS = {
         "Mean average precision",
         "Mean over queries of the average precision of the whole ranking; {ranking}",
     ),
+    "verification_auc": Metric("Verification AUC", _AUC, "pair", group="unseen"),
+    "equal_error_rate": Metric(
+        "Equal error rate (lower is better)",
+        "Error rate of verification at the distance threshold where the share of accepted pairs of "
+        "two classes equals the share of rejected pairs of one class; linear interpolation; "
+        "{pairs}",
+        "pair",
+        group="unseen",
+    ),
+    "tar_at_far_0.01": Metric(
+        "True accept rate at false accept rate 1%", _TAR % "1%", "pair", group="unseen"
+    ),
+    "tar_at_far_0.001": Metric(
+        "True accept rate at false accept rate 0.1%", _TAR % "0.1%", "pair", group="unseen"
+    ),
     "majority_accuracy": Metric(
         "Baseline: most frequent class",
         "Share of images of the most frequent {majority_class}",
@@ -146,6 +161,14 @@ METRICS = {
         "trunk; {trunk_penalty}",
         group="trunk",
     ),
+    **_unseen_baseline(
+        "pixel",
+        "on raw pixels",
+        "Euclidean distance between raw pixels (images above {pixels} pixels are averaged down to "
+        "this size)",
+    ),
+    **_unseen_baseline("untrained", "before training", "embeddings of the {initial_network}"),
+    **_unseen_baseline("trunk", "on trunk features", "features of the pretrained trunk"),
     "calibration_error": Metric(
         "Calibration error (lower is better)",
         "Mean gap between confidence and accuracy of the classifier in {bins} bins of equal width; "
@@ -200,29 +223,6 @@ METRICS = {
     "unknown_fpr_at_95_tpr_energy": Metric(
         "Unknown accepted at 95% known: energy", _FPR % _ENERGY, group="unknown"
     ),
-    "verification_auc": Metric("Verification AUC", _AUC, "pair", group="unseen"),
-    "equal_error_rate": Metric(
-        "Equal error rate (lower is better)",
-        "Error rate of verification at the distance threshold where the share of accepted pairs of "
-        "two classes equals the share of rejected pairs of one class; linear interpolation; "
-        "{pairs}",
-        "pair",
-        group="unseen",
-    ),
-    "tar_at_far_0.01": Metric(
-        "True accept rate at false accept rate 1%", _TAR % "1%", "pair", group="unseen"
-    ),
-    "tar_at_far_0.001": Metric(
-        "True accept rate at false accept rate 0.1%", _TAR % "0.1%", "pair", group="unseen"
-    ),
-    **_unseen_baseline(
-        "pixel",
-        "on raw pixels",
-        "Euclidean distance between raw pixels (images above {pixels} pixels are averaged down to "
-        "this size)",
-    ),
-    **_unseen_baseline("untrained", "before training", "embeddings of the {initial_network}"),
-    **_unseen_baseline("trunk", "on trunk features", "features of the pretrained trunk"),
 }
 
 
