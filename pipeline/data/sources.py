@@ -81,7 +81,7 @@ def read_source(
     Args:
         source: ``digits``; a folder with one subfolder per class; a folder with ``train/`` and
             optionally ``val/`` and ``test/``, each with one subfolder per class; a CSV file with
-            the columns ``path``, ``label`` and optionally ``split`` and ``group``; or
+            the columns ``path``, ``label`` and optionally ``split``, ``group`` and ``role``; or
             ``torchvision:NAME``.
         read: Settings of the decoder.
         cache: Folder of decoded images; ``None`` for the user's cache.

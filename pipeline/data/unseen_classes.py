@@ -66,8 +66,8 @@ def choose_unseen_classes(source: Source, groups: Iterable[Sequence[int]]) -> se
     if len(chosen) < 2:
         raise _error(
             source,
-            f"copies, groups and similar names connect the classes of {source.name}, so that no "
-            f"{requested} can be held out; use another number, or remove copies",
+            f"copies, groups and similar names connect the classes of {source.name}: no 2 to "
+            f"{requested} of them can be held out; use another number, or remove copies",
         )
     return set(chosen)
 
