@@ -148,7 +148,7 @@ class _Pairs:
     def _distances(self, rows: Tensor, columns: slice) -> Tensor:
         distances = self.gallery.to(self.rows[rows], columns)
         if self.level_width:
-            distances = distances.div_(self.level_width).round_().mul_(self.level_width)
+            distances.div_(self.level_width).round_().mul_(self.level_width)
         return distances
 
 
@@ -161,7 +161,8 @@ def _distinct_distances(pairs: _Pairs) -> Tensor:
         if size > MAX_POSITIVES:
             blocks = [torch.cat(blocks).unique()]
             size = len(blocks[0])
-    return torch.cat(blocks).unique()
+    distinct: Tensor = torch.cat(blocks).unique()
+    return distinct
 
 
 class _Counts:
