@@ -43,19 +43,22 @@ def wilson_interval(share: float, count: float) -> tuple[float, float]:
     return (0.0 if share == 0 else low), (1.0 if share == 1 else high)
 
 
-def bounded_mean_interval(mean: float, error: float, count: float) -> tuple[float, float]:
+def bounded_mean_interval(
+    mean: float, error: float, count: float, *, extra_variance: float = LARGEST_VARIANCE
+) -> tuple[float, float]:
     """Compute a 95% interval of a mean of values in [0, 1] from its standard error.
 
     The interval is the Wilson interval of the effective number of values: the number of binary
     values whose mean has the same standard error. Unlike mean +- 1.96 errors it stays within
-    [0, 1]. One more value with the largest possible variance, 1/4, is added to both variances:
-    where all values are equal, other images could still have other values. For binary values this
-    is the Wilson interval itself.
+    [0, 1]. One more value, by default with the largest possible variance, 1/4, is added to both
+    variances: where all values are equal, other images could still have other values. For binary
+    values this is the Wilson interval itself.
 
     Args:
         mean: Mean in [0, 1].
         error: Standard error of the mean.
         count: Number of independent values, at least 1. It may be an effective number.
+        extra_variance: Variance of the additional value, above 0.
 
     Returns:
         Lower and upper bound in [0, 1]. They differ.
@@ -68,7 +71,7 @@ def bounded_mean_interval(mean: float, error: float, count: float) -> tuple[floa
     # Variances summed over the values, and the ratio of the two: Kish's design effect.
     variance = (count * error) ** 2
     binary_variance = count * mean * (1 - mean)
-    design_effect = (variance + LARGEST_VARIANCE) / (binary_variance + LARGEST_VARIANCE)
+    design_effect = (variance + extra_variance) / (binary_variance + extra_variance)
     return wilson_interval(mean, count / design_effect)
 
 

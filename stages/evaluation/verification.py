@@ -5,6 +5,7 @@ accepted pairs of different classes (false accepts), and the share of rejected p
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +17,7 @@ from stages.evaluation.class_jackknife import Estimate
 from stages.evaluation.results import RocCurve
 
 BLOCK = 2**20  # distances computed at once
-MAX_POSITIVES = 2**23  # pairs of one class whose distances are held at once
+MAX_POSITIVES = 2**22  # pairs of one class whose distances are held at once
 LEVELS = 2**22  # levels to which distances are rounded if there are more of these pairs
 LEFT_OUT_CELLS = 2**22  # cells of the histograms of all groups of classes together
 CURVE_POINTS = 200
@@ -34,7 +35,7 @@ def verify_without_each_class(
     one between two neighbours. Pairs of different classes are counted per cell, which loses
     nothing. The measures without a group come from the same counts minus those of its pairs.
 
-    There are two limits, to bound memory. Above 8 million pairs of one class (few very large
+    There are two limits, to bound memory. Above 4 million pairs of one class (few very large
     classes), distances are first rounded to 4 million levels between 0 and an upper bound of the
     distances: to 5e-7 for unit vectors, where float32 resolves 1e-7. And for the measures without a
     group only, neighbouring cells are merged until the histograms of all groups fit into memory.
@@ -148,7 +149,7 @@ class _Pairs:
     def _distances(self, rows: Tensor, columns: slice) -> Tensor:
         distances = self.gallery.to(self.rows[rows], columns)
         if self.level_width:
-            distances = distances.div_(self.level_width).round_().mul_(self.level_width)
+            distances.div_(self.level_width).round_().mul_(self.level_width)
         return distances
 
 
@@ -161,7 +162,8 @@ def _distinct_distances(pairs: _Pairs) -> Tensor:
         if size > MAX_POSITIVES:
             blocks = [torch.cat(blocks).unique()]
             size = len(blocks[0])
-    return torch.cat(blocks).unique()
+    distinct: Tensor = torch.cat(blocks).unique()
+    return distinct
 
 
 class _Counts:
@@ -239,21 +241,29 @@ def _measure(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
         ``MEASURES``, float64, shape (4,); all NaN without a pair of either kind.
     """
     accepted, false_accepts = positives.cumsum(), negatives.cumsum()
-    if accepted[-1] == 0 or false_accepts[-1] == 0:
+    positive_count, negative_count = int(accepted[-1]), int(false_accepts[-1])
+    if positive_count == 0 or negative_count == 0:
         return np.full(len(MEASURES), math.nan)
-    tar, far = accepted / accepted[-1], false_accepts / false_accepts[-1]
     closer = accepted - positives / 2  # positives closer than a negative of the cell
-    auc = min(1.0, float(negatives @ closer) / int(accepted[-1]) / int(false_accepts[-1]))
-    # The balance of the two error rates rises from -1 to 1. Interpolate where it crosses 0.
-    balance = far - (1 - tar)
-    after = int(np.searchsorted(balance, 0))
-    balance_before, far_before = (balance[after - 1], far[after - 1]) if after else (-1.0, 0.0)
-    weight = -balance_before / (balance[after] - balance_before)
-    equal_error_rate = far_before + weight * (far[after] - far_before)
+    auc = min(1.0, float(negatives @ closer) / positive_count / negative_count)
+
+    # Binary search evaluates the rates of a few cells only: the arrays may be large.
+    def far(cell: int) -> float:
+        return int(false_accepts[cell]) / negative_count
+
+    def balance(cell: int) -> float:
+        """Return the difference of the two error rates, which rises from -1 to 1."""
+        return far(cell) - (1 - int(accepted[cell]) / positive_count)
+
+    cells = range(len(positives))
+    after = bisect_left(cells, 0.0, key=balance)
+    balance_before, far_before = (balance(after - 1), far(after - 1)) if after else (-1.0, 0.0)
+    weight = -balance_before / (balance(after) - balance_before)
+    equal_error_rate = far_before + weight * (far(after) - far_before)
     true_accept_rates = []
     for target in FALSE_ACCEPT_RATES:
-        last = int(np.searchsorted(far, target, side="right")) - 1
-        true_accept_rates.append(tar[last] if last >= 0 else 0.0)
+        last = bisect_right(cells, target, key=far) - 1
+        true_accept_rates.append(int(accepted[last]) / positive_count if last >= 0 else 0.0)
     return np.array([auc, equal_error_rate, *true_accept_rates])
 
 

@@ -15,7 +15,7 @@ from stages.evaluation.class_jackknife import (
     jackknife_score,
 )
 from stages.evaluation.left_out_rankings import rank_without_each_class
-from stages.evaluation.statistics import bounded_mean_interval
+from stages.evaluation.statistics import wilson_interval
 from stages.evaluation.verification import verify_without_each_class
 
 THREE = torch.arange(3)
@@ -66,7 +66,7 @@ def test_undefined_measures_have_undefined_scores():
 
 def test_interval_of_equal_estimates_has_a_positive_width():
     score = jackknife_score("m", "test-unseen", Estimate(1.0, np.ones(3), 9), THREE, "d")
-    assert (score.low, score.high) == bounded_mean_interval(1.0, 0.0, 3)
+    assert (score.low, score.high) == wilson_interval(1.0, 3)
     assert 0 < score.low < score.high == 1
 
 
