@@ -96,6 +96,12 @@ def written(tmp_path_factory) -> Report:
     return train_and_report(source, root / "out")
 
 
+@pytest.fixture(autouse=True)
+def _without_rendering(monkeypatch):
+    """Leave out the figures of the pages, most of the time, except those of `written`."""
+    monkeypatch.setattr("pipeline.report.page.inline_svg", lambda *_: "<svg></svg>")
+
+
 def test_accuracy_has_every_metric_of_unseen_and_unknown_images(written):
     table = written.scores()
     baselines = [f"{name}_{metric}" for name in ("pixel", "untrained") for metric in COMPARED]
@@ -157,7 +163,9 @@ def test_predictions_have_one_row_per_test_image_and_equal_predict(written, run_
     command = ("predict", *paths, "--classifier", written.folder / "c.safetensors")
     status, out, errors = run_command(*command)
     assert status == 0, errors
-    for row, predicted in zip(table.to_dict("records"), csv.DictReader(out.splitlines())):
+    for row, predicted in zip(
+        table.to_dict("records"), csv.DictReader(out.splitlines()), strict=True
+    ):
         assert float(row["typicality"]) == pytest.approx(float(predicted["typicality"]), abs=1e-6)
         assert row["known"] == predicted["known"]
         assert row["classifier_label"] == predicted["label"]
@@ -185,7 +193,7 @@ def test_source_may_have_moved(written, tmp_path, run_command):
     status, _, errors = run_command(*command, "--data", moved, "--out", "copy")
     assert status == 0, errors
     for name in ("accuracy.csv", "predictions.csv"):
-        first = (written.folder / name).read_bytes().replace(b"e,", b"e,")
+        first = (written.folder / name).read_bytes()
         assert (tmp_path / "copy" / name).read_bytes() == first
     (moved / "test" / "yew" / "0.png").unlink()
     status, _, errors = run_command(*command, "--data", moved, "--out", "copy")
@@ -259,7 +267,7 @@ def test_few_validation_images_are_explained(tmp_path, monkeypatch, share, sente
     written = Report(Path(), source)
     rejected = written.scores()["value"]["rejection_rate_unknown"]
     assert np.isnan(rejected) if share == 0 else rejected == 0
-    assert sentence in written.page() and "no image can be rejected" in written.page() or not share
+    assert sentence in written.page()
     count = evaluated.embedding["counts"]["val"]
     text = " ".join(verdicts([evaluated]))
     assert f"rejected as unknown with {count} validation images: that needs 20" in text
@@ -272,21 +280,22 @@ def test_runs_with_and_without_unseen_classes_share_a_report(written, tmp_path):
     for name in UNSEEN:
         shutil.rmtree(tmp_path / "photos" / "test" / name)
     plain = train_and_report(tmp_path / "photos", tmp_path / "plain")
-    folders = [plain.folder, written.folder]
-    for order in (folders, folders[::-1]):
-        files = ([folder / f"{kind}.safetensors" for folder in order] for kind in "ec")
-        runs = report(*files, out=tmp_path / "both", context=QUIET)
-        both = Report(tmp_path / "both", tmp_path)
-        names = {folder: run.run for folder, run in zip(order, runs, strict=True)}
-        assert set(both.scores()["run"]) == {names[written.folder]}
-        page = both.page()
-        assert page.count(">Classes that were not trained on</h3>") == 1
-        assert page.count(">Unknown images</h3>") == 2
-        lines = text_table(runs).splitlines()
+    order = (plain.folder, written.folder)
+    files = ([folder / f"{kind}.safetensors" for folder in order] for kind in "ec")
+    runs = report(*files, out=tmp_path / "both", context=QUIET)
+    both = Report(tmp_path / "both", tmp_path)
+    assert set(both.scores()["run"]) == {"out/e"}
+    page = both.page()
+    assert page.count(">Classes that were not trained on</h3>") == 1
+    assert page.count(">Unknown images</h3>") == 2
+    for shown in (runs, runs[::-1]):
+        lines = text_table(shown).splitlines()
         recall = next(line for line in lines if line.startswith("Recall@2, unseen classes"))
-        assert recall.split()[-2:].count("-") == 1
-        rows = pd.read_csv(both.folder / "predictions.csv")["run"].value_counts()
-        assert (rows[names[plain.folder]], rows[names[written.folder]]) == (15, 27)
+        measured = [value != "-" for value in recall.split()[-2:]]
+        assert measured == [run.run == "out/e" for run in shown]
+    counts = pd.read_csv(both.folder / "predictions.csv")["run"].value_counts()
+    assert counts.to_dict() == {"plain/e": 15, "out/e": 27}
+    assert any("cannot be compared" in line for line in verdicts(runs))
 
 
 def test_seeds_with_unseen_classes_are_averaged(tmp_path, monkeypatch):
