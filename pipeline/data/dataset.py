@@ -175,7 +175,7 @@ def folded_name(label: str) -> str:
 
 
 def list_classes(classes: Sequence[str]) -> str:
-    """Return the number of classes, and the first ten names.
+    """Return the number of classes, and the first ten names, in one line.
 
     Example:
         >>> list_classes(("cat", "dog"))
@@ -183,4 +183,5 @@ def list_classes(classes: Sequence[str]) -> str:
     """
     noun = "class" if len(classes) == 1 else "classes"
     more = ", ..." if len(classes) > 10 else ""
-    return f"{len(classes)} {noun} ({', '.join(classes[:10])}{more})"
+    names = ", ".join(classes[:10]).replace("\n", "\\n")
+    return f"{len(classes)} {noun} ({names}{more})"

@@ -14,6 +14,7 @@ from pipeline.report.formats import (
     is_significant,
     p_equals,
 )
+from pipeline.report.tables import score_title
 from stages.evaluation.metric_definitions import METRICS, initial_network
 from stages.evaluation.pooling import pool_runs
 from stages.evaluation.results import UNSEEN, Score
@@ -22,6 +23,7 @@ from stages.evaluation.typicality import smallest_typicality
 from stages.records import COLLAPSED
 from stages.settings import REJECT
 
+UNSEEN_RECALL = ("precision_at_1", UNSEEN)
 MAIN_METRICS = ("classification_accuracy", "knn_accuracy", "triplet_accuracy")
 
 
@@ -62,11 +64,11 @@ def summary(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> list[Findi
             standard deviation then replace the tests between runs.
     """
     if pooled:
-        return [_mean_scores(runs)] if len(runs) > 1 else []
+        return _mean_scores(runs) if len(runs) > 1 else []
     comparisons, messages = compare_runs_pairwise(runs)
     findings = []
     for run_a, run_b, paired in comparisons:
-        if paired.metric_a in MAIN_METRICS:
+        if paired.metric_a in MAIN_METRICS and paired.count:
             title = METRICS[paired.metric_a].title
             text = f"{title} of {run_a} compared with {run_b}: {format_difference(paired)}."
             findings.append(Finding("answer", text))
@@ -90,16 +92,18 @@ def verdict(run: EvaluatedRun) -> list[Finding]:
     return [finding for finding in findings if finding is not None]
 
 
-def _mean_scores(runs: Sequence[EvaluatedRun]) -> Finding:
+def _mean_scores(runs: Sequence[EvaluatedRun]) -> list[Finding]:
     means, deviations = pool_runs([run.evaluation for run in runs])
     texts = []
     for mean, deviation in zip(means, deviations, strict=True):
-        if mean.metric in MAIN_METRICS and mean.split == "test":
+        shown = mean.split == "test" and mean.metric in MAIN_METRICS
+        shown = shown or (mean.metric, mean.split) == UNSEEN_RECALL
+        if shown and deviation.count:
             value = format_percent(mean.value).removesuffix("%")
             spread = format_percent(deviation.value)
-            texts.append(f"{METRICS[mean.metric].title} {value} \u00b1 {spread}")
+            texts.append(f"{score_title(mean)} {value} \u00b1 {spread}")
     text = f"Mean and standard deviation over {len(runs)} runs on the same split: "
-    return Finding("answer", f"{text}{', '.join(texts)}.")
+    return [Finding("answer", f"{text}{'; '.join(texts)}.")] if texts else []
 
 
 def _accuracy(run: EvaluatedRun) -> Finding:
