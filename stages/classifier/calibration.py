@@ -95,7 +95,7 @@ def update_temperature(log_probabilities: Tensor, labels: Tensor, *, prior: floa
 def _centred(log_probabilities: Tensor) -> np.ndarray:
     """Return float64 scores with a maximum of 0 per row: their exponentials cannot overflow."""
     scores = log_probabilities.double().numpy()
-    return scores - scores.max(axis=1, keepdims=True)
+    return np.asarray(scores - scores.max(axis=1, keepdims=True))
 
 
 def _minimise_over_log_temperature(loss: Callable[[float], float]) -> float:

@@ -53,9 +53,7 @@ def evaluate_split(
 ) -> Evaluation:
     """Compute all scores, paired tests and predictions of a run on the test split.
 
-    The scores are kNN, triplet and classification accuracy, balanced accuracy, macro F1,
-    retrieval measures, calibration error and baselines. All intervals are 95% confidence
-    intervals. Nothing is chosen on these images.
+    All intervals are 95% confidence intervals. Nothing is chosen on these images.
 
     Args:
         test: Embeddings of N > 0 test images.
@@ -83,46 +81,41 @@ def evaluate_split(
     image_measures = _measures_per_image(measures, queries)
     with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
         prediction = predict(test, classifier, image_measures.won / image_measures.total)
-    labels = test.labels.numpy()
+    labels, images = test.labels.numpy(), np.arange(len(test))
     majority_class = int(np.bincount(gallery.labels.numpy()).argmax())
     correct = {
         "knn_accuracy": prediction.knn == labels,
         "classification_accuracy": prediction.classifier == labels,
         "majority_accuracy": labels == majority_class,
         "pixel_knn_accuracy": _classify(pixels, gallery) == labels,
+        **_network_baselines(untrained, trunk, gallery, labels),
     }
-    correct |= _network_baselines(untrained, trunk, gallery, labels)
     definitions = define_metrics(
         within=within,
         with_queries=queries is not None,
         majority_class=f"training class, {test.classes[majority_class]}",
         voters=_describe_voters(classifier.k, gallery, validated),
         pixel_voters=_describe_voters(pixels.k, gallery, validated),
-        untrained_voters=_describe_voters(untrained.k, gallery, validated) if untrained else None,
         pretrained=pretrained,
-        trunk_voters=_describe_voters(trunk.knn.k, gallery, validated) if trunk else None,
-        trunk_penalty=_describe_penalty(trunk.logistic.penalty, validated) if trunk else None,
+        **_describe_networks(untrained, trunk, gallery, validated),
     )
     scores, tests = compute_scores("test", correct, measures, prediction, labels, definitions)
     if len(leaked):
-        kept = np.setdiff1d(np.arange(len(test)), np.asarray(leaked))
+        kept = np.setdiff1d(images, np.asarray(leaked))
         clean = Embeddings(test.vectors[kept], test.labels[kept], test.classes)
-        clean_queries = None if queries is None else queries[kept]
         clean_scores, clean_tests = compute_scores(
             WITHOUT_DUPLICATES,
             {metric: values[kept] for metric, values in correct.items()},
-            _measure(clean, gallery, within, clean_queries),
+            _measure(clean, gallery, within, None if queries is None else queries[kept]),
             prediction.select(kept),
             labels[kept],
             {name: text for name, text in definitions.items() if METRICS[name].group == "test"},
         )
     else:
         clean_scores, clean_tests = without_duplicates(scores, tests)
-    rejection = rejection_scores(
-        prediction, labels, np.arange(len(test))[:, None], define_unknown(classifier)
-    )
+    scores += rejection_scores(prediction, labels, images[:, None], define_unknown(classifier))
     return Evaluation(
-        scores=(*scores, *rejection, *clean_scores),
+        scores=(*scores, *clean_scores),
         paired_tests=(*tests, *clean_tests),
         prediction=prediction,
         correct=correct,
@@ -222,6 +215,17 @@ def _network_baselines(
         correct["trunk_knn_accuracy"] = _classify(trunk.knn, gallery) == labels
         correct["trunk_logistic_accuracy"] = trunk.logistic.labels == labels
     return correct
+
+
+def _describe_networks(
+    untrained: Baseline | None, trunk: TrunkBaselines | None, gallery: Embeddings, validated: bool
+) -> dict[str, str | None]:
+    """Describe the baselines that need a network, for the definitions."""
+    return {
+        "untrained_voters": untrained and _describe_voters(untrained.k, gallery, validated),
+        "trunk_voters": trunk and _describe_voters(trunk.knn.k, gallery, validated),
+        "trunk_penalty": trunk and _describe_penalty(trunk.logistic.penalty, validated),
+    }
 
 
 def _describe_voters(k: int, gallery: Embeddings, validated: bool) -> str:
