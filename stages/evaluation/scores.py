@@ -82,18 +82,12 @@ def evaluate_split(
     with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
         prediction = predict(test, classifier, image_measures.won / image_measures.total)
     labels, images = test.labels.numpy(), np.arange(len(test))
-    majority_class = int(np.bincount(gallery.labels.numpy()).argmax())
-    correct = {
-        "knn_accuracy": prediction.knn == labels,
-        "classification_accuracy": prediction.classifier == labels,
-        "majority_accuracy": labels == majority_class,
-        "pixel_knn_accuracy": _classify(pixels, gallery) == labels,
-        **_network_baselines(untrained, trunk, gallery, labels),
-    }
+    correct = _correct_images(prediction, labels, gallery, pixels)
+    correct |= _correct_by_networks(untrained, trunk, gallery, labels)
     definitions = define_metrics(
         within=within,
         with_queries=queries is not None,
-        majority_class=f"training class, {test.classes[majority_class]}",
+        majority_class=f"training class, {test.classes[_majority_class(gallery)]}",
         voters=_describe_voters(classifier.k, gallery, validated),
         pixel_voters=_describe_voters(pixels.k, gallery, validated),
         pretrained=pretrained,
@@ -120,8 +114,7 @@ def evaluate_split(
         prediction=prediction,
         correct=correct,
         measures=image_measures,
-        # Without test images, that of the training images.
-        spread=_spread(test or gallery, test if test and within else gallery),
+        spread=_spread(test, gallery, within),
         leaked=tuple(leaked),
         evidence=label_evidence(test, classifier),
     )
@@ -201,7 +194,23 @@ def _classify(baseline: Baseline, gallery: Embeddings) -> np.ndarray:
     return knn(baseline.queries, baseline.gallery, gallery.labels, k=baseline.k).labels
 
 
-def _network_baselines(
+def _majority_class(gallery: Embeddings) -> int:
+    return int(np.bincount(gallery.labels.numpy()).argmax())
+
+
+def _correct_images(
+    prediction: Predictions, labels: np.ndarray, gallery: Embeddings, pixels: Baseline
+) -> dict[str, np.ndarray]:
+    """Return metric -> True where an image is classified correctly, bool (N,)."""
+    return {
+        "knn_accuracy": prediction.knn == labels,
+        "classification_accuracy": prediction.classifier == labels,
+        "majority_accuracy": labels == _majority_class(gallery),
+        "pixel_knn_accuracy": _classify(pixels, gallery) == labels,
+    }
+
+
+def _correct_by_networks(
     untrained: Baseline | None,
     trunk: TrunkBaselines | None,
     gallery: Embeddings,
@@ -237,10 +246,16 @@ def _describe_penalty(penalty: float, validated: bool) -> str:
     return f"C = {penalty:g} ({'chosen on validation images' if validated else 'default'})"
 
 
-def _spread(a: Embeddings, b: Embeddings) -> float:
-    """Return the root mean square distance between unit vectors of two sets."""
-    centre_a, centre_b = a.vectors.double().mean(0), b.vectors.double().mean(0)
-    return math.sqrt(max(0.0, 2 - 2 * float(centre_a @ centre_b)))
+def _spread(test: Embeddings, gallery: Embeddings, within: bool) -> float:
+    """Return the root mean square distance between two images.
+
+    The first is a test image, or a training image if there is no test image; the second is another
+    of them if ``within``, else a training image.
+    """
+    first = test or gallery
+    second = first if within else gallery
+    centres = first.vectors.double().mean(0), second.vectors.double().mean(0)
+    return math.sqrt(max(0.0, 2 - 2 * float(centres[0] @ centres[1])))
 
 
 def compute_scores(
