@@ -47,6 +47,7 @@ def make_dataset(
     test: int | dict[int, int] = 4,
     noise: float = 40,
     leaked: int = 0,
+    unseen: Sequence[str] = (),
     size: int = 8,
     channels: int = 1,
     seed: int = 0,
@@ -59,6 +60,7 @@ def make_dataset(
         test: Test images per class, or a dictionary from class index to count (default 4).
         noise: Standard deviation of the noise.
         leaked: Number of test images that are copies of a training image of their class.
+        unseen: Classes of which all images are test images.
         size: Side of the images.
         channels: Channels of the images.
         seed: Seed of the noise.
@@ -88,7 +90,8 @@ def make_dataset(
     for split, (rows, labels) in splits.items():
         for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
             path = f"{split}/{classes[label]}/{row}.png"
-            entries.append(Entry(path, classes[label], split, ""))
+            part = "test" if classes[label] in unseen else split
+            entries.append(Entry(path, classes[label], part, ""))
     hashes = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in store]
     facts = np.array(
         [(digest, digest[:32], size, size, "L", channels == 1) for digest in hashes], FACT

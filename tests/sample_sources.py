@@ -126,3 +126,28 @@ def check_rejected(
     assert status == 1 and not out, err
     assert err.startswith("error: ") and message in err and err.strip().count("\n") == 0
     assert {path.name for path in folder.iterdir()} <= {"source", "cache"}
+
+
+def write_splits(
+    root: Path, splits: dict[str, dict[str, int]], *, noise: int = 60, colour: bool = False
+) -> Path:
+    """Write small images: one pattern per class under noise.
+
+    Args:
+        root: Folder of the source.
+        splits: Split -> class -> number of images. The split ``""`` has no folder of its own.
+        noise: Largest value of the uniform noise.
+        colour: True for RGB images of 32 x 32 pixels, otherwise grey ones of 8 x 8.
+    """
+    generator = np.random.default_rng(0)
+    shape = (32, 32, 3) if colour else (8, 8)
+    patterns: dict[str, np.ndarray] = {}
+    for split, classes in splits.items():
+        for label, count in classes.items():
+            pattern = patterns.setdefault(label, generator.integers(0, 256 - noise, shape))
+            folder = root / split / label
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                pixels = pattern + generator.integers(0, noise, shape)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return root

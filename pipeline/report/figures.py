@@ -47,8 +47,9 @@ def draw_figures(run: EvaluatedRun, exploration: Exploration | None) -> dict[str
             "reliability": draw_reliability(_reliability_lines(run)),
             "confusion": draw_confusion(confusion_matrix(run), classes),
         }
-    if run.evaluation.unseen:
-        figures["roc"] = draw_roc(run.evaluation.unseen.curves)
+    unseen = run.evaluation.unseen
+    if unseen and unseen.score("verification_auc").count:
+        figures["roc"] = draw_roc(unseen.curves)
     known, unknown, name = unknown_distances(run)
     figures["unknown"] = draw_unknown(known, unknown, run.rejection_distance, name)
     if exploration:

@@ -41,9 +41,11 @@ def unseen_view(run: EvaluatedRun) -> dict[str, Any] | None:
     return {
         "images": len(images),
         "classes": len(images.classes),
+        "with_roles": images.queries is not None,
         "rows": rows,
         "with_trunk": any(row["trunk"] for row in rows),
         "queries": _queries(run),
+        "nearest": unseen.neighbours.shape[1],
     }
 
 

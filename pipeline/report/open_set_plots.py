@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from pipeline.numbers import count_of
 from pipeline.report.plots import BLUE, DASHED, GREY, INK, ORANGE, STYLE, new_figure
 from stages.evaluation.results import RocCurve
 
@@ -60,7 +61,7 @@ def draw_unknown(
             if len(values):
                 shares = np.histogram(values, edges)[0] / len(values)
                 axes.stairs(shares, edges, fill=True, color=colour, alpha=0.35)
-                label = f"{name} ({len(values):,} images)"
+                label = f"{name} ({count_of(len(values), 'image')})"
                 axes.stairs(shares, edges, color=colour, linewidth=1.4, label=label)
         if math.isfinite(threshold):
             axes.axvline(

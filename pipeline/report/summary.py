@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.numbers import count_of
 from pipeline.report.evaluated_run import EvaluatedRun, compare_runs_pairwise
 from pipeline.report.formats import (
     format_difference,
@@ -15,8 +16,9 @@ from pipeline.report.formats import (
 )
 from stages.evaluation.metric_definitions import METRICS, initial_network
 from stages.evaluation.pooling import pool_runs
-from stages.evaluation.results import UNSEEN
+from stages.evaluation.results import UNSEEN, Score
 from stages.evaluation.scores import WITHOUT_DUPLICATES
+from stages.evaluation.typicality import smallest_typicality
 from stages.records import COLLAPSED
 from stages.settings import REJECT
 
@@ -124,9 +126,14 @@ def _unseen_classes(run: EvaluatedRun) -> Finding | None:
         return None
     recall, auc = unseen.score("precision_at_1"), unseen.score("verification_auc")
     classes = len(images.classes)
-    where = f"{len(images):,} images of {classes} class{'es' if classes > 1 else ''}"
+    where = f"{len(images):,} image{_plural(len(images))} of {classes} class"
+    where += "es" if classes > 1 else ""
     if not recall.count or not auc.count:
-        return Finding("note", f"Retrieval is undefined on the {where} that were not trained on.")
+        needed = "two classes, and two images of one of them"
+        if images.queries is not None:
+            needed = "gallery images of the class of a query and of another class"
+        text = f"Retrieval cannot be measured on the {where} that were not trained on: it needs "
+        return Finding("note", f"{text}{needed}.")
     interval = f" (95% CI over classes {format_interval(recall)})" if recall.low is not None else ""
     texts = []
     for name, metric in (
@@ -144,23 +151,32 @@ def _unseen_classes(run: EvaluatedRun) -> Finding | None:
 
 
 def _unknown_images(run: EvaluatedRun) -> Finding | None:
-    """Return how many known and unknown images are rejected."""
+    """Return how many known and unknown images are rejected, and how well they are separated."""
     if run.evaluation.unseen is None:
         return None
     known = run.evaluation.score("rejection_rate_known")
     unknown = run.evaluation.score("rejection_rate_unknown", UNSEEN)
-    if not known.count or not unknown.count:
-        return None
     auroc = run.evaluation.score("unknown_auroc", UNSEEN)
     probability = run.evaluation.score("unknown_auroc_max_probability", UNSEEN)
-    return Finding(
-        "note",
-        f"{format_percent(unknown.value)} of the images of unseen classes are rejected as unknown, "
-        f"and {format_percent(known.value)} of the others ({format_percent(REJECT)} expected). "
-        f"The distance to the nearest training image separates them with an AUROC of "
-        f"{format_percent(auroc.value)}, the probability of the predicted class with "
-        f"{format_percent(probability.value)}.",
-    )
+    text = _rejected_shares(unknown, known, run.embedding["counts"]["val"])
+    if auroc.count:
+        text += (
+            " The distance to the nearest training image separates images of unseen classes from "
+            f"the others with an AUROC of {format_percent(auroc.value)}, the probability of the "
+            f"predicted class with {format_percent(probability.value)}."
+        )
+    return Finding("note", text)
+
+
+def _rejected_shares(unknown: Score, known: Score, validation: int) -> str:
+    if smallest_typicality(validation) >= REJECT:
+        images = count_of(validation, "validation image")
+        return f"No image can be rejected as unknown with {images}: that needs {1 / REJECT:.0f}."
+    text = f"{format_percent(unknown.value)} of the images of unseen classes are rejected"
+    if known.count:
+        text += f", and {format_percent(known.value)} of the others"
+        text += f" ({format_percent(REJECT)} expected)"
+    return f"{text}."
 
 
 def _precision_of_folds(run: EvaluatedRun) -> Finding | None:

@@ -32,6 +32,7 @@ UNTRUSTED_NAMES = (
     "</script><script>alert(4)</script>",
     "{{ 7*7 }}@x $y$",
 )
+UNSEEN_NAMES = ("<b onclick=alert(5)>unseen</b>", "unseen-" + 30 * "long", "'unseen'")
 LOADED = """document.readyState === 'complete'
     && Bokeh.documents.length > 0 && Bokeh.documents[0].is_idle"""
 FIRST_POINT = """(() => {
@@ -170,7 +171,9 @@ def browse(port) -> Iterator[Callable[[Path], Page]]:
 @pytest.fixture(scope="module")
 def report_file(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("untrusted")
-    data = make_dataset(UNTRUSTED_NAMES, train=12, test=10, noise=110, size=16, channels=3)
+    names = UNTRUSTED_NAMES + UNSEEN_NAMES
+    options = {"unseen": UNSEEN_NAMES, "noise": 110, "size": 16, "channels": 3}
+    data = make_dataset(names, train=12, test=10, **options)
     report(*train_both(data, folder), out=folder, context=QUIET, source=data)
     return folder / "report.html"
 
@@ -185,9 +188,9 @@ def test_no_problem_on_the_console_and_no_request(report_file, browse):
 def test_untrusted_names_are_shown_as_text(report_file, browse):
     page = browse(report_file)
     assert page.evaluate("document.querySelectorAll('script').length") == 3
-    assert page.evaluate("document.querySelectorAll('[onerror], [onload]').length") == 0
+    assert page.evaluate("document.querySelectorAll('[onerror], [onload], [onclick]').length") == 0
     text = page.evaluate("document.body.innerText")
-    assert all(name in text for name in UNTRUSTED_NAMES)
+    assert all(name in text for name in UNTRUSTED_NAMES + UNSEEN_NAMES)
     assert not [
         event for event in page.events if event.get("method") == "Page.javascriptDialogOpening"
     ]
