@@ -27,6 +27,7 @@ SLOW = {
     "docs/tutorials/photos.md",
     "docs/how-to/pretrained-networks.md",
     "docs/how-to/wrong-labels.md",
+    "docs/how-to/reject-unknown.md",
 }
 
 

@@ -26,7 +26,7 @@ from stages.evaluation.typicality import rejection_distance
 from stages.network.embedding_net import to_device
 from stages.network.inference import embed_split
 from stages.network.pretrained import PretrainedWeights
-from stages.records import Embeddings
+from stages.records import ClassifierCheckpoint, EmbeddingCheckpoint, Embeddings
 
 
 @restore_torch_settings()
@@ -140,13 +140,7 @@ def evaluate_run(
         DataError: If there are no test images, or the images are not those of stage one.
     """
     device = context.start()
-    embedded, classified = load_embedding(embedding), load_classifier(classifier)
-    if classified.embedding_digest != embedded.digest:
-        raise CheckpointError(
-            f"{classifier}: trained on the embedding {classified.embedding_digest[:12]}, but "
-            f"{embedding} holds {embedded.digest[:12]}; run "
-            f"`pipeline classify --embedding {embedding} --out {classifier} --force`"
-        )
+    embedded, classified = _load_both(embedding, classifier)
     data = reload_dataset(embedded.record, source, context)
     network = to_device(embedded.network, device)
     data = add_trunk_features(data, network, device, context)
@@ -194,6 +188,19 @@ def evaluate_run(
         validation=classified.validation,
         rejection_distance=rejection_distance(classified.validation_distances.numpy()),
     )
+
+
+def _load_both(
+    embedding: Path, classifier: Path
+) -> tuple[EmbeddingCheckpoint, ClassifierCheckpoint]:
+    embedded, classified = load_embedding(embedding), load_classifier(classifier)
+    if classified.embedding_digest != embedded.digest:
+        raise CheckpointError(
+            f"{classifier}: trained on the embedding {classified.embedding_digest[:12]}, but "
+            f"{embedding} holds {embedded.digest[:12]}; run "
+            f"`pipeline classify --embedding {embedding} --out {classifier} --force`"
+        )
+    return embedded, classified
 
 
 def _run_names(embeddings: Sequence[Path]) -> list[str]:

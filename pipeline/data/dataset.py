@@ -171,7 +171,17 @@ def folded_name(label: str) -> str:
         >>> folded_name("Ros\u00e9") == folded_name("rose\u0301")
         True
     """
-    return unicodedata.normalize("NFC", label).casefold()
+    return composed_name(label).casefold()
+
+
+def composed_name(label: str) -> str:
+    """Return a class name in the Unicode form NFC: equal for names that look the same.
+
+    Example:
+        >>> composed_name("Ros\u00e9") == composed_name("Rose\u0301")
+        True
+    """
+    return unicodedata.normalize("NFC", label)
 
 
 def list_classes(classes: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from pipeline.data.dataset import (
     SPLITS,
     Dataset,
     Source,
+    composed_name,
     describe_skipped,
     folded_name,
     natural_key,
@@ -97,9 +98,13 @@ def _check_classes(source: Source, class_sizes: Counter[str], val_rows: list[int
             f"{source.name}: class {label} ({example}) has no image in the training split; "
             "add training images or remove the class"
         )
-    similar_names = {folded_name(label): label for label in class_sizes}
+    # A manifest may have the characters a and A as classes. Folders that differ by case do not
+    # even exist on some file systems.
+    is_manifest = source.name.lower().endswith(".csv")
+    folded = composed_name if is_manifest else folded_name
+    similar_names = {folded(label): label for label in class_sizes}
     for entry in source.entries:
-        similar = similar_names.get(folded_name(entry.label))
+        similar = similar_names.get(folded(entry.label))
         if entry.label not in class_sizes and similar:
             raise DataError(
                 f"{source.name}: class {entry.label} ({entry.id}) has no image in the training "

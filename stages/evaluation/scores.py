@@ -53,9 +53,7 @@ def evaluate_split(
 ) -> Evaluation:
     """Compute all scores, paired tests and predictions of a run on the test split.
 
-    The scores are kNN, triplet and classification accuracy, balanced accuracy, macro F1,
-    retrieval measures, calibration error and baselines. All intervals are 95% confidence
-    intervals. Nothing is chosen on these images.
+    All intervals are 95% confidence intervals. Nothing is chosen on these images.
 
     Args:
         test: Embeddings of N > 0 test images.
@@ -83,52 +81,40 @@ def evaluate_split(
     image_measures = _measures_per_image(measures, queries)
     with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
         prediction = predict(test, classifier, image_measures.won / image_measures.total)
-    labels = test.labels.numpy()
-    majority_class = int(np.bincount(gallery.labels.numpy()).argmax())
-    correct = {
-        "knn_accuracy": prediction.knn == labels,
-        "classification_accuracy": prediction.classifier == labels,
-        "majority_accuracy": labels == majority_class,
-        "pixel_knn_accuracy": _classify(pixels, gallery) == labels,
-    }
-    correct |= _network_baselines(untrained, trunk, gallery, labels)
+    labels, images = test.labels.numpy(), np.arange(len(test))
+    correct = _correct_images(prediction, labels, gallery, pixels)
+    correct |= _correct_by_networks(untrained, trunk, gallery, labels)
     definitions = define_metrics(
         within=within,
         with_queries=queries is not None,
-        majority_class=f"training class, {test.classes[majority_class]}",
+        majority_class=f"training class, {test.classes[_majority_class(gallery)]}",
         voters=_describe_voters(classifier.k, gallery, validated),
         pixel_voters=_describe_voters(pixels.k, gallery, validated),
-        untrained_voters=_describe_voters(untrained.k, gallery, validated) if untrained else None,
         pretrained=pretrained,
-        trunk_voters=_describe_voters(trunk.knn.k, gallery, validated) if trunk else None,
-        trunk_penalty=_describe_penalty(trunk.logistic.penalty, validated) if trunk else None,
+        **_describe_networks(untrained, trunk, gallery, validated),
     )
     scores, tests = compute_scores("test", correct, measures, prediction, labels, definitions)
     if len(leaked):
-        kept = np.setdiff1d(np.arange(len(test)), np.asarray(leaked))
+        kept = np.setdiff1d(images, np.asarray(leaked))
         clean = Embeddings(test.vectors[kept], test.labels[kept], test.classes)
-        clean_queries = None if queries is None else queries[kept]
         clean_scores, clean_tests = compute_scores(
             WITHOUT_DUPLICATES,
             {metric: values[kept] for metric, values in correct.items()},
-            _measure(clean, gallery, within, clean_queries),
+            _measure(clean, gallery, within, None if queries is None else queries[kept]),
             prediction.select(kept),
             labels[kept],
             {name: text for name, text in definitions.items() if METRICS[name].group == "test"},
         )
     else:
         clean_scores, clean_tests = without_duplicates(scores, tests)
-    rejection = rejection_scores(
-        prediction, labels, np.arange(len(test))[:, None], define_unknown(classifier)
-    )
+    scores += rejection_scores(prediction, labels, images[:, None], define_unknown(classifier))
     return Evaluation(
-        scores=(*scores, *rejection, *clean_scores),
+        scores=(*scores, *clean_scores),
         paired_tests=(*tests, *clean_tests),
         prediction=prediction,
         correct=correct,
         measures=image_measures,
-        # Without test images, that of the training images.
-        spread=_spread(test or gallery, test if test and within else gallery),
+        spread=_spread(test, gallery, within),
         leaked=tuple(leaked),
         evidence=label_evidence(test, classifier),
     )
@@ -208,7 +194,23 @@ def _classify(baseline: Baseline, gallery: Embeddings) -> np.ndarray:
     return knn(baseline.queries, baseline.gallery, gallery.labels, k=baseline.k).labels
 
 
-def _network_baselines(
+def _majority_class(gallery: Embeddings) -> int:
+    return int(np.bincount(gallery.labels.numpy()).argmax())
+
+
+def _correct_images(
+    prediction: Predictions, labels: np.ndarray, gallery: Embeddings, pixels: Baseline
+) -> dict[str, np.ndarray]:
+    """Return metric -> True where an image is classified correctly, bool (N,)."""
+    return {
+        "knn_accuracy": prediction.knn == labels,
+        "classification_accuracy": prediction.classifier == labels,
+        "majority_accuracy": labels == _majority_class(gallery),
+        "pixel_knn_accuracy": _classify(pixels, gallery) == labels,
+    }
+
+
+def _correct_by_networks(
     untrained: Baseline | None,
     trunk: TrunkBaselines | None,
     gallery: Embeddings,
@@ -224,6 +226,17 @@ def _network_baselines(
     return correct
 
 
+def _describe_networks(
+    untrained: Baseline | None, trunk: TrunkBaselines | None, gallery: Embeddings, validated: bool
+) -> dict[str, str | None]:
+    """Describe the baselines that need a network, for the definitions."""
+    return {
+        "untrained_voters": untrained and _describe_voters(untrained.k, gallery, validated),
+        "trunk_voters": trunk and _describe_voters(trunk.knn.k, gallery, validated),
+        "trunk_penalty": trunk and _describe_penalty(trunk.logistic.penalty, validated),
+    }
+
+
 def _describe_voters(k: int, gallery: Embeddings, validated: bool) -> str:
     origin = "k chosen on validation images" if validated else "default k for the class sizes"
     return f"{min(k, len(gallery))} nearest training images ({origin})"
@@ -233,10 +246,16 @@ def _describe_penalty(penalty: float, validated: bool) -> str:
     return f"C = {penalty:g} ({'chosen on validation images' if validated else 'default'})"
 
 
-def _spread(a: Embeddings, b: Embeddings) -> float:
-    """Return the root mean square distance between unit vectors of two sets."""
-    centre_a, centre_b = a.vectors.double().mean(0), b.vectors.double().mean(0)
-    return math.sqrt(max(0.0, 2 - 2 * float(centre_a @ centre_b)))
+def _spread(test: Embeddings, gallery: Embeddings, within: bool) -> float:
+    """Return the root mean square distance between two images.
+
+    The first is a test image, or a training image if there is no test image; the second is another
+    of them if ``within``, else a training image.
+    """
+    first = test or gallery
+    second = first if within else gallery
+    centres = first.vectors.double().mean(0), second.vectors.double().mean(0)
+    return math.sqrt(max(0.0, 2 - 2 * float(centres[0] @ centres[1])))
 
 
 def compute_scores(

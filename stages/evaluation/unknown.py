@@ -9,11 +9,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from stages.evaluation.class_jackknife import class_interval
 from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.paired_tests import compare_shares
 from stages.evaluation.results import UNSEEN, PairedTest, Predictions, Score
 from stages.evaluation.roc import accepted_at_95, placements
-from stages.evaluation.statistics import bounded_mean_interval, share_score
+from stages.evaluation.statistics import share_score
 from stages.records import ClassifierCheckpoint
 from stages.settings import REJECT
 
@@ -81,7 +82,7 @@ def _class_score(
         return Score.undefined(metric, split, definition)
     mean = min(1.0, math.fsum(values) / len(values))
     error = class_error(values, labels)
-    low, high = bounded_mean_interval(mean, error, _sampling_units(labels))
+    low, high = class_interval(mean, error, _sampling_units(labels))
     return Score(
         metric, split, mean, low, high, len(values), f"{definition}; interval over classes"
     )
@@ -189,7 +190,7 @@ def _two_sample_score(
 ) -> Score:
     mean = min(1.0, math.fsum(of_unknown) / len(of_unknown))
     error = _two_sample_error(of_unknown, of_known, labels)
-    low, high = bounded_mean_interval(mean, error, _sampling_units(labels))
+    low, high = class_interval(mean, error, _sampling_units(labels))
     return Score(metric, UNSEEN, mean, low, high, len(of_unknown), definition)
 
 

@@ -15,7 +15,6 @@ from hostile.prepare import (
     image,
     link,
     record,
-    remove,
     steps,
 )
 
@@ -111,15 +110,6 @@ CASES = [
         "stray",
         prepare=steps(copy("photos", "odd/train"), copy("photos/ash", "odd/stray")),
         name="a class next to train/",
-    ),
-    error(
-        f"embed --data odd {NEW}",
-        "odd",
-        "birch",
-        prepare=steps(
-            copy("photos", "odd/train"), copy("photos", "odd/test"), remove("odd/train/birch")
-        ),
-        name="a test class without training images",
     ),
     error(
         f"embed --data photos {NEW}",

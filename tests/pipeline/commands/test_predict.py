@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from checkpoint_files import make_gallery, make_network
+from checkpoint_files import make_gallery, make_network, make_validation
 from factories import QUIET, TINY, make_record
 from PIL import Image
 
@@ -83,7 +83,8 @@ def test_predictions_equal_those_of_the_report(trained, tmp_path):
 def test_uncalibrated_probabilities_have_a_note(tmp_path, capsys, calibrated):
     network, classifier = make_network(), tmp_path / "c.safetensors"
     record = make_record("classifier", network, calibrated=calibrated)
-    save_classifier(classifier, network, Head(8, 2), make_gallery(), record)
+    head, gallery, validation = Head(8, 2), make_gallery(), make_validation()
+    save_classifier(classifier, network, head, gallery, record, validation=validation)
     Image.new("L", (8, 8)).save(tmp_path / "new.png")
     context = replace(QUIET, quiet=False)
     predict([tmp_path / "new.png"], classifier, out=None, as_json=False, context=context)

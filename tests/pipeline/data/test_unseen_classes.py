@@ -184,6 +184,17 @@ def test_a_name_that_differs_by_case_or_unicode_form_is_no_unseen_class(trained,
         split_source(source_with([*rows, (tested, 8100, "", "test")]))
 
 
+def test_a_manifest_may_have_classes_that_differ_by_case():
+    rows = [*given_test_classes(3, 1), *(("a", 8000 + image, "", "train") for image in range(3))]
+    source = replace(source_with([*rows, ("A", 8100, "", "test")]), name="letters.csv")
+    data = split_source(source)
+    assert data.unseen and "A" in data.unseen.classes and "a" in data.train.classes
+    accents = [("\u00e9", 8200, "", "train"), ("e\u0301", 8201, "", "test")]
+    source = replace(source_with([*rows, *accents]), name="letters.csv")
+    with pytest.raises(DataError, match="Unicode form"):
+        split_source(source)
+
+
 def test_copies_of_training_images_are_leaked():
     rows = [*given_test_classes(3, 1), ("new0", 0, "", "test")]  # the pixels of a c0
     data = split_source(source_with(rows))

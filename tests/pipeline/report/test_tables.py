@@ -27,7 +27,8 @@ def test_the_files_have_the_documented_columns(good_report):
         "run_a,metric_a,run_b,metric_b,split,difference,ci_low,ci_high,p_value,count,test"
     )
     assert ",".join(predictions) == (
-        "run,id,label,knn_label,classifier_label,classifier_probability,triplet_accuracy,nearest_id"
+        "run,id,label,knn_label,classifier_label,classifier_probability,triplet_accuracy,"
+        "nearest_id,split,typicality,known"
     )
     assert set(accuracy["split"]) == {"test", "test-without-duplicates"}
     assert set(comparisons["split"]) == {"test", "test-without-duplicates"}

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import torch
 from factories import make_classifier, random_embeddings
+from pytorch_ood.detector.energy import EnergyBased
+from pytorch_ood.detector.softmax import MaxSoftmax
+from pytorch_ood.metrics.functional import auroc, fpr_at_tpr
 from sklearn.metrics import roc_auc_score
 
 from stages.evaluation.results import Predictions
@@ -55,6 +58,27 @@ def test_scores_equal_scikit_learn(images):
     for test in tests:
         assert test.difference == pytest.approx(values[test.metric_a] - values[test.metric_b])
         assert (test.low > 0 or test.high < 0) == (test.p_value < 0.05)
+
+
+def test_scores_equal_pytorch_ood(images):
+    known, unknown, labels, classifier = images
+    scores, _ = unknown_scores(known, unknown, labels, define_unknown(classifier))
+    values = {score.metric: score.value for score in scores}
+    vectors = random_embeddings(50, 4, seed=4).vectors, -random_embeddings(40, 5, seed=3).vectors
+    with torch.no_grad():
+        logits = classifier.head.linear(torch.cat(vectors))
+    outlier_scores = {
+        "": torch.from_numpy(np.concatenate([known.distance, unknown.distance])),
+        "_max_probability": MaxSoftmax.score(logits, t=classifier.temperature),
+        "_energy": EnergyBased.score(logits),
+    }
+    is_unknown = torch.arange(90) >= 50
+    for ending, outlier in outlier_scores.items():
+        expected = auroc(outlier, -is_unknown.int())  # its unknown images have labels below 0
+        assert values[f"unknown_auroc{ending}"] == pytest.approx(float(expected))
+        # Our positive class is the known images.
+        expected = fpr_at_tpr(-outlier, -(~is_unknown).int(), 0.95)
+        assert values[f"unknown_fpr_at_95_tpr{ending}"] == pytest.approx(float(expected))
 
 
 def test_energy_is_that_of_the_logits(images):

@@ -16,10 +16,14 @@ from stages.records import Embeddings
 BASELINES = ("pixel", "untrained", "trunk")
 
 
-def evaluate(test, **options):
-    worse = add_noise(test, 0.4).vectors
-    pixels = unit_vectors(len(test), 20, seed=5)
-    return evaluate_unseen(test, {"pixel": pixels, "untrained": worse}, **options)
+def evaluate(test, *, trunk=None, **options):
+    baselines = {
+        "pixel": unit_vectors(len(test), 20, seed=5),
+        "untrained": add_noise(test, 0.4).vectors,
+    }
+    if trunk is not None:
+        baselines["trunk"] = trunk
+    return evaluate_unseen(test, baselines, **options)
 
 
 def test_scores_come_from_each_kind_of_vectors():
