@@ -58,6 +58,15 @@ CASES = [
     *(edited("temperature", value) for value in ("1", True, [], 10**400)),
     *(edited("k", value, str(value)) for value in (0, -1, 10**9, 1.5)),
     *(edited("k", value) for value in ("5", True, [5])),
+    # Unseen and held-out classes.
+    *(edited("unseen", value) for value in (..., 5, [], {}, {"classes": ["yew"], "images": 0})),
+    *(edited("unseen", value, path=EMBEDDING) for value in (..., {"classes": [5], "images": 1})),
+    *(edited("held_out_classes", value, path=EMBEDDING) for value in (..., None, "ash", [5])),
+    *(
+        edited("read.unseen_classes", value, path=EMBEDDING)
+        for value in (1, 1.5, -2, float("nan"), "3", True)
+    ),
+    *(edited("counts.val", value) for value in (-1, 1.5, 10**6)),
     *(edited("settings.dropout", value, str(value)) for value in (7, -1, float("nan"))),
     edited("settings.dropout", "0.5"),
     edited("settings.max_iter", 0),

@@ -15,6 +15,7 @@ from hostile.prepare import (
     image,
     link,
     record,
+    remove,
     steps,
 )
 
@@ -112,6 +113,21 @@ CASES = [
         name="a class next to train/",
     ),
     error(
+        f"embed --data odd {NEW}",
+        "odd",
+        "Ash",
+        "case",
+        prepare=steps(copy("photos", "odd/train"), copy("photos/ash", "odd/test/Ash")),
+        name="a test class that differs from a training class only by case",
+    ),
+    error(
+        f"embed --data odd {NEW}",
+        "odd",
+        "yew",
+        prepare=steps(copy("photos", "odd/train"), copy("photos/ash", "odd/val/yew")),
+        name="a validation class without training images",
+    ),
+    error(
         f"embed --data photos {NEW}",
         "photos",
         prepare=lambda: spoil("ash", "birch", "cedar"),
@@ -150,6 +166,18 @@ CASES = [
         name="images that have moved",
     ),
     # Tolerated.
+    works(
+        "run --data odd --epochs 1 --dim 8",
+        r"unseen: 2 classes (\x1b[2Joak, yew\nold), 16 test images",
+        prepare=steps(
+            copy("photos", "odd/train"),
+            copy("photos/ash", "odd/test/yew\nold"),
+            copy("photos/cedar", "odd/test/\x1b[2Joak"),
+            remove("checkpoints"),
+        ),
+        may_write=True,
+        name="control characters in names of unseen classes",
+    ),
     works(
         "data photos",
         "Ash",
