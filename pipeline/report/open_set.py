@@ -77,7 +77,7 @@ def unknown_view(run: EvaluatedRun) -> dict[str, Any]:
     """
     evaluation = run.evaluation
     scores = {(score.metric, score.split): score for score in evaluation.scores}
-    count = run.embedding["counts"]["val"]
+    count = max(part.embedding["counts"]["val"] for part in run.folds or (run,))
     methods = []
     for ending, name in METHODS.items():
         key = (f"unknown_auroc{ending}", UNSEEN)

@@ -90,6 +90,7 @@ def test_pooled_run_counts_images_and_its_page_explains_them(tmp_path, folds, re
     assert "training images" in rows["definition"]["triplet_accuracy"].iloc[0]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert re.search(rf"\b{count}\b( \w+)? images", page) and 'id="map"' not in page
+    assert "validation images per fold" in page or "Nothing is rejected" in page
     assert pooled.repeats == repeats
     for fold in pooled.folds:
         assert not set(fold.images.ids) & set(fold.data.train.ids)

@@ -45,7 +45,7 @@ def written(tmp_path_factory) -> Report:
 
 @pytest.fixture(autouse=True)
 def _without_rendering(monkeypatch):
-    """Leave out the figures of the pages, most of the time, except those of `written`."""
+    """Leave out the figures of pages except in `written`: they take most of the time."""
     monkeypatch.setattr("pipeline.report.page.inline_svg", lambda *_: "<svg></svg>")
 
 
