@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from metrics import peak_memory, print_rows, row_without_peer
 from torch import Tensor
 
-from benchmarks.metrics import peak_memory, print_rows, row_without_peer
 from stages.distance import exact_distances
 from stages.evaluation.class_jackknife import class_groups
 from stages.evaluation.left_out_rankings import rank_without_each_class
@@ -68,7 +68,8 @@ def print_cost(size: int, classes: int) -> None:
 
 def cost_in_new_process(size: int, classes: int) -> list[float]:
     process = subprocess.run(
-        [sys.executable, "-c", f"import benchmarks.unseen as b; b.print_cost({size}, {classes})"],
+        [sys.executable, "-c", f"import unseen; unseen.print_cost({size}, {classes})"],
+        cwd=Path(__file__).parent,
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
