@@ -70,7 +70,6 @@ def cost_in_new_process(size: int, classes: int) -> list[float]:
     process = subprocess.run(
         [sys.executable, "-c", f"import unseen; unseen.print_cost({size}, {classes})"],
         cwd=Path(__file__).parent,
-        cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
         check=True,
