@@ -191,7 +191,8 @@ def load_classifier(path: Path) -> ClassifierCheckpoint:
         "gallery.vectors": torch.empty(rows, dim, device="meta"),
         "gallery.labels": torch.empty(rows, dtype=torch.int64, device="meta"),
     }
-    if images := record["counts"]["val"]:
+    images = record["counts"]["val"]
+    if images:
         shapes |= {
             "validation.vectors": torch.empty(images, dim, device="meta"),
             "validation.labels": torch.empty(images, dtype=torch.int64, device="meta"),
@@ -200,23 +201,19 @@ def load_classifier(path: Path) -> ClassifierCheckpoint:
     _check_tensors(path, header, shapes, tensors)
     head = Head(dim, len(classes), dropout=record["settings"]["dropout"])
     head.linear.load_state_dict({"weight": tensors["head.weight"], "bias": tensors["head.bias"]})
-    embeddings = {}
-    for name in ("gallery", "validation"):
-        if f"{name}.vectors" in tensors:
-            vectors, labels = tensors[f"{name}.vectors"], tensors[f"{name}.labels"]
-            try:
-                embeddings[name] = Embeddings(vectors, labels, classes)
-            except DataError as error:
-                raise CheckpointError(
-                    f"{path}: {name}: {error}; {advice(path, header.kind)}"
-                ) from error
+    distances = tensors.get("validation.distances", torch.empty(0))
+    if not bool(((distances >= 0) & (distances < 2.01)).all()):
+        raise CheckpointError(
+            f"{path}: validation.distances has values that are no distances of unit vectors; "
+            f"{advice(path, header.kind)}"
+        )
     return ClassifierCheckpoint(
         network=network,
         head=head.eval(),
-        gallery=embeddings["gallery"],
+        gallery=_embeddings(path, header, tensors, "gallery"),
         gallery_ids=tuple(record["gallery_ids"]),
-        validation=embeddings.get("validation"),
-        validation_distances=tensors.get("validation.distances", torch.empty(0)),
+        validation=_embeddings(path, header, tensors, "validation") if images else None,
+        validation_distances=distances,
         classes=classes,
         record=record,
         embedding_digest=record["embedding_digest"],
@@ -225,6 +222,15 @@ def load_classifier(path: Path) -> ClassifierCheckpoint:
         calibrated=record["calibrated"],
         k=record["k"],
     )
+
+
+def _embeddings(path: Path, header: Header, tensors: Mapping[str, Tensor], name: str) -> Embeddings:
+    """Return the vectors and labels with a name."""
+    vectors, labels = tensors[f"{name}.vectors"], tensors[f"{name}.labels"]
+    try:
+        return Embeddings(vectors, labels, tuple(header.record["classes"]))
+    except DataError as error:
+        raise CheckpointError(f"{path}: {name}: {error}; {advice(path, header.kind)}") from error
 
 
 def load_tensors(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:

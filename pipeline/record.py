@@ -283,8 +283,21 @@ def _check_together(record: Mapping[str, Any]) -> None:
     for name, rows in (("epoch", "history"), ("k", "gallery_ids"), ("k", "ids")):
         if name in record and rows in record and record[name] > len(record[rows]):
             raise RecordError(f"{name} is {record[name]} but {rows} has {len(record[rows])} items")
+    if record.get("calibrated") is False and record["temperature"] != 1:
+        raise RecordError(f"temperature is {record['temperature']} but calibrated is false")
+    _check_classes(record)
     if "progress" in record:
         _check_progress(record["progress"], record["speeds"])
+
+
+def _check_classes(record: Mapping[str, Any]) -> None:
+    """Check that held-out classes were known and unseen classes were not."""
+    classes = set(record.get("classes", ()))
+    if unknown := set(record.get("held_out_classes", ())) - classes:
+        raise RecordError(f"held_out_classes has {_shown(min(unknown))}, which is not in classes")
+    unseen = record.get("unseen")
+    if unseen and (known := set(unseen["classes"]) & classes):
+        raise RecordError(f"unseen.classes has {_shown(min(known))}, which is in classes")
 
 
 def _check_progress(progress: Mapping[str, Any], speeds: list[float | None]) -> None:

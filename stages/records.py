@@ -132,7 +132,7 @@ class Split:
         """Return a split with some of the images.
 
         Args:
-            which: Positions in this split, int64, shape (n,), n > 0.
+            which: Positions in this split, int64, shape (n,).
 
         Returns:
             A split that shares this split's store.

@@ -65,7 +65,8 @@ def compute_baselines(
         unseen["pixel"] = raw_pixels(data.unseen)
     untrained, trunk = None, None
     if initial is not None and has_weights:
-        untrained, trunk = _trunk_baselines(data, initial, device, unseen)
+        untrained, trunk, vectors = _trunk_baselines(data, initial, device)
+        unseen |= vectors
     elif initial is not None:
         untrained = _baseline(
             data, lambda split: embed_split(initial, split, device=device).vectors
@@ -84,11 +85,11 @@ def _baseline(data: Dataset, vectors: Callable[[Split], Tensor]) -> Baseline:
 
 
 def _trunk_baselines(
-    data: Dataset, network: EmbeddingNet, device: torch.device, unseen: dict[str, Tensor | None]
-) -> tuple[Baseline, TrunkBaselines]:
+    data: Dataset, network: EmbeddingNet, device: torch.device
+) -> tuple[Baseline, TrunkBaselines, dict[str, Tensor]]:
     """Return kNN with the network before training, and the baselines on its pretrained trunk.
 
-    The vectors of unseen classes are written into ``unseen``.
+    The last item has their vectors of unseen classes, if there are any.
     """
 
     @cache  # the trunk is by far the slowest part
@@ -98,9 +99,9 @@ def _trunk_baselines(
     def embed(split: Split) -> Tensor:
         return embed_images(network, features(split).split(BLOCK_SIZE), device=device)
 
+    unseen = {}
     if data.unseen:
-        unseen["trunk"] = unit_rows(features(data.unseen))
-        unseen["untrained"] = embed(data.unseen)
+        unseen = {"untrained": embed(data.unseen), "trunk": unit_rows(features(data.unseen))}
     validation = None
     if data.validation:
         validation = features(data.validation), data.validation.labels
@@ -110,7 +111,7 @@ def _trunk_baselines(
         knn=_baseline(data, lambda split: unit_rows(features(split))),
         logistic=logistic_regression(queries, train, data.train.labels, validation=validation),
     )
-    return _baseline(data, embed), trunk
+    return _baseline(data, embed), trunk, unseen
 
 
 def _initial_network(

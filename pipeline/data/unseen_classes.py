@@ -11,8 +11,8 @@ from stages.errors import DataError
 # Held-out classes cost training data. With fewer training classes, their loss would cost more than
 # a better choice of the epoch gains.
 MIN_TRAINING_CLASSES = 20
-# A tenth of the training classes is held out. With fewer than four classes, recall@1 is near 1 for
-# every epoch; with more than fifty, its order of the epochs hardly changes.
+# A tenth of the training classes is held out, but 4 to 50. With fewer than four classes, recall@1
+# is near 1 for every epoch; with more than fifty, its order of the epochs hardly changes.
 HELD_OUT_SHARE, MIN_HELD_OUT, MAX_HELD_OUT = 0.1, 4, 50
 
 

@@ -83,6 +83,7 @@ def unknown_view(run: EvaluatedRun) -> dict[str, Any]:
         key = (f"unknown_auroc{ending}", UNSEEN)
         if key in scores and scores[key].count:
             paired = _against_distance(run, f"unknown_auroc{ending}") if ending else None
+            paired = paired if paired and paired.count else None
             fpr = scores[f"unknown_fpr_at_95_tpr{ending}", UNSEEN]
             methods.append({"name": name, "auroc": scores[key], "fpr": fpr, "paired": paired})
     return {

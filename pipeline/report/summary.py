@@ -86,6 +86,7 @@ def verdict(run: EvaluatedRun) -> list[Finding]:
         _unknown_images(run),
         _precision_of_folds(run),
         _duplicates(run),
+        _duplicates_of_unseen(run),
         _collapse(run),
         *_baselines(run),
     ]
@@ -138,31 +139,41 @@ def _unseen_classes(run: EvaluatedRun) -> Finding | None:
             needed = "gallery images of the class of a query and of another class"
         text = f"Retrieval cannot be measured on the {where} that were not trained on: it needs "
         return Finding("note", f"{text}{needed}.")
-    interval = f" (95% CI over classes {format_interval(recall)})" if recall.low is not None else ""
-    texts = []
-    for name, metric in (
+    interval = f"95% CI over classes {format_interval(recall)}"
+    if recall.low is None:
+        interval = "no interval: that needs three classes"
+    if images.queries is not None:
+        where = f"{recall.count:,} quer{'y' if recall.count == 1 else 'ies'} among {where}"
+    baselines = [
         ("on raw pixels", "pixel_precision_at_1"),
         (f"with the {initial_network(pretrained=run.pretrained)}", "untrained_precision_at_1"),
-    ):
+    ]
+    if run.pretrained:
+        baselines.append(("on the features of the pretrained trunk", "trunk_precision_at_1"))
+    texts = []
+    for name, metric in baselines:
         baseline = unseen.score(metric)
         if baseline.count:
             texts.append(f"{format_percent(baseline.value)} {name}")
     return Finding(
         "answer",
-        f"On {where} that were not trained on, recall@1 is {format_percent(recall.value)}{interval}"
-        f", compared with {' and '.join(texts)}. Verification AUC is {format_percent(auc.value)}.",
+        f"On {where} that were not trained on, recall@1 is {format_percent(recall.value)} "
+        f"({interval}), compared with {' and '.join(texts)}. "
+        f"Verification AUC is {format_percent(auc.value)}.",
     )
 
 
 def _unknown_images(run: EvaluatedRun) -> Finding | None:
     """Return how many known and unknown images are rejected, and how well they are separated."""
+    validation = run.embedding["counts"]["val"]
     if run.evaluation.unseen is None:
-        return None
+        can_reject = smallest_typicality(validation) < REJECT
+        return None if can_reject else Finding("note", _no_rejection(validation))
     known = run.evaluation.score("rejection_rate_known")
     unknown = run.evaluation.score("rejection_rate_unknown", UNSEEN)
     auroc = run.evaluation.score("unknown_auroc", UNSEEN)
     probability = run.evaluation.score("unknown_auroc_max_probability", UNSEEN)
-    text = _rejected_shares(unknown, known, run.embedding["counts"]["val"])
+    text = _rejected_shares(unknown, known, validation)
     if auroc.count:
         text += (
             " The distance to the nearest training image separates images of unseen classes from "
@@ -172,10 +183,14 @@ def _unknown_images(run: EvaluatedRun) -> Finding | None:
     return Finding("note", text)
 
 
+def _no_rejection(validation: int) -> str:
+    images = count_of(validation, "validation image")
+    return f"No image can be rejected as unknown with {images}: that needs {1 / REJECT:.0f}."
+
+
 def _rejected_shares(unknown: Score, known: Score, validation: int) -> str:
     if smallest_typicality(validation) >= REJECT:
-        images = count_of(validation, "validation image")
-        return f"No image can be rejected as unknown with {images}: that needs {1 / REJECT:.0f}."
+        return _no_rejection(validation)
     text = f"{format_percent(unknown.value)} of the images of unseen classes are rejected"
     if known.count:
         text += f", and {format_percent(known.value)} of the others"
@@ -225,6 +240,20 @@ def _duplicates(run: EvaluatedRun) -> Finding | None:
     return Finding("warning", text)
 
 
+def _duplicates_of_unseen(run: EvaluatedRun) -> Finding | None:
+    """Return a warning if images of unseen classes are known after all, under other labels."""
+    count = len(run.data.leaked_unseen)
+    if not count:
+        return None
+    verb = "occurs" if count == 1 else "occur"
+    return Finding(
+        "warning",
+        f"{count_of(count, 'image')} of unseen classes also {verb} in the training or validation "
+        "split, with another label. Such images look known, so the scores of unknown images are "
+        "too low.",
+    )
+
+
 def _collapse(run: EvaluatedRun) -> Finding | None:
     spread = run.evaluation.spread
     if spread >= COLLAPSED:
@@ -270,6 +299,8 @@ def _compare_with_baseline(
     run: EvaluatedRun, ours: str, baseline: str, split: str, description: str
 ) -> Finding | None:
     paired = run.evaluation.paired_test(ours, baseline, split)
+    if paired.difference is None and split == UNSEEN:
+        return _compare_untested(run, ours, baseline, description)
     if paired.difference is None or (is_significant(paired) and paired.difference > 0):
         return None
     method, of_method = {
@@ -284,6 +315,18 @@ def _compare_with_baseline(
     value = format_percent(run.evaluation.score(baseline, split).value)
     text = f"{problem} {description} ({value}, {p_equals(paired.p_value)})."
     return Finding("warning", text)
+
+
+def _compare_untested(
+    run: EvaluatedRun, ours: str, baseline: str, description: str
+) -> Finding | None:
+    """Return a warning if there are too few classes for a test and a baseline is as good."""
+    value = run.evaluation.score(ours, UNSEEN).value
+    other = run.evaluation.score(baseline, UNSEEN).value
+    if value is None or other is None or value > other:
+        return None
+    text = f"On unseen classes, recall@1 is no higher than {description} ({format_percent(other)})"
+    return Finding("warning", f"{text}; with fewer than three classes this cannot be tested.")
 
 
 def _plural(count: int) -> str:

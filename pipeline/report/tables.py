@@ -133,13 +133,13 @@ def text_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> str:
 def shown_scores(evaluation: Evaluation) -> list[Score]:
     """Return the scores in the order of the report.
 
-    Scores without duplicates are left out if there are no duplicates, and undefined scores if
-    there are no test images of known classes.
+    Scores without duplicates are left out if there are no duplicates, and undefined scores of
+    unseen classes, or if there are no test images of known classes.
     """
     keys = {(score.metric, score.split) for score in evaluation.scores}
     scores = [evaluation.score(*key) for key in _in_order(keys, evaluation.leaked)]
     tested = len(evaluation.prediction.knn) > 0
-    return [score for score in scores if tested or score.count]
+    return [score for score in scores if score.count or (tested and score.split != UNSEEN)]
 
 
 def _in_order(keys: Iterable[tuple[str, str]], leaked: object) -> list[tuple[str, str]]:

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from stages.evaluation.paired_tests import compare_shares
 from stages.evaluation.results import PairedTest, Score
-from stages.evaluation.statistics import bounded_mean_interval
+from stages.evaluation.statistics import LARGEST_VARIANCE, bounded_mean_interval
 
 MAX_GROUPS = 500  # the t quantile of 499 degrees of freedom differs by 0.2% from the normal one
 MIN_GROUPS = 20  # used for a few huge classes, however long it takes
 CLASS_VARIANCE = 1 / 12  # of a uniform value in [0, 1]: a class is a mean over several images
+FEW_QUERIES = 2  # median number per class up to which the larger variance is used
 MIN_ESTIMATES = 3  # two classes are needed for a negative, and one to leave out
 
 
@@ -98,17 +99,61 @@ def class_jackknife_error(left_out: np.ndarray) -> float | None:
     return math.sqrt((count - 1) / count * squares)
 
 
-def class_interval(value: float, error: float, classes: int) -> tuple[float, float]:
+@dataclass(frozen=True, eq=False)
+class ClassSample:
+    """Classes as the sample that a measure varies with.
+
+    Attributes:
+        groups: Group of each class, int64, shape (C,), from :func:`class_groups`.
+        count: Number of classes with a query that has a positive. Images of other classes are
+            negatives only.
+        extra_variance: Variance of one additional class; see :func:`class_interval`.
+    """
+
+    groups: Tensor
+    count: int
+    extra_variance: float
+
+
+def class_sample(labels: Tensor, *, queries: Tensor | None = None) -> ClassSample:
+    """Describe the classes of a split.
+
+    Args:
+        labels: Class indices, int64, shape (N,).
+        queries: True for queries and False for gallery images, bool, shape (N,). None if every
+            image is both.
+
+    Example:
+        >>> class_sample(torch.tensor([0, 0, 0, 1, 1, 1, 2])).count
+        2
+    """
+    sizes = torch.bincount(labels)
+    query_sizes, positives = sizes, sizes - 1
+    if queries is not None:
+        query_sizes = torch.bincount(labels[queries], minlength=len(sizes))
+        positives = sizes - query_sizes
+    query_sizes = query_sizes[(query_sizes > 0) & (positives > 0)]
+    count = len(query_sizes)
+    few = count == 0 or int(query_sizes.median()) <= FEW_QUERIES
+    variance = LARGEST_VARIANCE if few else CLASS_VARIANCE
+    return ClassSample(class_groups(labels, queries=queries), count, variance)
+
+
+def class_interval(
+    value: float, error: float, classes: int, *, extra_variance: float = CLASS_VARIANCE
+) -> tuple[float, float]:
     """Compute a 95% interval of a measure from its standard error over classes.
 
     The interval is that of :func:`stages.evaluation.statistics.bounded_mean_interval`. The
-    additional value has the variance 1/12: with 1/4, the interval of a high AUC is too wide.
+    additional value has the variance 1/12: with 1/4, the interval of a high AUC is too wide. With
+    one or two queries per class, a class is often right or wrong as a whole, which needs 1/4.
     ``benchmarks/coverage.py`` compares it with other intervals.
 
     Args:
         value: Measure in [0, 1].
         error: Standard error over classes.
         classes: Number of classes.
+        extra_variance: Variance of the additional class.
 
     Returns:
         Lower and upper bound in [0, 1]. They differ.
@@ -118,11 +163,11 @@ def class_interval(value: float, error: float, classes: int) -> tuple[float, flo
         >>> round(low, 3), round(high, 3)
         (0.948, 0.998)
     """
-    return bounded_mean_interval(value, error, classes, extra_variance=CLASS_VARIANCE)
+    return bounded_mean_interval(value, error, classes, extra_variance=extra_variance)
 
 
 def jackknife_score(
-    metric: str, split: str, estimate: Estimate, groups: Tensor, definition: str
+    metric: str, split: str, estimate: Estimate, sample: ClassSample, definition: str
 ) -> Score:
     """Return a measure as a score with an interval over classes.
 
@@ -132,7 +177,7 @@ def jackknife_score(
         metric: Name of the metric.
         split: Name of the split.
         estimate: The measure of all classes and without each group of classes.
-        groups: Group of each class, int64, shape (C,), from :func:`class_groups`.
+        sample: The classes.
         definition: Definition stored with the score.
 
     Returns:
@@ -141,18 +186,20 @@ def jackknife_score(
     """
     if estimate.count == 0:
         return Score.undefined(metric, split, definition)
-    classes, error = _count_classes(groups), class_jackknife_error(estimate.left_out)
-    if error is None:
+    error = class_jackknife_error(estimate.left_out)
+    if error is None or sample.count < MIN_ESTIMATES:
         definition += "; no interval: fewer than three classes"
         return Score(metric, split, estimate.value, None, None, estimate.count, definition)
-    low, high = class_interval(estimate.value, error, classes)
-    definition += "; interval: Wilson with the effective number of classes"
-    definition += f" ({_describe_jackknife(groups)})"
+    low, high = class_interval(
+        estimate.value, error, sample.count, extra_variance=sample.extra_variance
+    )
+    definition += f"; interval: Wilson with the effective number of the {sample.count} classes"
+    definition += f" ({_describe_jackknife(sample.groups)})"
     return Score(metric, split, estimate.value, low, high, estimate.count, definition)
 
 
 def compare_estimates(
-    names: tuple[str, str, str], a: Estimate, b: Estimate, groups: Tensor
+    names: tuple[str, str, str], a: Estimate, b: Estimate, sample: ClassSample
 ) -> PairedTest:
     """Compare two measures of the same classes.
 
@@ -160,26 +207,28 @@ def compare_estimates(
         names: First metric, second metric and split.
         a: First measure.
         b: Second measure, without the same groups of classes.
-        groups: Group of each class, int64, shape (C,), from :func:`class_groups`.
+        sample: The classes.
 
     Returns:
         The test of the difference ``a`` minus ``b``, where ``count`` is the number of classes;
         undefined with fewer than three estimates.
     """
-    test = f"score test over classes; {_describe_jackknife(groups)}; interval: Tango"
+    test = f"score test over classes; {_describe_jackknife(sample.groups)}; interval: Tango"
     error = class_jackknife_error(a.left_out - b.left_out)
-    if error is None:
-        return PairedTest.undefined(*names, test)
-    shares, classes = (a.value, b.value), _count_classes(groups)
-    return compare_shares(names, shares, error, count=classes, test=test)
-
-
-def _count_classes(groups: Tensor) -> int:
-    return int((groups >= 0).sum())
+    if error is None or sample.count < MIN_ESTIMATES:
+        return PairedTest.undefined(*names, "not available: fewer than three classes")
+    return compare_shares(
+        names,
+        (a.value, b.value),
+        error,
+        count=sample.count,
+        test=test,
+        extra_variance=sample.extra_variance,
+    )
 
 
 def _describe_jackknife(groups: Tensor) -> str:
-    classes, count = _count_classes(groups), int(groups.max()) + 1
+    classes, count = int((groups >= 0).sum()), int(groups.max()) + 1
     if count == classes:
         return f"leave-one-class-out jackknife over {classes} classes"
     return f"jackknife over {count} groups of {classes} classes"

@@ -30,7 +30,8 @@ def rank_without_each_class(
     """Compute triplet and retrieval measures of all classes and without each group of classes.
 
     A group is left out in all roles: its queries are dropped, and its images are dropped from the
-    rankings of the others. Ties are handled as in :mod:`stages.evaluation.triplets_and_rankings`.
+    rankings of the others. A query without a negative is dropped. Ties are handled as in
+    :mod:`stages.evaluation.triplets_and_rankings`.
     The time is O(N^2 log N) for classes of similar size.
 
     Args:
@@ -51,7 +52,7 @@ def rank_without_each_class(
         >>> labels = torch.tensor([0, 0, 1])
         >>> estimates, _ = rank_without_each_class(vectors, labels, class_groups(labels))
         >>> estimates["precision_at_1"].value, estimates["precision_at_1"].left_out.tolist()
-        (0.5, [nan, 1.0])
+        (0.5, [nan, nan])
     """
     within = queries is None
     query_rows = torch.arange(len(labels)) if queries is None else queries.nonzero().flatten()
@@ -147,10 +148,11 @@ class _Sums:
         precision_at_1, r_precision, map_at_r, average_precision = rankings
         recalls = [(first <= k).double() for k in (2, 4, 8)]
         values = torch.stack([precision_at_1, *recalls, r_precision, map_at_r, average_precision])
-        kept = torch.arange(groups + 1) != own_group
+        remaining = negatives - F.pad(group_sizes, (0, 1))  # (G + 1,)
+        # Without a negative every ranking would be perfect.
+        kept = (torch.arange(groups + 1) != own_group) & (remaining > 0)
         self.rankings += values.view(-1, rows, groups + 1).sum(1) * kept
         self.queries += rows * kept
-        remaining = negatives - F.pad(group_sizes, (0, 1))  # (G + 1,)
         triplets = rows * positives * remaining
         self.triplets += triplets * kept
         self.won += (triplets - left.sum((0, 2))) * kept

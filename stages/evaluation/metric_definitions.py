@@ -37,7 +37,7 @@ _AUROC = (
 )
 _FPR = (
     "Share of test images of unseen classes that are accepted if 95%% of the known test images "
-    "are, by %s; interval over unseen classes at a fixed threshold"
+    "are, by %s; interval over unseen classes and known images"
 )
 _ENERGY = "log-sum-exp of the classifier's logits (negative energy)"
 # Definitions that the embedding and its baselines share.

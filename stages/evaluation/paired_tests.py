@@ -144,8 +144,13 @@ def compare_runs(a: Evaluation, b: Evaluation) -> tuple[PairedTest, ...]:
     tests = []
     for metric in ("knn_accuracy", "classification_accuracy"):
         tests.append(mcnemar_test(metric, metric, "test", a.correct[metric], b.correct[metric]))
-    tests.append(_compare_triplets(a.measures, b.measures))
-    tests.append(_compare_map(a.measures.map_at_r, b.measures.map_at_r))
+    if np.array_equal(a.measures.total, b.measures.total):
+        tests.append(_compare_triplets(a.measures, b.measures))
+        tests.append(_compare_map(a.measures.map_at_r, b.measures.map_at_r))
+    else:  # only one of them has queries and gallery images
+        for metric in ("triplet_accuracy", "map_at_r"):
+            test = "not available: the queries of the runs differ"
+            tests.append(PairedTest.undefined(metric, metric, "test", test))
     return tuple(tests)
 
 
@@ -170,6 +175,7 @@ def compare_shares(
     *,
     count: int,
     test: str,
+    extra_variance: float = LARGEST_VARIANCE,
 ) -> PairedTest:
     """Compare two shares by the standard error of their difference.
 
@@ -181,6 +187,8 @@ def compare_shares(
         error: Standard error of the difference.
         count: Number of independent values behind a share: images or classes.
         test: Description of the test.
+        extra_variance: Variance of one additional value; see
+            :func:`stages.evaluation.statistics.bounded_mean_interval`.
 
     Returns:
         The test of the first share minus the second.
@@ -194,6 +202,7 @@ def compare_shares(
         squares=(count * error) ** 2 + count * (a - b) ** 2,
         count=count,
         test=test,
+        extra_variance=extra_variance,
     )
 
 
@@ -230,6 +239,7 @@ def _score_test(
     squares: float,
     count: int,
     test: str,
+    extra_variance: float = LARGEST_VARIANCE,
 ) -> PairedTest:
     """Test a difference of two means of values in [0, 1] with Tango's score statistic.
 
@@ -240,9 +250,10 @@ def _score_test(
         squares: Sum of the squared differences.
         count: Number of images.
         test: Description of the test.
+        extra_variance: Variance of one additional value.
     """
     # Differences below 1 vary less than binary ones of the same size: see `bounded_mean_interval`.
-    design_effect = (squares + LARGEST_VARIANCE) / (sum(only) + LARGEST_VARIANCE)
+    design_effect = (squares + extra_variance) / (sum(only) + extra_variance)
     only_a, only_b = only[0] / design_effect, only[1] / design_effect
     effective_count = count / design_effect
     low, high = tango_interval(only_a, only_b, effective_count)

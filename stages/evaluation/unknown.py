@@ -9,7 +9,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from stages.evaluation.class_jackknife import class_interval
+from stages.evaluation.class_jackknife import (
+    CLASS_VARIANCE,
+    class_interval,
+    class_jackknife_error,
+)
 from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.paired_tests import compare_shares
 from stages.evaluation.results import UNSEEN, PairedTest, Predictions, Score
@@ -17,6 +21,8 @@ from stages.evaluation.roc import accepted_at_95, placements
 from stages.evaluation.statistics import share_score
 from stages.records import ClassifierCheckpoint
 from stages.settings import REJECT
+
+KNOWN_GROUPS = 20  # groups of known images that the jackknife leaves out
 
 
 def define_unknown(classifier: ClassifierCheckpoint | None = None) -> dict[str, str]:
@@ -61,6 +67,7 @@ def rejection_scores(
     ):
         values = values[order].mean(axis=1)
         if metric == "rejection_rate_known":
+            values = values[~np.isnan(values)]  # of folds without validation images
             scores.append(share_score(metric, "test", values, definitions[metric]))
         else:
             scores.append(_class_score(metric, "test", values, labels, definitions[metric]))
@@ -76,34 +83,47 @@ def _class_score(
     metric: str, split: str, values: np.ndarray, labels: np.ndarray, definition: str
 ) -> Score:
     """Return a mean over images as a score whose interval is over classes."""
+    definition += "; interval over classes"
     defined = ~np.isnan(values)
     values, labels = values[defined], labels[defined]
     if len(values) == 0:
         return Score.undefined(metric, split, definition)
+    return _score(metric, split, values, class_error(values, labels), labels, definition)
+
+
+def _score(
+    metric: str,
+    split: str,
+    values: np.ndarray,
+    error: float | None,
+    labels: np.ndarray,
+    definition: str,
+) -> Score:
     mean = min(1.0, math.fsum(values) / len(values))
-    error = class_error(values, labels)
-    low, high = class_interval(mean, error, _sampling_units(labels))
-    return Score(
-        metric, split, mean, low, high, len(values), f"{definition}; interval over classes"
-    )
+    if error is None:
+        definition += "; no interval: fewer than three classes"
+        return Score(metric, split, mean, None, None, len(values), definition)
+    low, high = class_interval(mean, error, len(np.unique(labels)))
+    return Score(metric, split, mean, low, high, len(values), definition)
 
 
-def class_error(values: np.ndarray, labels: np.ndarray) -> float:
+def class_error(values: np.ndarray, labels: np.ndarray) -> float | None:
     """Compute the standard error of a mean over images if classes are the sampling unit.
 
-    It is the jackknife that leaves one class out. With one class it is that of independent images.
+    It is the jackknife that leaves one class out. Images of one class are not independent.
 
     Args:
         values: Value of each image, floating point, shape (N,) with N > 0.
         labels: Class indices, int64, shape (N,).
+
+    Returns:
+        Standard error, or None with fewer than three classes.
     """
     _, classes = np.unique(labels, return_inverse=True)
-    count = int(classes.max()) + 1
-    if count == 1:
-        return float(values.std()) / math.sqrt(len(values))
+    if classes.max() == 0:
+        return None
     sums, sizes = np.bincount(classes, values), np.bincount(classes)
-    estimates = (values.sum() - sums) / (len(values) - sizes)
-    return math.sqrt((count - 1) / count * np.square(estimates - estimates.mean()).sum())
+    return class_jackknife_error((values.sum() - sums) / (len(values) - sizes))
 
 
 def _certainties(prediction: Predictions) -> dict[str, np.ndarray]:
@@ -154,7 +174,9 @@ def unknown_scores(
                 scores.append(Score.undefined(name, UNSEEN, text))
                 continue
             parts[ending] = compute(known_methods[ending], values)
-            scores.append(_two_sample_score(name, *parts[ending], unknown_labels, text))
+            error = _two_sample_error(*parts[ending], unknown_labels)
+            of_unknown = parts[ending][0]
+            scores.append(_score(name, UNSEEN, of_unknown, error, unknown_labels, text))
         for ending in list(parts)[1:]:
             names = (metric, f"{metric}{ending}", UNSEEN)
             tests.append(_compare(names, parts[""], parts[ending], unknown_labels))
@@ -177,32 +199,42 @@ def _auroc_parts(known: np.ndarray, unknown: np.ndarray) -> _Parts:
 
 
 def _accepted_parts(known: np.ndarray, unknown: np.ndarray) -> _Parts:
-    return accepted_at_95(known, unknown).astype(float), np.zeros(len(known))
+    """Return accepted unknown images, and pseudo-values of groups of known images.
+
+    The threshold is a quantile of the known images. Leaving out one image hardly moves it, so the
+    jackknife leaves out one of 20 groups of them.
+    """
+    accepted = accepted_at_95(known, unknown).astype(float)
+    groups = np.arange(len(known)) % KNOWN_GROUPS
+    count = min(KNOWN_GROUPS, len(known))
+    if count < 2:
+        return accepted, np.zeros(1)
+    left_out = [accepted_at_95(known[groups != g], unknown).mean() for g in range(count)]
+    return accepted, count * accepted.mean() - (count - 1) * np.array(left_out)
 
 
-def _two_sample_error(of_unknown: np.ndarray, of_known: np.ndarray, labels: np.ndarray) -> float:
+def _two_sample_error(
+    of_unknown: np.ndarray, of_known: np.ndarray, labels: np.ndarray
+) -> float | None:
     """Combine the errors of the unknown images, by class, and of the known images."""
-    return math.hypot(class_error(of_unknown, labels), of_known.std() / math.sqrt(len(of_known)))
-
-
-def _two_sample_score(
-    metric: str, of_unknown: np.ndarray, of_known: np.ndarray, labels: np.ndarray, definition: str
-) -> Score:
-    mean = min(1.0, math.fsum(of_unknown) / len(of_unknown))
-    error = _two_sample_error(of_unknown, of_known, labels)
-    low, high = class_interval(mean, error, _sampling_units(labels))
-    return Score(metric, UNSEEN, mean, low, high, len(of_unknown), definition)
-
-
-def _sampling_units(labels: np.ndarray) -> int:
-    """Return the number of classes, or of images if there is only one class."""
-    classes = len(np.unique(labels))
-    return classes if classes > 1 else len(labels)
+    error = class_error(of_unknown, labels)
+    if error is None:
+        return None
+    return math.hypot(error, of_known.std() / math.sqrt(len(of_known)))
 
 
 def _compare(names: tuple[str, str, str], a: _Parts, b: _Parts, labels: np.ndarray) -> PairedTest:
     """Test the difference of a score between two methods on the same images."""
-    error = _two_sample_error(a[0] - b[0], a[1] - b[1], labels)
-    means = math.fsum(a[0]) / len(labels), math.fsum(b[0]) / len(labels)
     test = "score test over unseen classes and known images; interval: Tango"
-    return compare_shares(names, means, error, count=_sampling_units(labels), test=test)
+    error = _two_sample_error(a[0] - b[0], a[1] - b[1], labels)
+    if error is None:
+        return PairedTest.undefined(*names, "not available: fewer than three classes")
+    means = math.fsum(a[0]) / len(labels), math.fsum(b[0]) / len(labels)
+    return compare_shares(
+        names,
+        means,
+        error,
+        count=len(np.unique(labels)),
+        test=test,
+        extra_variance=CLASS_VARIANCE,
+    )

@@ -12,8 +12,9 @@ from stages.distance import exact_distances
 from stages.evaluation import left_out_rankings, verification
 from stages.evaluation.baselines import PIXELS
 from stages.evaluation.class_jackknife import (
+    ClassSample,
     Estimate,
-    class_groups,
+    class_sample,
     compare_estimates,
     jackknife_score,
 )
@@ -26,6 +27,10 @@ NEIGHBOURS = 5  # nearest images per image, for the page
 COMPARED = ("precision_at_1", "map_at_r", "verification_auc")  # also computed for baselines
 MEASURES = ("triplet_accuracy", *left_out_rankings.MEASURES, *verification.MEASURES)
 UNDEFINED = ("knn_accuracy", "classification_accuracy")
+DROPPED = (
+    "; at equal distances, images of other classes rank first; queries without another image of "
+    "their class, or without one of another class, are dropped"
+)
 NOT_TRAINED_ON = "Undefined: no image of these classes was in the training split"
 
 
@@ -67,7 +72,8 @@ def evaluate_unseen(
         >>> score.value, score.count, score.low
         (1.0, 4, None)
     """
-    groups = class_groups(test.labels, queries=queries)
+    sample = class_sample(test.labels, queries=queries)
+    groups = sample.groups
     measures = {"embedding": _measure(test.vectors, test.labels, groups, queries)}
     for name, vectors in baselines.items():
         if vectors is not None:
@@ -78,13 +84,13 @@ def evaluate_unseen(
         for metric in COMPARED:
             if name in measures:
                 estimates[f"{name}_{metric}"] = measures[name].estimates[metric]
-            tests.append(_compare(metric, f"{name}_{metric}", estimates, groups))
+            tests.append(_compare(metric, f"{name}_{metric}", estimates, sample))
     scores = [Score.undefined(metric, UNSEEN, NOT_TRAINED_ON) for metric in UNDEFINED]
     fields = _definition_fields(queries is not None, pretrained)
     for metric in (*MEASURES, *(test.metric_b for test in tests)):
         definition = METRICS[metric].definition.format(**fields)
         if metric in estimates:
-            scores.append(jackknife_score(metric, UNSEEN, estimates[metric], groups, definition))
+            scores.append(jackknife_score(metric, UNSEEN, estimates[metric], sample, definition))
         else:
             scores.append(Score.undefined(metric, UNSEEN, f"{definition}; not available"))
     neighbours, distances = _nearest_images(test.vectors, queries)
@@ -109,24 +115,24 @@ def _measure(vectors: Tensor, labels: Tensor, groups: Tensor, queries: Tensor | 
 
 
 def _compare(
-    metric_a: str, metric_b: str, estimates: dict[str, Estimate], groups: Tensor
+    metric_a: str, metric_b: str, estimates: dict[str, Estimate], sample: ClassSample
 ) -> PairedTest:
     if metric_b not in estimates:
         test = "not available: a metric is undefined"
         return PairedTest.undefined(metric_a, metric_b, UNSEEN, test)
     names = (metric_a, metric_b, UNSEEN)
-    return compare_estimates(names, estimates[metric_a], estimates[metric_b], groups)
+    return compare_estimates(names, estimates[metric_a], estimates[metric_b], sample)
 
 
 def _definition_fields(with_queries: bool, pretrained: bool) -> dict[str, object]:
     """Return the fields of the definitions in ``METRICS``."""
     if with_queries:
         triplets = "of a query (the anchor) and two gallery images of the unseen classes"
-        ranking = "each query image queries the gallery images of the unseen classes"
+        ranking = "each query image queries the gallery images of the unseen classes" + DROPPED
         pairs = "all pairs of a query and a gallery image of the unseen classes"
     else:
         triplets = "of the unseen classes"
-        ranking = "each image queries all other images of the unseen classes"
+        ranking = "each image queries all other images of the unseen classes" + DROPPED
         pairs = "all pairs of images of the unseen classes"
     return {
         "triplets": triplets,

@@ -209,6 +209,11 @@ def test_other_network_is_rejected_before_it_is_built(tmp_path, monkeypatch, nam
         {"head__bias": torch.zeros(2, dtype=torch.float16)},
         {"head__bias": None},
         {"other": torch.zeros(1)},
+        {"validation__distances": torch.tensor([-0.1])},
+        {"validation__distances": torch.tensor([3.0])},
+        {"validation__distances": torch.zeros(2)},
+        {"validation__labels": torch.tensor([2])},
+        {"validation__vectors": None},
     ],
     ids=str,
 )

@@ -61,7 +61,10 @@ CASES = [
     # Unseen and held-out classes.
     *(edited("unseen", value) for value in (..., 5, [], {}, {"classes": ["yew"], "images": 0})),
     *(edited("unseen", value, path=EMBEDDING) for value in (..., {"classes": [5], "images": 1})),
+    edited("unseen", {"classes": ["ash"], "images": 1}, path=EMBEDDING),
     *(edited("held_out_classes", value, path=EMBEDDING) for value in (..., None, "ash", [5])),
+    edited("held_out_classes", ["yew"], path=EMBEDDING),
+    edited("calibrated", False),
     *(
         edited("read.unseen_classes", value, path=EMBEDDING)
         for value in (1, 1.5, -2, float("nan"), "3", True)

@@ -8,17 +8,20 @@ import torch
 import torch.nn.functional as F
 
 from stages.evaluation.class_jackknife import (
+    ClassSample,
     Estimate,
     class_groups,
     class_jackknife_error,
+    class_sample,
     compare_estimates,
     jackknife_score,
 )
 from stages.evaluation.left_out_rankings import rank_without_each_class
-from stages.evaluation.statistics import wilson_interval
+from stages.evaluation.statistics import bounded_mean_interval, wilson_interval
 from stages.evaluation.verification import verify_without_each_class
 
-THREE = torch.arange(3)
+THREE = ClassSample(torch.arange(3), 3, 1 / 12)
+FORTY = ClassSample(torch.arange(40), 40, 1 / 12)
 
 
 def test_each_class_is_a_group_of_its_own():
@@ -70,16 +73,45 @@ def test_interval_of_equal_estimates_has_a_positive_width():
     assert 0 < score.low < score.high == 1
 
 
+@pytest.mark.parametrize(("several", "interval"), [(1, False), (2, False), (3, True)])
+@pytest.mark.parametrize("with_queries", [False, True])
+def test_classes_without_a_query_are_not_part_of_the_sample(several, interval, with_queries):
+    """Images without another one of their class only distract."""
+    labels = torch.cat([torch.arange(several).repeat_interleave(5), torch.arange(3, 60)])
+    vectors = torch.eye(63)[labels]
+    queries = None
+    if with_queries:
+        queries = torch.arange(len(labels)) % 5 == 0
+        queries[5 * several :] = False
+    sample = class_sample(labels, queries=queries)
+    assert sample.count == several
+    estimates, _ = rank_without_each_class(vectors, labels, sample.groups, queries=queries)
+    score = jackknife_score("m", "test-unseen", estimates["precision_at_1"], sample, "d")
+    paired = compare_estimates(("m", "n", "u"), *2 * [estimates["precision_at_1"]], sample)
+    assert score.value == 1 and (score.low is not None) == interval
+    assert paired.count == (several if interval else 0)
+    if interval:
+        variance = 1 / 4 if with_queries else 1 / 12
+        expected = bounded_mean_interval(1.0, 0.0, 3, extra_variance=variance)
+        assert (score.low, score.high) == expected
+
+
+def test_one_class_has_no_ranking():
+    labels = torch.zeros(5, dtype=torch.int64)
+    estimates, _ = rank_without_each_class(torch.eye(5), labels, class_groups(labels))
+    assert all(estimate.count == 0 for estimate in estimates.values())
+
+
 def test_comparison_uses_the_error_of_the_difference():
     generator = np.random.default_rng(1)
     a = Estimate(0.9, 0.9 + 0.01 * generator.standard_normal(40), 1)
     b = Estimate(0.8, a.left_out - 0.1 + 1e-5 * generator.standard_normal(40), 1)
-    same = compare_estimates(("m", "n", "test-unseen"), a, a, torch.arange(40))
-    better = compare_estimates(("m", "n", "test-unseen"), a, b, torch.arange(40))
+    same = compare_estimates(("m", "n", "test-unseen"), a, a, FORTY)
+    better = compare_estimates(("m", "n", "test-unseen"), a, b, FORTY)
     assert same.difference == 0 and same.p_value == 1 and same.low < 0 < same.high
     assert better.difference == pytest.approx(0.1) and better.p_value < 0.05 and better.low > 0
     independent = Estimate(0.8, 0.8 + 0.05 * generator.standard_normal(40), 1)
-    unclear = compare_estimates(("m", "n", "test-unseen"), a, independent, torch.arange(40))
+    unclear = compare_estimates(("m", "n", "test-unseen"), a, independent, FORTY)
     assert unclear.high - unclear.low > better.high - better.low
 
 
@@ -100,12 +132,12 @@ def test_intervals_over_classes_cover_the_true_value():
     scores: dict[str, list] = {"precision_at_1": [], "verification_auc": []}
     for _ in range(120):
         vectors, labels = draw_images(20, generator)
-        groups = class_groups(labels)
-        estimates, _ = rank_without_each_class(vectors, labels, groups)
-        pairs, _ = verify_without_each_class(vectors, labels, groups)
+        sample = class_sample(labels)
+        estimates, _ = rank_without_each_class(vectors, labels, sample.groups)
+        pairs, _ = verify_without_each_class(vectors, labels, sample.groups)
         for metric, drawn in scores.items():
             estimate = {**estimates, **pairs}[metric]
-            drawn.append(jackknife_score(metric, "test-unseen", estimate, groups, ""))
+            drawn.append(jackknife_score(metric, "test-unseen", estimate, sample, ""))
     for metric, drawn in scores.items():
         truth = np.mean([score.value for score in drawn])
         covered = np.mean([score.low <= truth <= score.high for score in drawn])

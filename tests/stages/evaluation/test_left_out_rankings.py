@@ -14,13 +14,17 @@ from stages.evaluation.triplets_and_rankings import measure_gallery, measure_spl
 
 def recompute(vectors, labels, queries):
     """Return all measures of a split from the measures of its queries, NaN if undefined."""
+    query_labels, gallery_labels = labels, labels
     if queries is None:
         measures = measure_split(vectors, labels)
     else:
+        query_labels, gallery_labels = labels[queries], labels[~queries]
         measures = measure_gallery(
-            vectors[queries], labels[queries], vectors[~queries], labels[~queries]
+            vectors[queries], query_labels, vectors[~queries], gallery_labels
         )
-    hits = measures.first_hit[measures.first_hit > 0]
+    has_negative = (query_labels[:, None] != gallery_labels).any(1).numpy()
+    kept = (measures.first_hit > 0) & has_negative
+    hits = measures.first_hit[kept]
     triplets = measures.total.sum()
     values = {"triplet_accuracy": measures.won.sum() / triplets if triplets else np.nan}
     for k, metric in zip((1, 2, 4, 8), MEASURES, strict=False):
@@ -28,29 +32,28 @@ def recompute(vectors, labels, queries):
     for name, metric in zip(
         ("r_precision", "map_at_r", "average_precision"), MEASURES[4:], strict=True
     ):
-        per_query = getattr(measures, name)
-        defined = per_query[~np.isnan(per_query)]
+        defined = getattr(measures, name)[kept]
         values[metric] = defined.mean() if len(defined) else np.nan
-    return values, measures
+    return values, measures, int(kept.sum())
 
 
 def check_against_reduced_splits(vectors, labels, queries=None, groups=None):
     if groups is None:
         groups = class_groups(labels, queries=queries)
     estimates, triplet_accuracy = rank_without_each_class(vectors, labels, groups, queries=queries)
-    expected, measures = recompute(vectors, labels, queries)
+    expected, measures, query_count = recompute(vectors, labels, queries)
     assert set(estimates) == set(expected)
     for metric, estimate in estimates.items():
         np.testing.assert_allclose(estimate.value, expected[metric], atol=1e-12)
     assert estimates["triplet_accuracy"].count == measures.total.sum()
-    assert estimates["map_at_r"].count == (measures.first_hit > 0).sum()
+    assert estimates["map_at_r"].count == query_count
     rows = slice(None) if queries is None else queries
     with np.errstate(invalid="ignore"):
         per_anchor = measures.won / measures.total
     np.testing.assert_allclose(triplet_accuracy[rows], per_anchor, atol=1e-12)
     for group in range(int(groups.max()) + 1):
         kept = groups[labels] != group
-        without, _ = recompute(
+        without, _, _ = recompute(
             vectors[kept], labels[kept], None if queries is None else queries[kept]
         )
         for metric, estimate in estimates.items():

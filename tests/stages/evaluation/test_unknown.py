@@ -12,6 +12,8 @@ from sklearn.metrics import roc_auc_score
 from stages.evaluation.results import Predictions
 from stages.evaluation.scores import predict
 from stages.evaluation.unknown import (
+    _accepted_parts,
+    _compare,
     class_error,
     define_unknown,
     rejection_scores,
@@ -98,7 +100,28 @@ def test_error_by_class_equals_leaving_each_class_out():
     # With one image per class it is the error of independent images.
     alone = class_error(values, np.arange(30))
     assert alone == pytest.approx(values.std(ddof=1) / np.sqrt(30))
-    assert class_error(values, np.zeros(30)) == pytest.approx(values.std() / np.sqrt(30))
+    assert class_error(values, np.zeros(30)) is None
+    assert class_error(values, np.arange(30) % 2) is None
+
+
+def test_two_unseen_classes_have_no_interval(images):
+    known, unknown, labels, classifier = images
+    scores, tests = unknown_scores(known, unknown, labels % 2, define_unknown(classifier))
+    assert all(score.low is None and score.count == 40 for score in scores)
+    assert all(test.count == 0 for test in tests) and len(tests) == 4
+
+
+def test_exchangeable_methods_rarely_differ():
+    """The threshold for 95% of the known images varies too."""
+    generator, rejected = np.random.default_rng(0), 0
+    labels = np.repeat(np.arange(20), 10)
+    for _ in range(60):
+        known = generator.normal(2, 1, 100) + generator.normal(0, 0.7, (2, 100))
+        of_class = generator.normal(0, 0.5, 20)[labels] + generator.normal(0, 1, 200)
+        unknown = of_class + generator.normal(0, 0.7, (2, 200))
+        parts = [_accepted_parts(known[method], unknown[method]) for method in range(2)]
+        rejected += _compare(("a", "b", "test-unseen"), *parts, labels).p_value < 0.05
+    assert rejected <= 8  # 0.05 expected, 0.5 with a fixed threshold
 
 
 def test_without_known_images_the_comparisons_are_undefined(images):
@@ -119,6 +142,7 @@ def test_without_validation_images_nothing_is_rejected(images):
         for score in rejection_scores(known, labels, order, define_unknown(classifier))
     }
     assert scores["rejection_rate_known"].count == 0
+    assert "dropped" not in scores["rejection_rate_known"].definition
     assert scores["left_out_rejection_rate"].count == 0
     assert scores["left_out_auroc"].count == 50
 
