@@ -82,7 +82,9 @@ def test_predictions_equal_those_of_the_report(trained, tmp_path):
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_uncalibrated_probabilities_have_a_note(tmp_path, capsys, calibrated):
     network, classifier = make_network(), tmp_path / "c.safetensors"
-    record = make_record("classifier", network, calibrated=calibrated)
+    temperature = 1.5 if calibrated else 1.0
+    changes = {"calibrated": calibrated, "temperature": temperature}
+    record = make_record("classifier", network, **changes)
     head, gallery, validation = Head(8, 2), make_gallery(), make_validation()
     save_classifier(classifier, network, head, gallery, record, validation=validation)
     Image.new("L", (8, 8)).save(tmp_path / "new.png")
