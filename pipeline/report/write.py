@@ -72,8 +72,8 @@ def write_report(
             contains their mean and standard deviation.
     """
     # Folds have different embeddings, so they share no map and no distances.
-    shares_map = runs[0].test and not runs[0].folds
-    exploration = explore(runs[0].test) if shares_map else None
+    has_map = runs[0].test and not runs[0].folds
+    exploration = explore(runs[0].test) if has_map else None
     drawn = [draw_figures(runs[0], exploration), *(draw_figures(run, None) for run in runs[1:])]
     predictions = [prediction_table(fold) for run in runs for fold in run.folds or (run,)]
     contents = {
