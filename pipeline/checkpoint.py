@@ -1,39 +1,26 @@
 """Save and load checkpoints.
 
-A checkpoint is one safetensors file. Its header (:mod:`pipeline.checkpoint_header`) holds strings:
-
-==================  ================================================================
-``format_version``  Version of the file format, an integer.
-``kind``            ``embedding``, ``classifier``, ``vectors`` or ``state``.
-``digest``          SHA-256 of the tensors, from :func:`stages.network.digest.state_digest`.
-``record``          JSON: settings, data source, training history and versions.
-``record_digest``   SHA-256 of the record's bytes in UTF-8.
-==================  ================================================================
-
-safetensors files contain no code, so a file from an untrusted source is safe to load. Digests find
-damage; :mod:`pipeline.record` finds values that cannot work, also in an edited file.
+The file format is that of :mod:`pipeline.tensor_files`. The same checks apply to every kind of
+checkpoint: the tensors must match the record, and the embedding network its digest.
 """
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from pipeline.checkpoint_header import COMMANDS, Header, advice, make_header, parse_header
-from pipeline.files import write_atomically
+from pipeline.checkpoint_header import Header, advice
+from pipeline.tensor_files import load_tensors, read_header, save_tensors
+from stages.checkpoints import ClassifierCheckpoint, EmbeddingCheckpoint
 from stages.errors import CheckpointError, DataError, SettingsError
 from stages.evaluation.knn import nearest_distances
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet, build_network, describe_mismatch
 from stages.network.head import Head
-from stages.records import ClassifierCheckpoint, EmbeddingCheckpoint, Embeddings
+from stages.records import Embeddings
 
 
 def save_embedding(path: Path, network: nn.Module, record: Mapping[str, Any]) -> str:
@@ -61,12 +48,14 @@ def save_classifier(
     record: Mapping[str, Any],
     *,
     validation: Embeddings | None = None,
+    enrolled_distances: Tensor | None = None,
 ) -> str:
     """Save a classifier together with its frozen embedding network and its gallery.
 
     Tensor names start with ``embedding.`` for the network, ``head.`` for the head, ``gallery.`` for
     the embeddings and labels of the training images, and ``validation.`` for those of the
-    validation images and their distances to the nearest training images.
+    validation images and their distances to the nearest training images. ``enrolled.distances``
+    are those of enrolled images to the nearest other image.
 
     Args:
         path: File to write.
@@ -75,6 +64,8 @@ def save_classifier(
         gallery: Embeddings of the training images, searched by kNN.
         record: JSON-serialisable record of the training run.
         validation: Embeddings of the validation images, if there are any.
+        enrolled_distances: Distances of enrolled images to the nearest other gallery image,
+            float32, shape (E,), if images were enrolled.
 
     Returns:
         Digest of all saved tensors.
@@ -91,50 +82,10 @@ def save_classifier(
             "validation.labels": validation.labels,
             "validation.distances": nearest_distances(validation.vectors, gallery.vectors),
         }
+    if record.get("enrolled"):
+        assert enrolled_distances is not None
+        tensors["enrolled.distances"] = enrolled_distances
     return save_tensors(path, "classifier", tensors, record)
-
-
-def save_tensors(
-    path: Path, kind: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
-) -> str:
-    """Save named tensors and a record; see :func:`save_embedding`.
-
-    Args:
-        path: File to write.
-        kind: Kind of checkpoint, stored in the header.
-        tensors: Tensors by name, on any device and in any memory layout.
-        record: JSON-serialisable record.
-
-    Returns:
-        Digest of the tensors.
-
-    Raises:
-        PipelineError: If the file cannot be written.
-        MemoryError: If there is too little memory to write the file.
-    """
-    # safetensors rejects channels-last tensors and tensors that share memory.
-    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    digest = state_digest(copies)
-    # safetensors copies the tensors three times, and aborts with a Rust trace if memory runs out.
-    np.empty(3 * sum(tensor.nbytes for tensor in copies.values()), np.uint8)
-    write_atomically(path, save(copies, make_header(kind, digest, record)))
-    return digest
-
-
-def read_header(path: Path) -> Header:
-    """Read and check the header of a checkpoint. Its tensors are not read.
-
-    Args:
-        path: Checkpoint file of any kind.
-
-    Returns:
-        The header.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged, not a checkpoint, or of another format.
-    """
-    with _open(path) as file:
-        return parse_header(path, file.metadata() or {})
 
 
 def load_embedding(path: Path) -> EmbeddingCheckpoint:
@@ -171,19 +122,67 @@ def load_classifier(path: Path) -> ClassifierCheckpoint:
         CheckpointError: If the file is missing, damaged, of another kind or of another format, or
             if its embedding network is not the one that its record names.
     """
-    header, tensors = load_tensors(path, "classifier")
-    record, classes = header.record, tuple(header.record["classes"])
+    return _classifier(path, *load_tensors(path, "classifier"))
+
+
+def load_embedder(path: Path) -> EmbeddingCheckpoint:
+    """Load the embedding network of an embedding or of a classifier.
+
+    Args:
+        path: File written by :func:`save_embedding` or :func:`save_classifier`.
+
+    Returns:
+        The network, class names, record and digest of the embedding. The record of a classifier
+        has the entries ``network``, ``classes`` and ``read`` of its embedding.
+
+    Raises:
+        CheckpointError: As for :func:`load_embedding`.
+    """
+    if read_header(path).kind != "classifier":
+        return load_embedding(path)
+    classifier = load_classifier(path)
+    return EmbeddingCheckpoint(
+        network=classifier.network,
+        classes=classifier.classes,
+        record=classifier.record,
+        digest=classifier.embedding_digest,
+    )
+
+
+def embedding_part(
+    path: Path, header: Header, tensors: dict[str, Tensor]
+) -> tuple[EmbeddingNet, dict[str, Tensor]]:
+    """Build the embedding network of a file that has it under ``embedding.``.
+
+    Args:
+        path: The file, for messages.
+        header: Its header.
+        tensors: All its tensors.
+
+    Returns:
+        The network, and the other tensors.
+
+    Raises:
+        CheckpointError: If the network's tensors are not those that the record names.
+    """
+    others = {name: value for name, value in tensors.items() if not name.startswith("embedding.")}
     embedding = {
-        name.removeprefix("embedding."): tensors.pop(name)
-        for name in list(tensors)
-        if name.startswith("embedding.")
+        name.removeprefix("embedding."): value
+        for name, value in tensors.items()
+        if name not in others
     }
-    if state_digest(embedding) != record["embedding_digest"]:
+    if state_digest(embedding) != header.record["embedding_digest"]:
         raise CheckpointError(
             f"{path}: the embedding network does not match the digest in the record; "
             f"{advice(path, header.kind)}"
         )
-    network = _build_network(path, header, embedding)
+    return _build_network(path, header, embedding), others
+
+
+def _classifier(path: Path, header: Header, tensors: dict[str, Tensor]) -> ClassifierCheckpoint:
+    """Check the tensors of a classifier, and build its network and head."""
+    record, classes = header.record, tuple(header.record["classes"])
+    network, tensors = embedding_part(path, header, tensors)
     dim, rows = record["network"]["dim"], len(record["gallery_ids"])
     shapes = {
         "head.weight": torch.empty(len(classes), dim, device="meta"),
@@ -198,22 +197,20 @@ def load_classifier(path: Path) -> ClassifierCheckpoint:
             "validation.labels": torch.empty(images, dtype=torch.int64, device="meta"),
             "validation.distances": torch.empty(images, device="meta"),
         }
+    if record.get("enrolled"):
+        count = sum(enrolment["distances"] for enrolment in record["enrolled"])
+        shapes["enrolled.distances"] = torch.empty(count, device="meta")
     _check_tensors(path, header, shapes, tensors)
     head = Head(dim, len(classes), dropout=record["settings"]["dropout"])
     head.linear.load_state_dict({"weight": tensors["head.weight"], "bias": tensors["head.bias"]})
-    distances = tensors.get("validation.distances", torch.empty(0))
-    if not bool(((distances >= 0) & (distances < 2.01)).all()):
-        raise CheckpointError(
-            f"{path}: validation.distances has values that are no distances of unit vectors; "
-            f"{advice(path, header.kind)}"
-        )
     return ClassifierCheckpoint(
         network=network,
         head=head.eval(),
         gallery=_embeddings(path, header, tensors, "gallery"),
         gallery_ids=tuple(record["gallery_ids"]),
         validation=_embeddings(path, header, tensors, "validation") if images else None,
-        validation_distances=distances,
+        validation_distances=_distances(path, header, tensors, "validation"),
+        enrolled_distances=_distances(path, header, tensors, "enrolled"),
         classes=classes,
         record=record,
         embedding_digest=record["embedding_digest"],
@@ -233,57 +230,15 @@ def _embeddings(path: Path, header: Header, tensors: Mapping[str, Tensor], name:
         raise CheckpointError(f"{path}: {name}: {error}; {advice(path, header.kind)}") from error
 
 
-def load_tensors(path: Path, kind: str) -> tuple[Header, dict[str, Tensor]]:
-    """Load the header and all tensors, and compare both with their digests.
-
-    Args:
-        path: Checkpoint file.
-        kind: Expected kind of checkpoint.
-
-    Returns:
-        The header, and the tensors by name, on the CPU.
-
-    Raises:
-        CheckpointError: If the file is missing, damaged, of another kind or of another format, or
-            a tensor has values that are not finite.
-    """
-    with _open(path, kind) as file:
-        header = parse_header(path, file.metadata() or {})
-        if header.kind != kind:
-            raise CheckpointError(
-                f"{path}: holds a checkpoint of kind {header.kind}; use one of kind {kind}"
-            )
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if state_digest(tensors) != header.digest:
+def _distances(path: Path, header: Header, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return the distances with a name, float32; none if there is no such tensor."""
+    distances = tensors.get(f"{name}.distances", torch.empty(0))
+    if not bool(((distances >= 0) & (distances < 2.01)).all()):
         raise CheckpointError(
-            f"{path}: damaged: the tensors do not match the digest in the header; "
-            f"{advice(path, kind)}"
+            f"{path}: {name}.distances has values that are no distances of unit vectors; "
+            f"{advice(path, header.kind)}"
         )
-    for name, value in tensors.items():
-        if not bool(torch.isfinite(value).all()):
-            raise CheckpointError(
-                f"{path}: {name} contains values that are not finite; {advice(path, kind)}"
-            )
-    return header, tensors
-
-
-@contextmanager
-def _open(path: Path, kind: str = "") -> Iterator[Any]:
-    """Open a safetensors file; its tensors are read only when they are asked for."""
-    if not os.path.isfile(path):  # unlike Path.is_file, this raises no PermissionError
-        found, remedy = "not a file", "use another path"
-        if not os.path.exists(path):
-            found = "no such file"
-            if kind in COMMANDS:
-                remedy = f"run `{COMMANDS[kind]} --out {path}` to create it, or {remedy}"
-        raise CheckpointError(f"{path}: {found}; {remedy}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: damaged: not a complete safetensors file ({error}); {advice(path, kind)}"
-        ) from error
+    return distances
 
 
 def _build_network(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> EmbeddingNet:

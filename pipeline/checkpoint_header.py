@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.record import KINDS, RecordError, parse_record
+from pipeline.record import KINDS, parse_record
+from pipeline.schema import RecordError
 from stages.errors import CheckpointError
 
 FORMAT_VERSION = 2

@@ -11,22 +11,22 @@ from typing import Any, NoReturn
 
 import click
 
+from pipeline import checkpoint_commands, terminal
 from pipeline import options as opt
-from pipeline import terminal
 from pipeline.config import add_run_defaults, configured_values, read_config
 from pipeline.error_messages import describe_error
 from pipeline.failures import LOST_PROCESS, report_failure
 from pipeline.options import CLASSIFIER, EMBEDDING, REPORTS, pick, predict_hint, spell
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
-
-def run_context(options: dict[str, Any]) -> Any:
-    """Build the RunContext from a command's options."""
-    from pipeline.context import RunContext
-    from pipeline.device import keep_freed_memory
-
-    keep_freed_memory(options.get("device", "auto"))
-    return pick(RunContext, options)
+NOT_WITH_FOLDS = {
+    "seeds": "use --repeats to see how much the scores vary",
+    "resume": "no model is kept",
+    "embedding": "no model is kept",
+    "classifier": "no model is kept",
+    "test": "every image is tested",
+    "unseen_classes": "every class is trained on in some fold",
+}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -41,6 +41,9 @@ def commands(context: click.Context, config: Path | None) -> None:
     pipeline classify                 stage two: train the classifier on the frozen embedding
     pipeline report                   evaluate both, and baselines, on held-out images
     pipeline predict photos/new/      classify new images
+
+    \b
+    pipeline vectors, search, enroll, export     more uses of what was trained
     """  # noqa: D301  # click needs the control character
     tables = read_config(config, commands) if config else {}
     context.obj = context.default_map = add_run_defaults(tables, run)
@@ -74,7 +77,7 @@ def embed(
         read,
         settings,
         out=out,
-        context=run_context(options),
+        context=opt.run_context(options),
         force=force,
         resume=resume,
         tensorboard=tensorboard,
@@ -98,11 +101,11 @@ def classify(embedding: Path, out: Path, source: str | None, force: bool, **opti
     pipeline classify --dropout 0.3 --force
     """  # noqa: D301  # click needs the control character
     settings = pick(ClassifySettings, options)
-    from pipeline.checkpoint import read_header
     from pipeline.commands.classify import classify as classify_command
+    from pipeline.tensor_files import read_header
 
     path = classify_command(
-        embedding, settings, out=out, context=run_context(options), source=source, force=force
+        embedding, settings, out=out, context=opt.run_context(options), source=source, force=force
     )
     record = read_header(path).record
     if record["counts"]["test"] or record["unseen"]:
@@ -149,44 +152,12 @@ def report(
         embedding,
         classifier,
         out=out,
-        context=run_context(options),
+        context=opt.run_context(options),
         source=source,
         figures=figures,
         force=force,
     )
     print_report(runs, out, figures, f"next: pipeline {predict_hint(classifier[0])}")
-
-
-@commands.command()
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=opt.PATH)
-@opt.path_option("--classifier", CLASSIFIER, "Checkpoint of stage two; no other file is needed.")
-@click.option(
-    "--out",
-    type=opt.PATH,
-    default="-",
-    show_default=True,
-    help="File to write, or - for standard output.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Write one JSON object per line, not CSV.")
-@opt.reject_option
-@opt.device_options
-def predict(images: tuple[Path, ...], out: Path, **options: Any) -> None:
-    """Classify new images: files, and folders with images in them or in their subfolders.
-
-    Give - as IMAGE to read paths from standard input, one per line.
-
-    \b
-    pipeline predict photos/new/ --out labels.csv
-    """  # noqa: D301  # click needs the control character
-    from pipeline.commands.predict import paths_from_stdin
-    from pipeline.commands.predict import predict as predict_command
-
-    target = None if str(out) == "-" else out
-    arguments = {name: options[name] for name in ("classifier", "as_json", "reject")}
-    paths = paths_from_stdin(images)
-    count = predict_command(paths, out=target, context=run_context(options), **arguments)
-    if target:
-        terminal.print_text(f"{target} written: {count:,} images")
 
 
 @commands.command()
@@ -214,7 +185,7 @@ def run(context: click.Context, /, source: str, **options: Any) -> None:
     \b
     pipeline run --data photos/
     """  # noqa: D301  # click needs the control character
-    opt.check_fold_options(context, options["folds"], options["repeats"])
+    check_fold_options(context, options["folds"], options["repeats"])
     classify_values = configured_values(context.obj, classify, context)
     settings = (
         pick(ReadSettings, options),
@@ -227,6 +198,18 @@ def run(context: click.Context, /, source: str, **options: Any) -> None:
         run_cross_validation(source, settings, options)
 
 
+def check_fold_options(context: click.Context, folds: int | None, repeats: int | None) -> None:
+    """Raise a usage error for options that cannot be combined."""
+    if folds is None:
+        if repeats is not None:
+            raise click.UsageError("--repeats needs --folds")
+        return
+    for name, reason in NOT_WITH_FOLDS.items():
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            flag = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"--folds cannot be combined with {flag}: {reason}")
+
+
 def run_stages(source: str, settings: Sequence[Any], options: dict[str, Any]) -> None:
     """Run the three stages and print their report."""
     from pipeline.commands.run import run as run_command
@@ -234,7 +217,7 @@ def run_stages(source: str, settings: Sequence[Any], options: dict[str, Any]) ->
 
     names = ("embedding", "classifier", "out", "force", "resume", "seeds", "figures")
     arguments = {name: options[name] for name in names}
-    runs = run_command(source, *settings, context=run_context(options), **arguments)
+    runs = run_command(source, *settings, context=opt.run_context(options), **arguments)
     classifier, seeds = options["classifier"], options["seeds"]
     if seeds:
         classifier = seed_path(classifier, seeds[0])
@@ -251,7 +234,9 @@ def run_cross_validation(source: str, settings: Sequence[Any], options: dict[str
 
     repeats = 1 if options["repeats"] is None else options["repeats"]
     arguments = {name: options[name] for name in ("folds", "out", "figures", "force")}
-    runs = run_folds(source, *settings, repeats=repeats, context=run_context(options), **arguments)
+    runs = run_folds(
+        source, *settings, repeats=repeats, context=opt.run_context(options), **arguments
+    )
     hint = "next: the same command without --folds trains one model and keeps it"
     print_report(runs, options["out"], options["figures"], hint)
 
@@ -275,7 +260,7 @@ def data(source: str, as_json: bool, **options: Any) -> None:
     from pipeline.data.audit import as_json as audit_as_json
     from pipeline.data.audit import as_text
 
-    audit = audit_data(source, read, context=run_context(options))
+    audit = audit_data(source, read, context=opt.run_context(options))
     if as_json:
         click.echo(json.dumps(audit_as_json(audit)))
         return
@@ -287,6 +272,10 @@ def data(source: str, as_json: bool, **options: Any) -> None:
         for name, value in vars(read).items():
             hints.append((f"--{name.replace('_', '-')}", value, getattr(ReadSettings, name)))
         terminal.print_text(f"next: pipeline run{spell(*hints)}")
+
+
+for command in checkpoint_commands.COMMANDS:
+    commands.add_command(command)
 
 
 def print_report(

@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import read_header
 from pipeline.data.dataset import Dataset
+from pipeline.tensor_files import read_header
 from stages.errors import CheckpointError
 from stages.network.pretrained import PretrainedWeights
 from stages.settings import ClassifySettings, EmbedSettings

@@ -67,16 +67,6 @@ SOURCE = (
 MOVED = "Source of the images. Needed only if they have moved since stage one."
 
 
-NOT_WITH_FOLDS = {
-    "seeds": "use --repeats to see how much the scores vary",
-    "resume": "no model is kept",
-    "embedding": "no model is kept",
-    "classifier": "no model is kept",
-    "test": "every image is tested",
-    "unseen_classes": "every class is trained on in some fold",
-}
-
-
 def number_or_soft(value: str | float) -> float | None:
     """Return the margin as a number, or None for ``soft``."""
     return None if value == "soft" else float(value)
@@ -317,16 +307,13 @@ repeated_run_options = combine(
 )
 
 
-def check_fold_options(context: click.Context, folds: int | None, repeats: int | None) -> None:
-    """Raise a usage error for options that cannot be combined."""
-    if folds is None:
-        if repeats is not None:
-            raise click.UsageError("--repeats needs --folds")
-        return
-    for name, reason in NOT_WITH_FOLDS.items():
-        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
-            flag = f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"--folds cannot be combined with {flag}: {reason}")
+def run_context(options: dict[str, Any]) -> Any:
+    """Build the RunContext from a command's options."""
+    from pipeline.context import RunContext
+    from pipeline.device import keep_freed_memory
+
+    keep_freed_memory(options.get("device", "auto"))
+    return pick(RunContext, options)
 
 
 def spell(*hints: tuple[str, object, object]) -> str:

@@ -170,6 +170,18 @@ def _call_on_some_ranks(action: Callable[[], T], chosen: bool) -> T | None:
     return result
 
 
+def all_gather_objects(value: T) -> list[T]:
+    """Return the values of all ranks, in the order of the ranks.
+
+    Args:
+        value: Value of this rank; it is pickled.
+    """
+    values: list[Any] = [value] * rank_and_world_size()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def assert_equal_across_ranks(what: str, value: str, remedy: str) -> None:
     """Check that all ranks have the same value.
 

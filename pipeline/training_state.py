@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import load_tensors, save_tensors
+from pipeline.tensor_files import load_tensors, save_tensors
 from stages.errors import CheckpointError
 from stages.records import EpochLog, TrainingState
 

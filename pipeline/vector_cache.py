@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.checkpoint import load_tensors, save_tensors
+from pipeline.tensor_files import load_tensors, save_tensors
 from stages.errors import CheckpointError, DataError
 from stages.records import Embeddings
 

@@ -18,6 +18,7 @@ from pipeline.data.dataset import Dataset, Entry, Source
 from pipeline.data.decode import FACT
 from pipeline.data.splits import split_source
 from pipeline.report.evaluated_run import EvaluatedRun
+from stages.checkpoints import ClassifierCheckpoint
 from stages.evaluation.baselines import Baseline
 from stages.evaluation.knn import nearest_distances
 from stages.evaluation.results import Evaluation, LabelEvidence
@@ -25,7 +26,7 @@ from stages.evaluation.scores import evaluate_split
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet
 from stages.network.head import Head
-from stages.records import ClassifierCheckpoint, Embeddings, EpochLog, HeadLog
+from stages.records import Embeddings, EpochLog, HeadLog
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 QUIET = RunContext(device="cpu", precision="fp32", quiet=True)
@@ -232,6 +233,7 @@ def make_classifier(
         gallery_ids=(),
         validation=validation,
         validation_distances=distances,
+        enrolled_distances=torch.empty(0),
         classes=gallery.classes,
         record={},
         embedding_digest="",

@@ -12,6 +12,7 @@ from pipeline.commands.inputs import choose_k_for
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
 from pipeline.weights import load_weights
+from stages.checkpoints import EmbeddingCheckpoint
 from stages.errors import CheckpointError, PipelineError
 from stages.evaluation.baselines import Baseline, raw_pixels
 from stages.evaluation.trunk_baselines import TrunkBaselines, logistic_regression
@@ -19,7 +20,7 @@ from stages.network.embedding_net import EmbeddingNet, to_device, unit_rows
 from stages.network.inference import BLOCK_SIZE, embed_images, embed_split, trunk_features
 from stages.network.initialization import new_network, with_new_projection
 from stages.network.pretrained import PretrainedWeights
-from stages.records import EmbeddingCheckpoint, Split
+from stages.records import Split
 from stages.settings import EmbedSettings
 
 

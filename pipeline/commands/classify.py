@@ -17,11 +17,12 @@ from pipeline.numbers import count_of, format_share
 from pipeline.outputs import reserve_outputs
 from pipeline.processes import main_process_only
 from pipeline.vector_cache import load_vectors, save_vectors
+from stages.checkpoints import EmbeddingCheckpoint
 from stages.classifier.frozen_embedding import embed_frozen
 from stages.classifier.train import DECAYS, TrainedClassifier, train_classifier
 from stages.errors import CheckpointError, PipelineError
 from stages.network.embedding_net import to_device
-from stages.records import EmbeddingCheckpoint, Embeddings
+from stages.records import Embeddings
 from stages.settings import ClassifySettings
 
 

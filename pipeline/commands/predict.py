@@ -1,35 +1,32 @@
 """`pipeline predict`: classify new images with a saved classifier."""
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.checkpoint import load_classifier
 from pipeline.commands.predicted_rows import Predicted, write_predictions
 from pipeline.context import RunContext
 from pipeline.data.dataset import Skipped
-from pipeline.data.decode import decode_files
-from pipeline.data.folder import IMAGE_SUFFIXES, find_image_files
+from pipeline.data.folder import IMAGE_SUFFIXES
+from pipeline.data.image_paths import find_images, require_readable
 from pipeline.device import restore_torch_settings
 from pipeline.files import check_output_file, is_special
+from pipeline.image_vectors import embed_files
 from pipeline.numbers import count_of
 from pipeline.outputs import reserve_outputs
-from stages.errors import DataError, SettingsError
+from stages.checkpoints import ClassifierCheckpoint
+from stages.errors import SettingsError
 from stages.evaluation.knn import knn
 from stages.evaluation.typicality import smallest_typicality, typicality
 from stages.network.embedding_net import to_device
 from stages.network.head import probabilities
-from stages.network.inference import embed_images
-from stages.records import ClassifierCheckpoint
 from stages.settings import REJECT
-
-BLOCK = 512  # images in memory at once
 
 
 @restore_torch_settings()
@@ -88,21 +85,13 @@ def predict(
         count, skipped = write_predictions(blocks, out, as_json=as_json)
     for path, reason in skipped:
         context.say(f"skipped: {path}: {reason}")
-    if not count and not skipped:
-        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{images[0]}: contains no image; give images ({suffixes})")
-    named = {str(path) for path in images}
-    missed = [row for row in skipped if row.path in named]
-    if missed or not count:
-        path, reason = (missed or skipped)[0]
-        number = f"{len(missed or skipped)} of {count + len(skipped)} images"
-        raise DataError(f"{path}: {reason}; {number} could not be read, their rows are empty")
+    require_readable(images, skipped, count, effect="their rows are empty")
     return count
 
 
 def _describe_resolution(classifier: ClassifierCheckpoint, reject: float) -> str:
     """Say why no image can be rejected, if that is so."""
-    count = len(classifier.validation_distances)
+    count = len(classifier.calibration_distances)
     if reject == 0 or smallest_typicality(count) < reject:
         return ""
     if count == 0:
@@ -130,37 +119,6 @@ def _reserved(out: Path | None, images: Sequence[Path], classifier: Path) -> Ite
         yield
 
 
-def find_images(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the given files, and the image files in the given folders and their subfolders.
-
-    The order is stable. Hidden files in folders are ignored.
-
-    Args:
-        paths: Files and folders. A missing file is yielded too.
-
-    Yields:
-        Paths of files.
-    """
-    for path in paths:
-        yield from find_image_files(path)
-
-
-def paths_from_stdin(images: Sequence[Path]) -> list[Path]:
-    """Replace the argument ``-`` by the paths on standard input, one per line.
-
-    Args:
-        images: Arguments of the command.
-    """
-    paths: list[Path] = []
-    for image in images:
-        if str(image) == "-":
-            lines = sys.stdin.buffer.read().splitlines() if sys.stdin else []
-            paths += [Path(os.fsdecode(line)) for line in lines if line]
-        else:
-            paths.append(image)
-    return paths
-
-
 def predict_images(
     files: Iterable[Path],
     classifier: ClassifierCheckpoint,
@@ -177,44 +135,29 @@ def predict_images(
         reject: Typicality below which an image is rejected; 0 rejects none.
 
     Yields:
-        Predictions of up to 512 images; ``Skipped`` for an image that cannot be read.
+        Predictions of up to 128 images; ``Skipped`` for an image that cannot be read.
     """
-    read = classifier.record["read"]
-    queue = iter(files)
-    while paths := [str(path) for path in islice(queue, BLOCK)]:
-        outcomes = decode_files(
-            paths, size=read["size"], channels=read["channels"], resize=read["resize"]
-        )
-        block: list[Predicted | Skipped] = []
-        readable, images = [], []
-        for path, outcome in zip(paths, outcomes, strict=True):
-            if not isinstance(outcome, str):
-                readable.append(path)
-                images.append(np.frombuffer(outcome.pixels, np.uint8).reshape(outcome.shape))
-        predictions = iter(_classify(readable, images, classifier, device, reject))
-        for path, outcome in zip(paths, outcomes, strict=True):
-            block.append(Skipped(path, outcome) if isinstance(outcome, str) else next(predictions))
-        yield block
+    paths = map(str, files)
+    for block in embed_files(paths, classifier, device=device):
+        predictions = iter(_classify(block.readable, block.vectors, classifier, reject))
+        rows: list[Predicted | Skipped] = []
+        for path, reason in zip(block.paths, block.reasons, strict=True):
+            rows.append(Skipped(path, reason) if reason else next(predictions))
+        yield rows
 
 
 def _classify(
-    paths: Sequence[str],
-    images: Sequence[np.ndarray],
-    classifier: ClassifierCheckpoint,
-    device: torch.device,
-    reject: float,
+    paths: Sequence[str], vectors: Tensor, classifier: ClassifierCheckpoint, reject: float
 ) -> list[Predicted]:
-    """Classify decoded images, uint8, each of shape (C, S, S)."""
-    if not images:
+    """Classify images by their vectors, float32 (R, D)."""
+    if not paths:
         return []
-    batch = torch.from_numpy(np.stack(images))  # (B, C, S, S)
-    vectors = embed_images(classifier.network, [batch], device=device)  # (B, D)
     probability, label = probabilities(
         classifier.head, vectors, temperature=classifier.temperature
     ).max(dim=1)
     gallery = classifier.gallery
     neighbours = knn(vectors, gallery.vectors, gallery.labels, k=classifier.k)
-    typical = typicality(neighbours.distance, classifier.validation_distances.numpy())
+    typical = typicality(neighbours.distance, classifier.calibration_distances.numpy())
     return [
         Predicted(
             path=path,

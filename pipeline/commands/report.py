@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.checkpoint import load_classifier, load_embedding, read_header
+from pipeline.checkpoint import load_classifier, load_embedding
 from pipeline.commands.baselines import compute_baselines
 from pipeline.commands.inputs import add_trunk_features, reload_dataset
 from pipeline.context import RunContext
@@ -19,6 +19,8 @@ from pipeline.report.write import (
     report_files,
     write_report,
 )
+from pipeline.tensor_files import read_header
+from stages.checkpoints import ClassifierCheckpoint, EmbeddingCheckpoint
 from stages.errors import CheckpointError, DataError, SettingsError
 from stages.evaluation.open_set import add_unseen
 from stages.evaluation.scores import evaluate_split
@@ -26,7 +28,7 @@ from stages.evaluation.typicality import rejection_distance
 from stages.network.embedding_net import to_device
 from stages.network.inference import embed_split
 from stages.network.pretrained import PretrainedWeights
-from stages.records import ClassifierCheckpoint, EmbeddingCheckpoint, Embeddings
+from stages.records import Embeddings
 
 
 @restore_torch_settings()
@@ -186,7 +188,7 @@ def evaluate_run(
         gallery_ids=classified.gallery_ids,
         evaluation=evaluation,
         validation=classified.validation,
-        rejection_distance=rejection_distance(classified.validation_distances.numpy()),
+        rejection_distance=rejection_distance(classified.calibration_distances.numpy()),
     )
 
 

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.checkpoints import ClassifierCheckpoint
 from stages.distance import exact_distances
 from stages.evaluation.roc import placements
 from stages.evaluation.triplets_and_rankings import BLOCK
 from stages.evaluation.typicality import typicality
-from stages.records import ClassifierCheckpoint, Embeddings
+from stages.records import Embeddings
 
 
 class ClassDistances(NamedTuple):

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from stages.checkpoints import ClassifierCheckpoint
 from stages.evaluation.results import Evaluation
 from stages.evaluation.scores import predict
 from stages.evaluation.unknown import define_unknown, unknown_scores
 from stages.evaluation.unseen import evaluate_unseen
-from stages.records import ClassifierCheckpoint, Embeddings
+from stages.records import Embeddings
 
 
 def add_unseen(

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
+from stages.checkpoints import ClassifierCheckpoint
 from stages.evaluation.baselines import Baseline
 from stages.evaluation.calibration_error import calibration_score
 from stages.evaluation.class_scores import CLASS_MEANS, class_mean_scores
@@ -22,7 +23,7 @@ from stages.evaluation.trunk_baselines import TrunkBaselines
 from stages.evaluation.typicality import typicality
 from stages.evaluation.unknown import define_unknown, rejection_scores
 from stages.network.head import energies, probabilities
-from stages.records import ClassifierCheckpoint, Embeddings
+from stages.records import Embeddings
 
 WITHOUT_DUPLICATES = "test-without-duplicates"
 
@@ -169,7 +170,7 @@ def predict(
     calibrated = probabilities(head, test.vectors, temperature=temperature).numpy()
     predicted = calibrated.argmax(1)
     rows = np.arange(len(test))
-    calibration = classifier.validation_distances.numpy()
+    calibration = classifier.calibration_distances.numpy()
     left_out = np.full((3, len(test)), np.nan)
     if known:
         left_out = leave_classes_out(test, classifier)

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from stages.checkpoints import ClassifierCheckpoint
 from stages.evaluation.results import LabelEvidence
 from stages.network.head import probabilities
-from stages.records import ClassifierCheckpoint, Embeddings
+from stages.records import Embeddings
 
 # Images added to the counts of each pair of classes. With few images, all pairs then have a similar
 # confusion rate, and the ranking depends on the probabilities alone.

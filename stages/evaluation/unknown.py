@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from stages.checkpoints import ClassifierCheckpoint
 from stages.evaluation.class_jackknife import (
     CLASS_VARIANCE,
     class_interval,
@@ -19,7 +20,6 @@ from stages.evaluation.paired_tests import compare_shares
 from stages.evaluation.results import UNSEEN, PairedTest, Predictions, Score
 from stages.evaluation.roc import accepted_at_95, placements
 from stages.evaluation.statistics import share_score
-from stages.records import ClassifierCheckpoint
 from stages.settings import REJECT
 
 KNOWN_GROUPS = 20  # groups of known images that the jackknife leaves out
@@ -35,7 +35,7 @@ def define_unknown(classifier: ClassifierCheckpoint | None = None) -> dict[str, 
     if classifier is None:
         text += "in the fold"
     else:
-        count = len(classifier.validation_distances)
+        count = len(classifier.calibration_distances)
         text += f"a multiple of 1/{count + 1} with {count} validation images"
     return {
         name: metric.definition.format(reject=REJECT, typicality=text)

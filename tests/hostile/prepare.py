@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pipeline.checkpoint import load_tensors, save_tensors
+from pipeline.tensor_files import load_tensors, save_tensors
 
 Step = Callable[[], Any]
 EMBEDDING = "checkpoints/embedding.safetensors"

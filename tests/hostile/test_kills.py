@@ -17,8 +17,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import pipeline.monitor
-from pipeline.checkpoint import load_classifier, load_embedding, read_header
+from pipeline.checkpoint import load_classifier, load_embedding
 from pipeline.cli import main
+from pipeline.tensor_files import read_header
 from pipeline.training_state import load_state
 
 KILLS = 100 if os.environ.get("HOSTILE") == "full" else 10

@@ -28,11 +28,12 @@ from hypothesis import strategies as st
 from image_files import build_store, write_random_images
 from safetensors.torch import save as save_safetensors
 
-from pipeline.checkpoint import load_classifier, load_embedding, read_header
+from pipeline.checkpoint import load_classifier, load_embedding
 from pipeline.cli import commands
 from pipeline.config import read_config
 from pipeline.data.manifest import list_manifest
 from pipeline.data.trunk_features import _open as open_features
+from pipeline.tensor_files import read_header
 from pipeline.training_state import load_state
 from pipeline.vector_cache import load_vectors
 from pipeline.weights import load_weights

@@ -18,14 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import pipeline.checkpoint as checkpoint_module
-from pipeline.checkpoint import (
-    load_classifier,
-    load_embedding,
-    read_header,
-    save_classifier,
-    save_embedding,
-    save_tensors,
-)
+from pipeline.checkpoint import load_classifier, load_embedding, save_classifier, save_embedding
+from pipeline.tensor_files import read_header, save_tensors
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet
 from stages.network.head import Head
@@ -231,7 +225,7 @@ def test_weights_that_are_not_finite_are_rejected(saved):
 
 def test_reading_the_header_reads_no_tensor(saved, monkeypatch):
     path, network = saved
-    monkeypatch.setattr("pipeline.checkpoint.state_digest", lambda _: pytest.fail("tensors read"))
+    monkeypatch.setattr("pipeline.tensor_files.state_digest", lambda _: pytest.fail("tensors read"))
     header = read_header(path)
     assert header.record["network"] == network.config
     with pytest.raises(pytest.fail.Exception):
@@ -264,12 +258,12 @@ def test_tensors_that_do_not_fit_the_record_are_rejected(saved):
 
 
 def test_too_little_memory_is_noticed_before_safetensors_aborts(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.checkpoint.save", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr("pipeline.tensor_files.save", lambda *_: pytest.fail("too late"))
     size = 2**50  # bytes, of one element that is repeated
     huge = torch.ones(1).expand(size // 4)
     monkeypatch.setattr(torch.Tensor, "clone", lambda tensor: tensor)
     monkeypatch.setattr(torch.Tensor, "contiguous", lambda tensor: tensor)
-    monkeypatch.setattr("pipeline.checkpoint.state_digest", lambda _: "")
+    monkeypatch.setattr("pipeline.tensor_files.state_digest", lambda _: "")
     with pytest.raises(MemoryError):
         save_tensors(tmp_path / "a.safetensors", "embedding", {"a": huge}, {})
     assert not list(tmp_path.iterdir())

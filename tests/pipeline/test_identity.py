@@ -6,13 +6,13 @@ import pytest
 import torch
 from factories import make_dataset, make_record
 
-from pipeline.checkpoint import save_tensors
 from pipeline.identity import (
     classifier_identity,
     describe_differences,
     embedding_identity,
     refuse_to_replace,
 )
+from pipeline.tensor_files import save_tensors
 from stages.errors import CheckpointError
 from stages.network.pretrained import PretrainedWeights
 from stages.settings import ClassifySettings, EmbedSettings

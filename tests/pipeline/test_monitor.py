@@ -13,10 +13,10 @@ import pytest
 from checkpoint_files import make_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.checkpoint import read_header
 from pipeline.cli import main
 from pipeline.monitor import TrainingMonitor
 from pipeline.signals import StopRequest
+from pipeline.tensor_files import read_header
 from pipeline.training_state import load_state
 from stages.embedding.train import Step
 from stages.records import EpochLog

@@ -5,7 +5,8 @@ import json
 import pytest
 from checkpoint_files import assert_rejected, change_header
 
-from pipeline.checkpoint import load_classifier, load_embedding, read_header
+from pipeline.checkpoint import load_classifier, load_embedding
+from pipeline.tensor_files import read_header
 
 LOAD = {"embedding": load_embedding, "classifier": load_classifier}
 

@@ -9,7 +9,7 @@ import torch
 from checkpoint_files import change_header, make_state
 from factories import make_record
 
-from pipeline.checkpoint import read_header, save_tensors
+from pipeline.tensor_files import read_header, save_tensors
 from pipeline.training_state import load_state, save_state
 from stages.errors import CheckpointError
 

@@ -7,7 +7,7 @@ import torch
 from checkpoint_files import change_header
 from factories import make_record
 
-from pipeline.checkpoint import save_tensors
+from pipeline.tensor_files import save_tensors
 from pipeline.vector_cache import load_vectors, save_vectors
 from stages.records import Embeddings
 

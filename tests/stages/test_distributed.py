@@ -18,8 +18,8 @@ import torch.multiprocessing as mp
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from pipeline.checkpoint import read_header
 from pipeline.device import start_device
+from pipeline.tensor_files import read_header
 from pipeline.training_state import load_state
 from stages.distributed import rank_slice
 from stages.embedding.train import Step, train_embedding

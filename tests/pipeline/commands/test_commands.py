@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.checkpoint import load_classifier, load_embedding, read_header
+from pipeline.checkpoint import load_classifier, load_embedding
+from pipeline.tensor_files import read_header
 
 EMBEDDING = Path("checkpoints/embedding.safetensors")
 CLASSIFIER = Path("checkpoints/classifier.safetensors")

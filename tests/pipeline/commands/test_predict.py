@@ -19,8 +19,10 @@ from PIL import Image
 from pipeline.checkpoint import load_classifier, save_classifier
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
-from pipeline.commands.predict import decode_files, find_images, predict, predict_images
+from pipeline.commands.predict import predict, predict_images
 from pipeline.commands.report import report
+from pipeline.data.decode import decode_files
+from pipeline.data.image_paths import find_images
 from stages.errors import PipelineError
 from stages.evaluation.typicality import smallest_typicality, typicality
 from stages.network.head import Head
@@ -143,7 +145,7 @@ def test_colour_and_other_sizes_are_read_as_in_training(trained, classifier, tmp
 
 
 def test_images_are_read_block_by_block(trained, classifier, monkeypatch):
-    monkeypatch.setattr("pipeline.commands.predict.BLOCK", 8)
+    monkeypatch.setattr("pipeline.image_vectors.BLOCK_SIZE", 8)
     taken = []
 
     def files():
@@ -161,7 +163,7 @@ def test_output_is_checked_before_the_first_image(trained, tmp_path, monkeypatch
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("earlier")
     shutil.copy(trained / "c.safetensors", tmp_path)
-    monkeypatch.setattr("pipeline.commands.predict.decode_files", None)
+    monkeypatch.setattr("pipeline.image_vectors.decode_files", None)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(PipelineError, match=name):
         predict(
@@ -245,7 +247,7 @@ def test_paths_are_read_from_standard_input(trained, classifier, tmp_path):
 
 
 def test_interrupt_keeps_the_rows_so_far(trained, classifier, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.commands.predict.BLOCK", 8)
+    monkeypatch.setattr("pipeline.image_vectors.BLOCK_SIZE", 8)
     (tmp_path / "out.csv").write_text("earlier")
     decode, calls = decode_files, []
 
@@ -255,7 +257,7 @@ def test_interrupt_keeps_the_rows_so_far(trained, classifier, tmp_path, monkeypa
             raise KeyboardInterrupt
         return decode(paths, **options)
 
-    monkeypatch.setattr("pipeline.commands.predict.decode_files", interrupted)
+    monkeypatch.setattr("pipeline.image_vectors.decode_files", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"out\.csv\.partial"):
         predict(
             [trained / "elsewhere"],

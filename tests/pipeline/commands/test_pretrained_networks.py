@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torchvision import models
 
-from pipeline.checkpoint import load_embedding, read_header
+from pipeline.checkpoint import load_embedding
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
 from pipeline.commands.report import evaluate_run, report
@@ -26,6 +26,7 @@ from pipeline.files import default_cache
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.summary import verdicts
 from pipeline.report.tables import text_table
+from pipeline.tensor_files import read_header
 from pipeline.weights import load_weights
 from stages.errors import CheckpointError
 from stages.evaluation.knn import knn

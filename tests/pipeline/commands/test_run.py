@@ -9,8 +9,8 @@ from factories import QUIET, make_dataset
 from torchvision import models
 
 import pipeline.weights
-from pipeline.checkpoint import read_header
 from pipeline.commands.run import run
+from pipeline.tensor_files import read_header
 from stages.errors import CheckpointError
 from stages.settings import ClassifySettings, EmbedSettings
 

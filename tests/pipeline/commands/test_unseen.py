@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline.checkpoint import load_classifier, read_header
+from pipeline.checkpoint import load_classifier
+from pipeline.tensor_files import read_header
 
 EMBEDDING = Path("checkpoints/embedding.safetensors")
 CLASSIFIER = Path("checkpoints/classifier.safetensors")
