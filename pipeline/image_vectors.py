@@ -5,9 +5,11 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.data.array_images import prepare_arrays, stack_images
 from pipeline.data.dataset import Skipped
 from pipeline.data.decode import decode_files
 from pipeline.processes import all_gather_objects
@@ -90,3 +92,31 @@ def _embed_block(paths: tuple[str, ...], embedder: Embedder, device: torch.devic
         batch = torch.from_numpy(np.stack(images))  # (R, C, S, S)
         vectors = embed_images(network, [batch], device=device)  # (R, D)
     return ImageBlock(paths, tuple(reasons), vectors)
+
+
+def embed_arrays(
+    images: npt.NDArray[np.uint8], embedder: Embedder, *, device: torch.device
+) -> Tensor:
+    """Embed images that are in memory, prepared as in training.
+
+    Args:
+        images: At least one image, uint8, shape (N, H, W) or (N, H, W, 3).
+        embedder: Checkpoint whose network is on ``device``.
+        device: Device to compute on.
+
+    Returns:
+        Unit vectors, float32, shape (N, D).
+    """
+    read = embedder.record["read"]
+
+    def batches() -> Iterator[Tensor]:
+        for start in range(0, len(images), BLOCK_SIZE):
+            prepared = prepare_arrays(
+                images[start : start + BLOCK_SIZE],
+                size=read["size"],
+                channels=read["channels"],
+                resize=read["resize"],
+            )
+            yield torch.from_numpy(stack_images(list(prepared)))  # (B, C, S, S)
+
+    return embed_images(embedder.network, batches(), device=device)

@@ -1,16 +1,12 @@
 """Read a source of labelled images."""
 
-import hashlib
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
 
+from pipeline.data.array_images import source_from_arrays
 from pipeline.data.dataset import Dataset, Entry, Source, describe_skipped
-from pipeline.data.decode import FACT, prepare_image
 from pipeline.data.folder import list_folder
 from pipeline.data.manifest import list_manifest
 from pipeline.data.readable_images import source_from_files
@@ -123,24 +119,9 @@ def _read_digits(read: ReadSettings) -> Source:
     from sklearn.datasets import load_digits  # slow to import, and only this source needs it
 
     digits = load_digits()
-    outcomes = []
-    for pixels in np.round(digits.images * (255 / 16)).astype(np.uint8):
-        content = hashlib.sha256(pixels.tobytes()).hexdigest()
-        image = Image.fromarray(pixels)
-        outcomes.append(prepare_image(image, content, read.size, read.channels, read.resize))
-    images = np.stack(
-        [np.frombuffer(outcome.pixels, np.uint8).reshape(outcome.shape) for outcome in outcomes]
-    )  # (M, C, S, S)
-    entries = tuple(
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)  # (M, 8, 8)
+    entries = [
         Entry(id=f"digits/{index}", label=str(target), part="", group="")
         for index, target in enumerate(digits.target)
-    )
-    return Source(
-        name="digits",
-        entries=entries,
-        images=torch.from_numpy(images),
-        facts=np.array([outcome.fact for outcome in outcomes], FACT),
-        read=replace(read, size=images.shape[-1], channels=images.shape[1]),
-        skipped=(),
-        notes=(),
-    )
+    ]
+    return source_from_arrays("digits", pixels, entries, read)
