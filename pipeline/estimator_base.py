@@ -116,8 +116,8 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             raise SettingsError("precision", values["precision"], problem)
         return RunContext(**values, cache=Path(self.cache) if self.cache else cache)
 
-    def _train(self, X: Any, y: Any) -> None:
-        """Train with the commands in a temporary folder, and keep the checkpoint."""
+    def _train(self, X: Any, y: Any) -> "Embedder":
+        """Train with the commands in a temporary folder; keep and return the checkpoint."""
         images = check_images(X)
         labels = check_labels(y, images)
         with (
@@ -125,9 +125,10 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             TemporaryDirectory(prefix="embedding-", ignore_cleanup_errors=True) as folder,
         ):
             path = self._run_commands(images, labels, Path(folder))
-            self._embedder = _load_checkpoint(path)
+            self._embedder = embedder = _load_checkpoint(path)
             self.checkpoint_ = path.read_bytes()
         self.classes_ = labels.classes
+        return embedder
 
     def _run_commands(self, images: Images, labels: Labels, folder: Path) -> Path:
         """Train one or both stages and return the path of the last checkpoint."""

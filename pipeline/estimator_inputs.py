@@ -114,8 +114,8 @@ def check_labels(y: Any, images: Images) -> Labels:
     values = column_or_1d(y, warn=True)
     check_consistent_length(images, values)
     assert_all_finite(values, input_name="y")
-    check_classification_targets(values)
     try:
+        check_classification_targets(values)
         classes, rows = np.unique(values, return_inverse=True)
     except TypeError as error:
         raise ValueError(f"y has labels of several types ({error}); give one type") from error

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from stages.checkpoints import ClassifierCheckpoint
 
 
-class TripletEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator):  # type: ignore[misc]
+class TripletEmbedding(  # type: ignore[misc]  # scikit-learn has no types
+    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator
+):
     """Embedding of images, trained with triplet loss: the command `embed` as a transformer.
 
     ``fit`` trains a network on the images X, a uint8 array of shape (N, H, W) or (N, H, W, C) with
@@ -113,8 +115,8 @@ class TripletEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageE
         Raises:
             ValueError: If an image cannot be read, or images, labels or parameters cannot be used.
         """
-        self._train(X, y)
-        self._n_features_out = int(self.dim)
+        checkpoint = self._train(X, y)
+        self._n_features_out = checkpoint.record["network"]["dim"]
         return self
 
     def transform(self, X: Any) -> npt.NDArray[np.float32]:
@@ -138,7 +140,7 @@ class TripletEmbedding(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageE
         return tags
 
 
-class EmbedThenClassify(ClassifierMixin, ImageEstimator):  # type: ignore[misc]
+class EmbedThenClassify(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  # as above
     """Classifier on a frozen embedding: the commands `embed` and `classify` as a classifier.
 
     ``fit`` trains the embedding as :class:`TripletEmbedding` does, freezes it, and trains the
@@ -155,6 +157,7 @@ class EmbedThenClassify(ClassifierMixin, ImageEstimator):  # type: ignore[misc]
 
     Attributes:
         classes_: Distinct labels of ``fit``, sorted.
+        n_iter_: L-BFGS passes of the classifier, all weight decays together.
         checkpoint_: Content of the checkpoint file that `classify` writes, bytes.
 
     Example:
@@ -238,7 +241,8 @@ class EmbedThenClassify(ClassifierMixin, ImageEstimator):  # type: ignore[misc]
         Raises:
             ValueError: If an image cannot be read, or images, labels or parameters cannot be used.
         """
-        self._train(X, y)
+        checkpoint = self._train(X, y)
+        self.n_iter_ = checkpoint.record["history"][-1]["epoch"]
         return self
 
     def predict(self, X: Any) -> npt.NDArray[Any]:
@@ -253,7 +257,8 @@ class EmbedThenClassify(ClassifierMixin, ImageEstimator):  # type: ignore[misc]
         Raises:
             ValueError: If an image cannot be read.
         """
-        labels: npt.NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        rows = self.predict_proba(X).argmax(axis=1)
+        labels: npt.NDArray[Any] = self.classes_[rows]
         return labels
 
     def predict_proba(self, X: Any) -> npt.NDArray[np.float64]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from pipeline.data.dataset import Entry, Source
-from pipeline.data.decode import FACT, Decoded, own_size, prepare_image
+from pipeline.data.decode import FACT, FILE_MODE, Decoded, own_size, prepare_image
 from pipeline.data.resizing import Pixels
 from stages.settings import ReadSettings
 
@@ -32,7 +32,9 @@ def prepare_arrays(
     for pixels in images:
         contiguous = np.ascontiguousarray(pixels)
         content = hashlib.sha256(contiguous.data).hexdigest()
-        yield prepare_image(Image.fromarray(contiguous), content, size, channels, resize)
+        image = Image.fromarray(contiguous)
+        image.info[FILE_MODE] = image.mode
+        yield prepare_image(image, content, size, channels, resize)
 
 
 def stack_images(images: Sequence[Decoded]) -> Pixels:
