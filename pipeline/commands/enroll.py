@@ -14,6 +14,7 @@ from pipeline.commands.inputs import source_files
 from pipeline.commands.new_images import NewImages, read_new_images
 from pipeline.context import RunContext
 from pipeline.device import package_versions, restore_torch_settings
+from pipeline.enrolments import enrolled_count, image_count
 from pipeline.outputs import reserve_outputs
 from pipeline.processes import main_process_only
 from stages.checkpoints import ClassifierCheckpoint
@@ -117,15 +118,10 @@ def _join(before: ClassifierCheckpoint, images: NewImages) -> EnrolledGallery:
             torch.cat([before.gallery.labels, new.labels]),
             classes,
         ),
-        enrolled=sum(map(_image_count, earlier)) + len(new),
+        enrolled=enrolled_count(before.record) + len(new),
         added=len(new),
         new_classes=tuple(label for label, name in enumerate(classes) if name in names),
     )
-
-
-def _image_count(enrolment: dict[str, Any]) -> int:
-    """Return the number of images of an enrolment."""
-    return sum(enrolment["images"].values())
 
 
 def _new_record(
@@ -177,7 +173,7 @@ def _with_distances(
     result = []
     start = 0
     for enrolment in enrolments:
-        end = start + _image_count(enrolment)
+        end = start + image_count(enrolment)
         count = int(((rows >= start) & (rows < end)).sum())
         result.append({**enrolment, "distances": count})
         start = end
