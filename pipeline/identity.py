@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.dataset import Dataset
+from pipeline.enrolments import describe_enrolments
 from pipeline.tensor_files import read_header
 from stages.errors import CheckpointError
 from stages.network.pretrained import PretrainedWeights
@@ -57,7 +58,7 @@ def classifier_identity(embedding: Mapping[str, Any], settings: ClassifySettings
 
 
 def refuse_to_replace(path: Path, kind: str, identity: Mapping[str, Any], force: bool) -> None:
-    """Raise an error if a checkpoint of another run would be replaced.
+    """Raise an error if a checkpoint of another run, or with enrolled images, would be replaced.
 
     Args:
         path: Checkpoint to write.
@@ -66,13 +67,16 @@ def refuse_to_replace(path: Path, kind: str, identity: Mapping[str, Any], force:
         force: Accept that another run's checkpoint is replaced.
 
     Raises:
-        CheckpointError: If the file holds another run or another kind of checkpoint.
+        CheckpointError: If the file holds another run, enrolled images or another kind of
+            checkpoint.
     """
     if force or not path.exists():
         return
     header = read_header(path)
     if header.kind != kind:
         content = f"a checkpoint of kind {header.kind}"
+    elif enrolments := describe_enrolments(header.record):
+        content = f"a classifier with enrolled images: {'; '.join(enrolments)}"
     else:
         content = describe_differences(identity, header.record)
     if content:

@@ -16,6 +16,7 @@ LAYERS = [
     ["stages.evaluation"],
     ["stages.embedding", "stages.classifier"],
     ["pipeline.progress", "pipeline.escape", "pipeline.numbers", "pipeline.failures"],
+    ["pipeline.enrolments"],
     ["pipeline.files", "pipeline.signals"],
     ["pipeline.schema"],
     ["pipeline.record"],

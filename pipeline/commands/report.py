@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.checkpoint import load_classifier, load_embedding
 from pipeline.commands.baselines import compute_baselines
+from pipeline.commands.enrolled_tests import enrolled_copies, enrolled_labels, leaked_images
 from pipeline.commands.inputs import add_trunk_features, reload_dataset
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
@@ -143,7 +145,7 @@ def evaluate_run(
     """
     device = context.start()
     embedded, classified = _load_both(embedding, classifier)
-    data = reload_dataset(embedded.record, source, context)
+    data = reload_dataset(embedded.record, source, context).with_classes(embedded.classes)
     network = to_device(embedded.network, device)
     data = add_trunk_features(data, network, device, context)
     if data.test is None and data.unseen is None:
@@ -153,6 +155,7 @@ def evaluate_run(
         )
     has_weights = bool(embedded.record.get("weights"))
     baselines = compute_baselines(data, embedded, device, context, pretrained)
+    data = data.with_classes(classified.classes)  # predictions may be enrolled classes
     gallery = classified.gallery
     test = Embeddings(gallery.vectors[:0], gallery.labels[:0], gallery.classes)
     if data.test:
@@ -162,7 +165,7 @@ def evaluate_run(
         classified,
         pixels=baselines.pixels,
         untrained=baselines.untrained,
-        leaked=data.leaked,
+        leaked=leaked_images(data, test, classified),
         validated=data.validation is not None,
         within=within,
         queries=data.test.queries if data.test else None,
@@ -170,14 +173,18 @@ def evaluate_run(
         trunk=baselines.trunk,
     )
     if data.unseen:
+        unseen = embed_split(network, data.unseen, device=device)
         evaluation = add_unseen(
             evaluation,
-            embed_split(network, data.unseen, device=device),
+            unseen,
             classified,
             baselines=baselines.unseen,
             queries=data.unseen.queries,
             pretrained=has_weights,
+            enrolled=enrolled_labels(unseen, classified),
         )
+        copies = enrolled_copies(unseen.vectors, classified)
+        evaluation = replace(evaluation, enrolled_copies=len(copies))
     return EvaluatedRun(
         run=name,
         embedding=embedded.record,

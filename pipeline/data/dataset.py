@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
@@ -122,6 +122,19 @@ class Dataset:
             return self.train
         kept = ~torch.isin(self.train.labels, self.held_out.labels)
         return self.train.select(kept.nonzero().flatten())
+
+    def with_classes(self, classes: tuple[str, ...]) -> "Dataset":
+        """Return the data set with more class names, for predictions of enrolled classes.
+
+        Args:
+            classes: The class names of ``train`` followed by others, or the first of them only.
+        """
+        names = ("train", "validation", "test", "held_out")
+        splits = {name: getattr(self, name) for name in names}
+        return replace(
+            self,
+            **{name: split and replace(split, classes=classes) for name, split in splits.items()},
+        )
 
     @property
     def held_out_classes(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.data.dataset import Dataset
+from pipeline.enrolments import enrolled_count
 from stages.evaluation.paired_tests import compare_runs
 from stages.evaluation.results import Evaluation, PairedTest, Score
 from stages.records import Embeddings, Split
@@ -24,8 +25,8 @@ class EvaluatedRun:
         classifier: Record of the classifier checkpoint.
         data: Images and splits of the run.
         test: Embeddings of the test images of known classes.
-        gallery: Embeddings of the training images.
-        gallery_ids: Ids of the training images.
+        gallery: Embeddings of the training images, and then of enrolled ones.
+        gallery_ids: Ids of these images.
         evaluation: Scores, paired tests and predictions on the test images.
         validation: Embeddings of the validation images, if there are any.
         rejection_distance: Distance to the nearest training image above which an image is rejected
@@ -56,6 +57,26 @@ class EvaluatedRun:
     def pretrained(self) -> bool:
         """Return True if training started from a pretrained trunk."""
         return bool(self.embedding.get("weights"))
+
+    @property
+    def enrolled(self) -> bool:
+        """Return True if images were enrolled into the classifier."""
+        return enrolled_count(self.classifier) > 0
+
+    @property
+    def training(self) -> Embeddings:
+        """Return the gallery without enrolled images."""
+        rows = slice(len(self.gallery) - enrolled_count(self.classifier))
+        gallery = self.gallery
+        return Embeddings(gallery.vectors[rows], gallery.labels[rows], gallery.classes)
+
+    @property
+    def calibration_count(self) -> int:
+        """Return the number of images that typicality compares with, the most of all folds."""
+        count = max(int(run.embedding["counts"]["val"]) for run in self.folds or (self,))
+        if count:
+            count += sum(item["distances"] for item in self.classifier.get("enrolled", ()))
+        return count
 
     @property
     def calibrated(self) -> bool:

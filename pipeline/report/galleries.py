@@ -74,7 +74,7 @@ def _predicted_image(run: EvaluatedRun, row: int) -> dict[str, Any]:
 def _nearest_images(run: EvaluatedRun, row: int) -> list[dict[str, Any]]:
     """Return the training images nearest to a test image, in the fold that tested it."""
     fold, row = find_fold(run, row)
-    nearest = nearest_rows(fold.test.vectors[[row]], fold.gallery.vectors, count=4)[0]
+    nearest = nearest_rows(fold.test.vectors[[row]], fold.training.vectors, count=4)[0]
     return [image_view(fold.data.train, index, fold.data.origin) for index in nearest.tolist()]
 
 

@@ -77,7 +77,7 @@ def unknown_view(run: EvaluatedRun) -> dict[str, Any]:
     """
     evaluation = run.evaluation
     scores = {(score.metric, score.split): score for score in evaluation.scores}
-    count = max(part.embedding["counts"]["val"] for part in run.folds or (run,))
+    count = run.calibration_count
     methods = []
     for ending, name in METHODS.items():
         key = (f"unknown_auroc{ending}", UNSEEN)
@@ -92,6 +92,7 @@ def unknown_view(run: EvaluatedRun) -> dict[str, Any]:
         "left_out": _left_out(scores),
         "methods": methods,
         "validation": count,
+        "kind": "validation or enrolled image" if run.enrolled else "validation image",
         "smallest": smallest_typicality(count),
         "reject": REJECT,
     }
@@ -120,6 +121,6 @@ def unknown_distances(run: EvaluatedRun) -> tuple[np.ndarray, np.ndarray, str]:
     """
     evaluation = run.evaluation
     known = evaluation.prediction.distance
-    if evaluation.unseen_prediction is not None:
-        return known, evaluation.unseen_prediction.distance, "unseen classes"
+    if evaluation.unknown_prediction is not None:
+        return known, evaluation.unknown_prediction.distance, "unseen classes"
     return known, evaluation.prediction.left_out_distance, "class left out"

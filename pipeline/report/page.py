@@ -7,6 +7,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from pipeline.enrolments import describe_enrolments
 from pipeline.escape import printable
 from pipeline.report.class_table import MANY_CLASSES, class_rows
 from pipeline.report.evaluated_run import EvaluatedRun, compare_runs_pairwise
@@ -110,6 +111,7 @@ def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dic
         "many_classes": MANY_CLASSES,
         "confused": _confused_pairs(confusion, run.test.classes),
         "embedding": run.embedding,
+        "enrolments": describe_enrolments(run.classifier),
         "classifier": run.classifier,
         "calibrated": run.calibrated,
         "notes": run.data.notes,

@@ -1,12 +1,13 @@
 """The findings of a report in sentences."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.numbers import count_of
+from pipeline.report.enrolled_findings import enrolled_findings
 from pipeline.report.evaluated_run import EvaluatedRun, compare_runs_pairwise
+from pipeline.report.finding import Finding
 from pipeline.report.formats import (
     format_difference,
     format_interval,
@@ -25,18 +26,6 @@ from stages.settings import REJECT
 
 UNSEEN_RECALL = ("precision_at_1", UNSEEN)
 MAIN_METRICS = ("classification_accuracy", "knn_accuracy", "triplet_accuracy")
-
-
-class Finding(NamedTuple):
-    """A finding of the report.
-
-    Attributes:
-        kind: ``answer``, ``note``, or ``warning`` where the scores alone would mislead.
-        text: One or a few sentences.
-    """
-
-    kind: str
-    text: str
 
 
 def verdicts(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> list[str]:
@@ -82,6 +71,7 @@ def verdict(run: EvaluatedRun) -> list[Finding]:
     """
     findings = [
         _accuracy(run) if run.images else None,
+        *enrolled_findings(run),
         _unseen_classes(run),
         _unknown_images(run),
         _precision_of_folds(run),
@@ -165,8 +155,8 @@ def _unseen_classes(run: EvaluatedRun) -> Finding | None:
 
 def _unknown_images(run: EvaluatedRun) -> Finding | None:
     """Return how many known and unknown images are rejected, and how well they are separated."""
-    validation = run.embedding["counts"]["val"]
-    if run.evaluation.unseen is None:
+    validation = run.calibration_count
+    if run.evaluation.unknown_prediction is None:
         can_reject = smallest_typicality(validation) < REJECT
         return None if can_reject else Finding("note", _no_rejection(validation))
     known = run.evaluation.score("rejection_rate_known")
@@ -228,7 +218,8 @@ def _duplicates(run: EvaluatedRun) -> Finding | None:
     text = (
         f"{count:,} of the {total:,} test image{_plural(total)} "
         f"({format_percent(count / total)}) also occur{'s' if count == 1 else ''} "
-        "in the training or validation split, so the scores are too optimistic. "
+        f"in the training or validation split{_or_enrolled(run)}, so the scores are too "
+        "optimistic. "
     )
     if accuracy.count:
         text += (
@@ -238,6 +229,10 @@ def _duplicates(run: EvaluatedRun) -> Finding | None:
     else:
         text += "Without duplicates, no test image remains."
     return Finding("warning", text)
+
+
+def _or_enrolled(run: EvaluatedRun) -> str:
+    return " or among the enrolled images" if run.enrolled else ""
 
 
 def _duplicates_of_unseen(run: EvaluatedRun) -> Finding | None:
@@ -272,7 +267,7 @@ def _baselines(run: EvaluatedRun) -> list[Finding]:
     features = "features of the pretrained trunk"
     baselines: list[tuple[str, str, str, str]] = []  # ours, baseline, split, description
     if run.test:
-        majority = run.test.classes[int(np.bincount(run.gallery.labels.numpy()).argmax())]
+        majority = run.test.classes[int(np.bincount(run.training.labels.numpy()).argmax())]
         baselines += [
             ("knn_accuracy", "majority_accuracy", "test", f"always predicting {majority}"),
             ("knn_accuracy", "untrained_knn_accuracy", "test", f"kNN on the {initial}"),

@@ -54,7 +54,7 @@ def _nearest_of_class(run: EvaluatedRun, suspect: Suspect, label: str) -> list[d
     else:
         assert run.validation is not None  # where the suspect comes from
         fold, query = run, run.validation.vectors[suspect.row]
-    gallery = fold.gallery
+    gallery = fold.training
     members = torch.nonzero(gallery.labels == gallery.classes.index(label))[:, 0]
     nearest = nearest_rows(query[None], gallery.vectors[members], count=NEIGHBOURS)[0]
     rows = members[torch.from_numpy(nearest)].tolist()

@@ -12,7 +12,7 @@ from pipeline.report.evaluated_run import EvaluatedRun, RunComparison, compare_r
 from pipeline.report.formats import LEVEL
 from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.pooling import pool_runs
-from stages.evaluation.results import UNSEEN, Evaluation, Predictions, Score
+from stages.evaluation.results import ENROLLED, UNSEEN, Evaluation, Predictions, Score
 from stages.evaluation.scores import WITHOUT_DUPLICATES
 from stages.records import Split
 from stages.settings import REJECT
@@ -79,12 +79,15 @@ def comparison_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> p
 def prediction_table(run: EvaluatedRun) -> pd.DataFrame:
     """Return the rows of `predictions.csv` for one run: one row per test image.
 
-    Images of unseen classes come last, with the split ``test-unseen``.
+    Images of classes that were not trained on come last, with the split ``test-unseen``, or
+    ``test-enrolled`` if the class was enrolled.
     """
     table = _prediction_rows(run, run.images, run.evaluation.prediction, "test")
     if run.data.unseen is None or run.evaluation.unseen_prediction is None:
         return table
     unseen = _prediction_rows(run, run.data.unseen, run.evaluation.unseen_prediction, UNSEEN)
+    if run.evaluation.enrolled is not None:
+        unseen.loc[run.evaluation.enrolled, "split"] = ENROLLED
     return pd.concat([table, unseen])
 
 
@@ -153,6 +156,8 @@ def score_title(score: Score) -> str:
     """Return the title of a score's metric, with its split where that is not clear."""
     metric = METRICS[score.metric]
     suffix = ", without duplicates" if score.split == WITHOUT_DUPLICATES else ""
+    if score.split == ENROLLED:
+        suffix = ", enrolled classes"
     if score.split == UNSEEN and metric.group != "unknown":
         suffix = ", unseen classes"
     return metric.title + suffix

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor
 
 from stages.classifier.head_loss import (
-    HeadLoss,
-    class_weights,
+    class_weights_for,
     dropout_replicas,
-    minimise,
-    zero_head,
+    fit_weighted,
 )
 from stages.records import Embeddings
 from stages.settings import ClassifySettings
@@ -23,7 +21,12 @@ ENOUGH_PREDICTIONS = 400
 
 
 def cross_fit(
-    train: Embeddings, weight_decay: float, settings: ClassifySettings, *, device: torch.device
+    train: Embeddings,
+    weight_decay: float,
+    settings: ClassifySettings,
+    *,
+    device: torch.device,
+    weight_per_class: Tensor | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Predict training images by heads that were not trained on them.
 
@@ -36,6 +39,7 @@ def cross_fit(
         weight_decay: Weight decay of the heads.
         settings: Settings of stage two.
         device: Device to train on.
+        weight_per_class: Class weights, float32, shape (C,). None: those of ``settings.balance``.
 
     Returns:
         Log-probabilities, float32, shape (M, classes), and class indices, int64, shape (M,). M
@@ -55,26 +59,15 @@ def cross_fit(
     for fold in range(FOLDS):
         kept = (folds != fold).repeat(len(labels) // len(train))
         left_out = (folds == fold) & (counts[train.labels] >= 2)
-        head = _fit_head(vectors[kept], labels[kept], len(counts), weight_decay, settings, device)
+        weights = weight_per_class
+        if weights is None:
+            weights = class_weights_for(labels[kept], len(counts), balance=settings.balance)
+        head = fit_weighted(
+            vectors[kept], labels[kept], weights, weight_decay, settings.max_iter, device=device
+        )
         with torch.inference_mode():
             predictions.append(head((train.vectors[left_out] * scale).to(device)).cpu())
         predicted_labels.append(train.labels[left_out])
         if sum(map(len, predicted_labels)) >= ENOUGH_PREDICTIONS:
             break
     return torch.cat(predictions), torch.cat(predicted_labels)
-
-
-def _fit_head(
-    vectors: Tensor,
-    labels: Tensor,
-    classes: int,
-    weight_decay: float,
-    settings: ClassifySettings,
-    device: torch.device,
-) -> torch.nn.Module:
-    """Fit a head to scaled vectors."""
-    weights = class_weights(labels, classes) if settings.balance else torch.ones(classes)
-    head = zero_head(vectors.shape[1], classes, device)
-    loss = HeadLoss(head, vectors.to(device), labels.to(device), weights.to(device), weight_decay)
-    minimise(loss, settings.max_iter)
-    return head

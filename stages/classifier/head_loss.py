@@ -39,6 +39,11 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
     return torch.where(present, len(labels) / (present.sum() * counts.clamp(min=1)), 0.0).float()
 
 
+def class_weights_for(labels: Tensor, classes: int, *, balance: bool) -> Tensor:
+    """Return balanced class weights, or 1 for every class, float32, shape (classes,)."""
+    return class_weights(labels, classes) if balance else torch.ones(classes)
+
+
 def dropout_replicas(
     train: Embeddings, dropout: float, seed: int, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -127,3 +132,35 @@ def minimise(loss: HeadLoss, max_iter: int) -> None:
         line_search_fn="strong_wolfe",
     )
     optimiser.step(loss)
+
+
+def fit_weighted(
+    vectors: Tensor,
+    labels: Tensor,
+    weight_per_class: Tensor,
+    decay: float,
+    max_iter: int,
+    *,
+    device: torch.device,
+    start: Head | None = None,
+) -> Head:
+    """Fit a head to scaled vectors with one weight decay.
+
+    Args:
+        vectors: Scaled vectors, float32, shape (N, D).
+        labels: Class indices, int64, shape (N,).
+        weight_per_class: Class weights, float32, shape (classes,).
+        decay: Weight decay.
+        max_iter: Largest number of L-BFGS iterations.
+        device: Device to train on.
+        start: Head to start from; it is not changed. None: zero weights.
+
+    Returns:
+        The head for scaled vectors, on ``device``.
+    """
+    head = zero_head(vectors.shape[1], len(weight_per_class), device)
+    if start is not None:
+        head.load_state_dict(start.state_dict())
+    loss = HeadLoss(head, vectors.to(device), labels.to(device), weight_per_class.to(device), decay)
+    minimise(loss, max_iter)
+    return head

@@ -12,7 +12,7 @@ from stages.classifier.calibration import choose_k, fit_temperature, update_temp
 from stages.classifier.cross_fit import cross_fit
 from stages.classifier.head_loss import (
     HeadLoss,
-    class_weights,
+    class_weights_for,
     dropout_replicas,
     minimise,
     zero_head,
@@ -60,6 +60,7 @@ def train_classifier(
     *,
     device: torch.device,
     k: int | None = None,
+    weight_per_class: Tensor | None = None,
     on_epoch: Callable[[HeadLog], None] | None = None,
 ) -> TrainedClassifier:
     """Train the head and choose its weight decay, its temperature and the k of kNN on validation.
@@ -72,6 +73,7 @@ def train_classifier(
         settings: Settings of stage two.
         device: Device to train on.
         k: A value of k that was chosen before. It depends on the embeddings only.
+        weight_per_class: Class weights, float32, shape (C,). None: those of ``settings.balance``.
         on_epoch: Called with the log of each weight decay.
 
     Returns:
@@ -85,9 +87,18 @@ def train_classifier(
         >>> trained.head(train.vectors).argmax(1).equal(train.labels)
         True
     """
-    head, epoch, history = fit_head(train, validation, settings, device=device, on_epoch=on_epoch)
+    head, epoch, history = fit_head(
+        train,
+        validation,
+        settings,
+        device=device,
+        weight_per_class=weight_per_class,
+        on_epoch=on_epoch,
+    )
     weight_decay = history[epoch - 1].weight_decay
-    temperature = _calibrate(head, weight_decay, train, validation, settings, device)
+    temperature = _calibrate(
+        head, weight_decay, train, validation, settings, device, weight_per_class=weight_per_class
+    )
     if not k:
         k = (
             choose_k(validation.vectors, validation.labels, train.vectors, train.labels)
@@ -104,6 +115,8 @@ def _calibrate(
     validation: Embeddings | None,
     settings: ClassifySettings,
     device: torch.device,
+    *,
+    weight_per_class: Tensor | None,
 ) -> float | None:
     """Fit the temperature on images that the head was not trained on; None if there are too few.
 
@@ -115,7 +128,9 @@ def _calibrate(
         return None
     prior = 1.0
     if len(validation) < MANY_VALIDATION_IMAGES:
-        predictions = cross_fit(train, weight_decay, settings, device=device)
+        predictions = cross_fit(
+            train, weight_decay, settings, device=device, weight_per_class=weight_per_class
+        )
         if predictions:
             prior = fit_temperature(*predictions)
         elif len(validation) < MIN_VALIDATION_IMAGES:
@@ -131,6 +146,7 @@ def fit_head(
     settings: ClassifySettings,
     *,
     device: torch.device,
+    weight_per_class: Tensor | None = None,
     on_epoch: Callable[[HeadLog], None] | None = None,
 ) -> tuple[Head, int, tuple[HeadLog, ...]]:
     """Minimise the cross-entropy under dropout and weight decay with L-BFGS.
@@ -151,6 +167,7 @@ def fit_head(
         validation: Validation embeddings, if there are any.
         settings: Settings of stage two.
         device: Device to train on.
+        weight_per_class: As for :func:`train_classifier`.
         on_epoch: Called with the log of each weight decay.
 
     Returns:
@@ -159,9 +176,9 @@ def fit_head(
     """
     classes, dim = len(train.classes), train.vectors.shape[1]
     scale = math.sqrt(dim)
-    weight_per_class = (
-        class_weights(train.labels, classes) if settings.balance else torch.ones(classes)
-    ).to(device)
+    if weight_per_class is None:
+        weight_per_class = class_weights_for(train.labels, classes, balance=settings.balance)
+    weight_per_class = weight_per_class.to(device)
     vectors, labels = dropout_replicas(train, settings.dropout, settings.seed, scale)
     vectors, labels = vectors.to(device), labels.to(device)
     head = zero_head(dim, classes, device)

@@ -78,6 +78,31 @@ def knn(queries: Tensor, gallery: Tensor, gallery_labels: Tensor, *, k: int) -> 
     )
 
 
+def classify_left_out(vectors: Tensor, labels: Tensor, rows: Tensor, *, k: int) -> np.ndarray:
+    """Classify gallery images by the other gallery images; see :func:`knn`.
+
+    Args:
+        vectors: Gallery, floating point, shape (G, D) with G > 1.
+        labels: Class indices, int64, shape (G,).
+        rows: Rows of the R images to classify, int64, shape (R,).
+        k: Number of neighbours; values above G - 1 mean G - 1.
+
+    Returns:
+        Predicted classes, int64, shape (R,).
+
+    Example:
+        >>> vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
+        >>> classify_left_out(vectors, torch.tensor([0, 0, 1]), torch.tensor([0, 2]), k=1).tolist()
+        [0, 0]
+    """
+    predicted = [np.empty(0, np.int64)]
+    for block in rows.split(max(1, BLOCK // len(vectors))):
+        distances = exact_distances(vectors[block], vectors)  # (b, G)
+        distances[torch.arange(len(block)), block] = math.inf
+        predicted.append(_majority_vote(distances, labels, min(k, len(vectors) - 1)))
+    return np.concatenate(predicted)
+
+
 def _majority_vote(distances: Tensor, gallery_labels: Tensor, k: int) -> np.ndarray:
     """Return the winning class of each row of distances (b, G), int64 (b,)."""
     classes = int(gallery_labels.max()) + 1

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 UNSEEN = "test-unseen"  # split of the test images of classes without a training image
+ENROLLED = "test-enrolled"  # split of those of them whose class was enrolled later
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +190,11 @@ class Evaluation:
         spread: Root mean square distance between two test images, in [0, sqrt(2)].
         leaked: Indices of test images that also occur in the training or validation split.
         unseen: Results on the test images of classes without a training image, if there are any.
-        unseen_prediction: Predictions for these images. Their classes are always wrong.
+        unseen_prediction: Predictions for these images. They are wrong unless the class was
+            enrolled.
+        enrolled: True for those of these images whose class was enrolled, bool, shape (U,). None:
+            no class was enrolled.
+        enrolled_copies: Number of these images that are copies of enrolled images.
         evidence: Evidence on the labels of images that were not trained on, by split: ``test``
             and, if there are validation images, ``val``.
     """
@@ -203,7 +208,18 @@ class Evaluation:
     leaked: tuple[int, ...] = ()
     unseen: UnseenEvaluation | None = None
     unseen_prediction: Predictions | None = None
+    enrolled: np.ndarray | None = None
+    enrolled_copies: int = 0
     evidence: Mapping[str, LabelEvidence] = field(default_factory=dict)
+
+    @property
+    def unknown_prediction(self) -> Predictions | None:
+        """Predictions for the images of classes that the classifier does not know, if any."""
+        if self.unseen_prediction is None or self.enrolled is None:
+            return self.unseen_prediction
+        if self.enrolled.all():
+            return None
+        return self.unseen_prediction.select(~self.enrolled)
 
     def score(self, metric: str, split: str = "test") -> Score:
         """Return the score of a metric on a split."""

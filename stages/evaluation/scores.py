@@ -77,22 +77,27 @@ def evaluate_split(
         The evaluation.
     """
     gallery = classifier.gallery
+    # Baselines have no enrolled images, which are the last ones of the gallery.
+    trained = slice(len(pixels.gallery))
+    training = Embeddings(gallery.vectors[trained], gallery.labels[trained], gallery.classes)
     queries = queries if within else None
     measures = _measure(test, gallery, within, queries)
     image_measures = _measures_per_image(measures, queries)
     with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
         prediction = predict(test, classifier, image_measures.won / image_measures.total)
     labels, images = test.labels.numpy(), np.arange(len(test))
-    correct = _correct_images(prediction, labels, gallery, pixels)
-    correct |= _correct_by_networks(untrained, trunk, gallery, labels)
+    correct = _correct_images(prediction, labels, training, pixels)
+    correct |= _correct_by_networks(untrained, trunk, training, labels)
     definitions = define_metrics(
         within=within,
         with_queries=queries is not None,
-        majority_class=f"training class, {test.classes[_majority_class(gallery)]}",
-        voters=_describe_voters(classifier.k, gallery, validated),
-        pixel_voters=_describe_voters(pixels.k, gallery, validated),
+        majority_class=f"training class, {test.classes[_majority_class(training)]}",
+        voters=_describe_voters(
+            classifier.k, gallery, validated, enrolled=len(gallery) > len(training)
+        ),
+        pixel_voters=_describe_voters(pixels.k, training, validated),
         pretrained=pretrained,
-        **_describe_networks(untrained, trunk, gallery, validated),
+        **_describe_networks(untrained, trunk, training, validated),
     )
     scores, tests = compute_scores("test", correct, measures, prediction, labels, definitions)
     if len(leaked):
@@ -238,9 +243,15 @@ def _describe_networks(
     }
 
 
-def _describe_voters(k: int, gallery: Embeddings, validated: bool) -> str:
+def _describe_voters(
+    k: int, gallery: Embeddings, validated: bool, *, enrolled: bool = False
+) -> str:
+    images = "training images"
     origin = "k chosen on validation images" if validated else "default k for the class sizes"
-    return f"{min(k, len(gallery))} nearest training images ({origin})"
+    if enrolled:
+        images = "training and enrolled images"
+        origin = "k chosen on validation images and enrolled images that are left out"
+    return f"{min(k, len(gallery))} nearest {images} ({origin})"
 
 
 def _describe_penalty(penalty: float, validated: bool) -> str:

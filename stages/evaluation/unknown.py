@@ -36,7 +36,13 @@ def define_unknown(classifier: ClassifierCheckpoint | None = None) -> dict[str, 
         text += "in the fold"
     else:
         count = len(classifier.calibration_distances)
-        text += f"a multiple of 1/{count + 1} with {count} validation images"
+        images = f"{count} validation images"
+        if count and len(classifier.enrolled_distances):
+            images = (
+                f"{len(classifier.validation_distances)} validation and "
+                f"{len(classifier.enrolled_distances)} enrolled images"
+            )
+        text += f"a multiple of 1/{count + 1} with {images}"
     return {
         name: metric.definition.format(reject=REJECT, typicality=text)
         for name, metric in METRICS.items()
