@@ -20,6 +20,7 @@ from stages.evaluation.knn import nearest_distances
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet, build_network, describe_mismatch
 from stages.network.head import Head
+from stages.network.pretrained import LibraryTrunk
 from stages.records import Embeddings
 
 
@@ -242,19 +243,43 @@ def _distances(path: Path, header: Header, tensors: Mapping[str, Tensor], name: 
 
 
 def _build_network(path: Path, header: Header, tensors: Mapping[str, Tensor]) -> EmbeddingNet:
-    """Build the network that a record describes and load its tensors."""
+    """Build the network that a record describes, with its tensors."""
     config = header.record["network"]
+    network: EmbeddingNet | None = None
+    # Copies, because the tensors are in a mapped file that another program may change.
+    copies = {name: value.clone() for name, value in tensors.items()}
     try:
-        # The meta device has shapes but no memory: an edited record cannot allocate much. Some
-        # library networks cannot be built on it.
+        # The meta device has shapes but no memory: an edited record cannot allocate much, and no
+        # time is spent on random weights. Some library networks cannot be built on it.
         with suppress(SettingsError), torch.device("meta"):
-            _check_tensors(path, header, build_network(config).state_dict(), tensors)
-        network = build_network(config)
+            network = build_network(config)
+            _check_tensors(path, header, network.state_dict(), tensors)
+        if network:
+            network.load_state_dict(copies, assign=True)
+        if network is None or not _is_complete(network.eval()):
+            network = build_network(config)
+            _check_tensors(path, header, network.state_dict(), tensors)
+            network.load_state_dict(copies)
     except SettingsError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    _check_tensors(path, header, network.state_dict(), tensors)
-    network.load_state_dict(dict(tensors))
     return network.eval()
+
+
+def _is_complete(network: EmbeddingNet) -> bool:
+    """Return True if no tensor that a network needs is left on the meta device.
+
+    Library networks may have tensors that are not in their state.
+    """
+    if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
+        return False
+    if isinstance(network.trunk, LibraryTrunk):
+        side = network.trunk.side
+        try:
+            with torch.no_grad():
+                network.trunk(torch.zeros(1, 3, side, side))
+        except RuntimeError:
+            return False
+    return True
 
 
 def _check_tensors(

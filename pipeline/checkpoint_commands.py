@@ -54,12 +54,10 @@ def predict(images: tuple[Path, ...], out: Path, **options: Any) -> None:
     pipeline predict photos/new/ --out labels.csv
     """  # noqa: D301  # click needs the control character
     from pipeline.commands.predict import predict as predict_command
-    from pipeline.data.image_paths import paths_from_stdin
 
     target = None if str(out) == "-" else out
     arguments = {name: options[name] for name in ("classifier", "as_json", "reject")}
-    paths = paths_from_stdin(images)
-    count = predict_command(paths, out=target, context=opt.run_context(options), **arguments)
+    count = predict_command(images, out=target, context=opt.run_context(options), **arguments)
     if target:
         terminal.print_text(f"{target} written: {count:,} images")
 

@@ -1,6 +1,5 @@
 """`pipeline predict`: classify new images with a saved classifier."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,7 @@ from pipeline.checkpoint import load_classifier
 from pipeline.commands.predicted_rows import Predicted, write_predictions
 from pipeline.context import RunContext
 from pipeline.data.dataset import Skipped
-from pipeline.data.folder import IMAGE_SUFFIXES
-from pipeline.data.image_paths import find_images, require_readable
+from pipeline.data.image_paths import GivenImages, protected_paths
 from pipeline.device import restore_torch_settings
 from pipeline.files import check_output_file, is_special
 from pipeline.image_vectors import embed_files
@@ -41,10 +39,11 @@ def predict(
 ) -> int:
     """Classify image files, and the image files in folders and their subfolders.
 
-    Images that are probably of no known class are marked; their labels stay the same.
+    Images that are probably of no known class are marked; their labels stay the same. Rows are
+    written as images arrive: at most 128 images are in memory.
 
     Args:
-        images: Files and folders.
+        images: Files and folders; ``-`` stands for paths on standard input, one per line.
         classifier: Checkpoint of stage two. No other file is needed.
         out: File to write. None: standard output.
         as_json: Write one JSON object per line instead of CSV.
@@ -55,8 +54,8 @@ def predict(
         The number of images that were classified.
 
     Raises:
-        DataError: If a file in ``images`` is missing or unreadable, or no image can be read. All
-            rows are written before.
+        DataError: If a file in ``images`` or on standard input is missing or unreadable, or no
+            image can be read. All rows are written before.
         PipelineError: If the output cannot be written.
         CheckpointError: If the checkpoint cannot be used.
         SettingsError: If ``reject`` is not a share.
@@ -81,12 +80,11 @@ def predict(
                 "it had too few validation images"
             )
         to_device(checkpoint.network, device)
-        blocks = predict_images(find_images(images), checkpoint, device=device, reject=reject)
-        count, skipped = write_predictions(blocks, out, as_json=as_json)
-    for path, reason in skipped:
-        context.say(f"skipped: {path}: {reason}")
-    require_readable(images, skipped, count, effect="their rows are empty")
-    return count
+        given = GivenImages(images)
+        blocks = _predict_given(given, checkpoint, context, device=device, reject=reject)
+        write_predictions(blocks, out, as_json=as_json)
+    given.require_readable("their rows are empty")
+    return given.readable
 
 
 def _describe_resolution(classifier: ClassifierCheckpoint, reject: float) -> str:
@@ -110,17 +108,31 @@ def _reserved(out: Path | None, images: Sequence[Path], classifier: Path) -> Ite
     if out is None or is_special(out):
         yield
         return
-    inputs = [classifier, *images]
-    folders = {Path(os.path.realpath(image)) for image in images if os.path.isdir(image)}
-    in_folder = not folders.isdisjoint(Path(os.path.realpath(out)).parents)
-    if in_folder and out.suffix.lower() in IMAGE_SUFFIXES:
-        inputs.append(out)  # one of the images, or it would be taken for one
-    with reserve_outputs([out], inputs=inputs):
+    with reserve_outputs([out], inputs=[classifier, *protected_paths(images, out)]):
         yield
 
 
+def _predict_given(
+    given: GivenImages,
+    classifier: ClassifierCheckpoint,
+    context: RunContext,
+    *,
+    device: torch.device,
+    reject: float,
+) -> Iterator[list[Predicted | Skipped]]:
+    """Classify the given images in blocks, count them, and report those that cannot be read."""
+    for paths in given.batches():
+        for rows in predict_images(paths, classifier, device=device, reject=reject):
+            for row in rows:
+                reason = row.reason if isinstance(row, Skipped) else ""
+                given.count(row.path, reason)
+                if reason:
+                    context.say(f"skipped: {row.path}: {reason}")
+            yield rows
+
+
 def predict_images(
-    files: Iterable[Path],
+    files: Iterable[Path | str],
     classifier: ClassifierCheckpoint,
     *,
     device: torch.device,

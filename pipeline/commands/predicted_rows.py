@@ -44,7 +44,7 @@ class Predicted(NamedTuple):
 
 def write_predictions(
     blocks: Iterable[list[Predicted | Skipped]], out: Path | None, *, as_json: bool
-) -> tuple[int, list[Skipped]]:
+) -> None:
     """Write predictions as they arrive.
 
     Numbers have 6 decimals. In CSV, text that a spreadsheet would run as a formula is escaped by
@@ -56,13 +56,9 @@ def write_predictions(
         out: File to write, replaced only when it is complete. None: standard output.
         as_json: Write one JSON object per line instead of CSV.
 
-    Returns:
-        The number of predictions and the skipped images.
-
     Raises:
         PipelineError: If the file cannot be written. The rows so far are kept next to it.
     """
-    count, skipped = 0, []
     # A file name with an escape code must not control the terminal; in a file it is data.
     shown = printable if out is None and sys.stdout.isatty() else str
     with _destination(out) as file:
@@ -71,16 +67,11 @@ def write_predictions(
             table.writerow(Predicted._fields)
         for block in blocks:
             for row in block:
-                if isinstance(row, Skipped):
-                    skipped.append(row)
-                else:
-                    count += 1
                 if as_json:
                     file.write(_json_line(row))
                 else:
                     table.writerow([shown(cell) for cell in _csv_cells(row)])
             file.flush()
-    return count, skipped
 
 
 def _json_line(row: Predicted | Skipped) -> str:
@@ -125,6 +116,8 @@ def _destination(out: Path | None) -> Iterator[TextIO]:
         raise PipelineError(f"{out}: cannot be written to ({reason}); {advice}") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"interrupted{_describe_kept(partial)}") from None
+    except PipelineError as error:  # of the images
+        raise PipelineError(f"{error}{_describe_kept(partial)}") from error
     if partial != target:
         os.replace(partial, target)
 

@@ -108,7 +108,9 @@ class EmbeddingNet(nn.Module):
 
     def _register_statistic(self, name: str, value: Tensor, channels: int) -> None:
         per_channel = value.float().view(-1, 1, 1).expand(channels, 1, 1)
-        self.register_buffer(name, per_channel.clone())
+        # Without a memory format, clone imports sympy on the meta device, which takes a second.
+        copy = per_channel.clone(memory_format=torch.contiguous_format)
+        self.register_buffer(name, copy)
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode, but keep the layers that are not trained in evaluation mode.
