@@ -17,6 +17,7 @@ FORMAT_VERSION = 2
 COMMANDS = {
     "embedding": "pipeline embed --data SOURCE",
     "classifier": "pipeline classify --embedding FILE",
+    "gallery": "pipeline vectors IMAGE...",
     "state": "pipeline embed --data SOURCE",
 }
 
@@ -25,7 +26,8 @@ class Header(NamedTuple):
     """Header of a checkpoint file.
 
     Attributes:
-        kind: Kind of checkpoint: ``embedding``, ``classifier``, ``vectors`` or ``state``.
+        kind: Kind of checkpoint: ``embedding``, ``classifier``, ``gallery``, ``vectors`` or
+            ``state``.
         digest: SHA-256 of the tensors.
         record: Settings, data source, training history and versions.
     """

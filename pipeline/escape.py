@@ -28,6 +28,20 @@ def escape_formula(value: str) -> str:
     return value
 
 
+def unescape_formula(value: str) -> str:
+    """Return the text before :func:`escape_formula`.
+
+    Args:
+        value: Text of one CSV cell.
+
+    Example:
+        >>> unescape_formula("'=1+1"), unescape_formula("'quoted'")
+        ('=1+1', "'quoted'")
+    """
+    text = value.removeprefix("'")
+    return text if text != value and escape_formula(text) == value else value
+
+
 def printable(text: str) -> str:
     r"""Return the text with all characters escaped that would control a terminal.
 

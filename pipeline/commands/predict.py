@@ -1,7 +1,6 @@
 """`pipeline predict`: classify new images with a saved classifier."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +9,13 @@ from torch import Tensor
 
 from pipeline.checkpoint import load_classifier
 from pipeline.commands.predicted_rows import Predicted, write_predictions
+from pipeline.commands.row_writer import reserved_output
 from pipeline.context import RunContext
 from pipeline.data.dataset import Skipped
 from pipeline.data.image_paths import GivenImages, protected_paths
 from pipeline.device import restore_torch_settings
-from pipeline.files import check_output_file, is_special
 from pipeline.image_vectors import embed_files
 from pipeline.numbers import count_of
-from pipeline.outputs import reserve_outputs
 from stages.checkpoints import ClassifierCheckpoint
 from stages.errors import SettingsError
 from stages.evaluation.knn import knn
@@ -70,7 +68,7 @@ def predict(
     if not 0 <= reject <= 1:
         raise SettingsError("reject", reject, "out of range; use a share from 0 to 1")
     device = context.start()
-    with _reserved(out, images, classifier):
+    with reserved_output(out, images, [classifier]):
         checkpoint = load_classifier(classifier)
         if note := _describe_resolution(checkpoint, reject):
             context.say(f"note: {note}")
@@ -98,18 +96,6 @@ def _describe_resolution(classifier: ClassifierCheckpoint, reject: float) -> str
         f"no image is rejected as unknown: with {count_of(count, 'validation image')} typicality "
         f"is at least {smallest_typicality(count):.2g}, and --reject is {reject:g}"
     )
-
-
-@contextmanager
-def _reserved(out: Path | None, images: Sequence[Path], classifier: Path) -> Iterator[None]:
-    """Check the output before the first image, and reserve it unless it is a device or a pipe."""
-    if out is not None and is_special(out):
-        check_output_file(out, allow_special=True)
-    if out is None or is_special(out):
-        yield
-        return
-    with reserve_outputs([out], inputs=[classifier, *protected_paths(images, out)]):
-        yield
 
 
 def _predict_given(

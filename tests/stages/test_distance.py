@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from factories import unit_vectors
+from factories import pairwise_distances, unit_vectors
 
-from stages.distance import GalleryDistances, exact_distances, sort_rows
+from stages.distance import GalleryDistances, exact_distances, paired_distances, sort_rows
 
 
 def test_sorted_rows_equal_torch_sort():
@@ -32,3 +32,18 @@ def test_gallery_distances_equal_exact_distances(kept, monkeypatch):
     distances = GalleryDistances(gallery)
     for columns in (slice(None), slice(3, 30), slice(40, 40)):
         torch.testing.assert_close(distances.to(queries, columns), expected[:, columns])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4, 1e-6, 0.0])
+def test_paired_distances_of_near_duplicates(scale, monkeypatch):
+    """They are correct to float32, and do not depend on the other pairs."""
+    a = unit_vectors(50, 40, seed=2)
+    b = F.normalize(a + scale * unit_vectors(50, 40, seed=3))
+    rows = torch.arange(50)
+    distances = paired_distances(a, b, rows, rows.flip(0))
+    expected = torch.from_numpy(pairwise_distances(a, b.flip(0)).diagonal().copy())
+    expected[expected <= 1e-7] = 0
+    torch.testing.assert_close(distances, expected.float(), rtol=2e-7, atol=0)
+    monkeypatch.setattr("stages.distance.PAIR_VALUES", 120)
+    assert torch.equal(paired_distances(a, b, rows, rows.flip(0)), distances)
+    assert torch.equal(paired_distances(a, b, rows[7:8], rows[42:43]), distances[7:8])
