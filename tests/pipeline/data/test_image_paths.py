@@ -34,7 +34,7 @@ def set_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 
 
 def test_batches_hold_what_is_there(producer):
-    batches = GivenImages([STDIN]).batches()
+    batches = GivenImages([STDIN], print).batches()
     producer.write(b"a.png\nb.png\nc")
     first = next(batches)  # would wait forever if it read until the end
     assert list(first) == ["a.png", "b.png"]
@@ -54,7 +54,7 @@ def test_a_file_on_standard_input_is_one_batch(tmp_path, monkeypatch):
     (tmp_path / "list.txt").write_text("\n".join(names))
     with (tmp_path / "list.txt").open() as file:
         monkeypatch.setattr(sys, "stdin", file)
-        batches = [list(batch) for batch in GivenImages([STDIN]).batches()]
+        batches = [list(batch) for batch in GivenImages([STDIN], print).batches()]
     assert batches == [names]
 
 
@@ -62,7 +62,7 @@ def test_streams_that_cannot_be_waited_for_are_read_in_pieces(monkeypatch):
     """As on Windows, where `select` takes sockets only."""
     names = [f"image {number}.png" for number in range(20_000)]
     set_stdin(monkeypatch, "\n".join(names).encode())
-    batches = [list(batch) for batch in GivenImages([STDIN]).batches()]
+    batches = [list(batch) for batch in GivenImages([STDIN], print).batches()]
     assert [name for batch in batches for name in batch] == names and len(batches) > 1
 
 
@@ -76,7 +76,7 @@ def test_lines_are_read_as_they_are_needed(monkeypatch):
 @pytest.mark.parametrize("content", [b"", b"\n\r\n", b"\n\n\n"])
 def test_no_path_is_an_error_that_names_standard_input(monkeypatch, content):
     set_stdin(monkeypatch, content)
-    given = GivenImages([STDIN])
+    given = GivenImages([STDIN], print)
     assert [list(batch) for batch in given.batches()] == []
     with pytest.raises(DataError, match=r"^-: no image on standard input"):
         given.require_readable("")
@@ -106,7 +106,7 @@ def test_arguments_keep_their_order(tmp_path, monkeypatch):
         Image.new("L", (4, 4)).save(tmp_path / "folder" / name)
     monkeypatch.chdir(tmp_path)
     set_stdin(monkeypatch, b"folder\nb.png\n")
-    given = GivenImages([Path("a.png"), Path("folder"), STDIN, Path("c.png"), STDIN])
+    given = GivenImages([Path("a.png"), Path("folder"), STDIN, Path("c.png"), STDIN], print)
     in_folder = [str(Path("folder", name)) for name in ("1.png", "2.png")]
     paths = [path for batch in given.batches() for path in batch]
     assert paths == ["a.png", *in_folder, *in_folder, "b.png", "c.png"]
@@ -120,7 +120,7 @@ def test_only_named_images_must_be_readable(tmp_path, monkeypatch, listed):
         (tmp_path / "folder" / name).touch()
     monkeypatch.chdir(tmp_path)
     set_stdin(monkeypatch, listed)
-    given = GivenImages([Path("folder"), STDIN])
+    given = GivenImages([Path("folder"), STDIN], print)
     for batch in given.batches():
         for path in batch:
             given.count(path, "broken" if "bad" in path else "")
@@ -133,19 +133,20 @@ def test_only_named_images_must_be_readable(tmp_path, monkeypatch, listed):
     assert (given.readable, given.unreadable) == (folders, folders + (b"bad" in listed))
 
 
-def test_images_of_which_none_is_readable_are_an_error(tmp_path):
+def test_images_of_which_none_is_readable_are_an_error(tmp_path, capsys):
     (tmp_path / "bad.png").touch()
-    given = GivenImages([tmp_path])
+    given = GivenImages([tmp_path], print)
     for batch in given.batches():
         for path in batch:
             given.count(path, "broken")
+    assert capsys.readouterr().out == f"skipped: {tmp_path / 'bad.png'}: broken\n"
     with pytest.raises(DataError, match=r"bad\.png: broken; 1 of 1 images"):
         given.require_readable("")
 
 
 def test_counting_keeps_no_list(monkeypatch):
     set_stdin(monkeypatch, b"x.png\n" * 50_000)
-    given = GivenImages([STDIN])
+    given = GivenImages([STDIN], print)
     waiting = 0
     for batch in given.batches():
         for path in batch:
@@ -156,9 +157,9 @@ def test_counting_keeps_no_list(monkeypatch):
 
 def test_several_processes_cannot_share_standard_input(monkeypatch):
     monkeypatch.setattr("pipeline.data.image_paths.rank_and_world_size", lambda: (0, 2))
-    GivenImages([Path("a.png")])
+    GivenImages([Path("a.png")], print)
     with pytest.raises(DataError, match=r"^-: several processes"):
-        GivenImages([STDIN])
+        GivenImages([STDIN], print)
 
 
 def test_outputs_that_would_replace_an_input(tmp_path):
