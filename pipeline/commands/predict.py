@@ -78,8 +78,8 @@ def predict(
                 "it had too few validation images"
             )
         to_device(checkpoint.network, device)
-        given = GivenImages(images)
-        blocks = _predict_given(given, checkpoint, context, device=device, reject=reject)
+        given = GivenImages(images, context.say)
+        blocks = _predict_given(given, checkpoint, device=device, reject=reject)
         write_predictions(blocks, out, as_json=as_json)
     given.require_readable("their rows are empty")
     return given.readable
@@ -99,21 +99,13 @@ def _describe_resolution(classifier: ClassifierCheckpoint, reject: float) -> str
 
 
 def _predict_given(
-    given: GivenImages,
-    classifier: ClassifierCheckpoint,
-    context: RunContext,
-    *,
-    device: torch.device,
-    reject: float,
+    given: GivenImages, classifier: ClassifierCheckpoint, *, device: torch.device, reject: float
 ) -> Iterator[list[Predicted | Skipped]]:
-    """Classify the given images in blocks, count them, and report those that cannot be read."""
+    """Classify and count the given images in blocks."""
     for paths in given.batches():
         for rows in predict_images(paths, classifier, device=device, reject=reject):
             for row in rows:
-                reason = row.reason if isinstance(row, Skipped) else ""
-                given.count(row.path, reason)
-                if reason:
-                    context.say(f"skipped: {row.path}: {reason}")
+                given.count(row.path, row.reason if isinstance(row, Skipped) else "")
             yield rows
 
 

@@ -4,7 +4,7 @@ import os
 import select
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BufferedReader
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,7 @@ class GivenImages:
 
     Args:
         images: Files and folders; ``-`` stands for paths on standard input, one per line.
+        say: Shows a message; called at once for every image that cannot be read.
 
     Attributes:
         readable: Number of images counted so far that could be read.
@@ -35,12 +36,12 @@ class GivenImages:
         DataError: If several processes would have to share standard input.
     """
 
-    def __init__(self, images: Sequence[Path]):
+    def __init__(self, images: Sequence[Path], say: Callable[[str], None]):
         if STDIN in images and rank_and_world_size()[1] > 1:
             raise DataError(
                 "-: several processes cannot share standard input; give files or folders"
             )
-        self.images = images
+        self.images, self._say = images, say
         self.readable = self.unreadable = self._named_unreadable = 0
         self._first: Skipped | None = None  # the first unreadable image
         self._first_named: Skipped | None = None
@@ -65,7 +66,9 @@ class GivenImages:
                 yield str(file)
 
     def count(self, path: str, reason: str) -> None:
-        """Count an image. The images are counted in the order of :meth:`batches`.
+        """Count an image, and report it if it could not be read.
+
+        The images are counted in the order of :meth:`batches`.
 
         Args:
             path: Path of the image.
@@ -75,6 +78,7 @@ class GivenImages:
         if not reason:
             self.readable += 1
             return
+        self._say(f"skipped: {path}: {reason}")
         self.unreadable += 1
         self._first = self._first or Skipped(path, reason)
         if is_named:

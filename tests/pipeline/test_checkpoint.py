@@ -46,6 +46,20 @@ def change_tensors(path, **changes):
     save_tensors(path, header.kind, kept, header.record)
 
 
+def record_devices(monkeypatch):
+    """Return a list that gets the device of every network that is built."""
+    devices = []
+    build = checkpoint_module.build_network
+
+    def build_and_record(config):
+        network = build(config)
+        devices.append(network.mean.device.type)
+        return network
+
+    monkeypatch.setattr(checkpoint_module, "build_network", build_and_record)
+    return devices
+
+
 def test_embedding_round_trip(saved):
     path, network = saved
     loaded = load_embedding(path)
@@ -56,6 +70,44 @@ def test_embedding_round_trip(saved):
         assert set(file.metadata()) == {
             *("format_version", "kind", "digest", "record", "record_digest")
         }
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"),
+    [
+        ("conv", ["meta"]),
+        ("conv-deep", ["meta"]),
+        ("torchvision:shufflenet_v2_x0_5", ["meta"]),
+        ("torchvision:regnet_y_400mf", ["cpu"]),  # cannot be built on the meta device
+        ("timm:levit_128s", ["meta", "cpu"]),  # has tensors outside its state
+    ],
+)
+def test_loaded_network_equals_the_saved_one(tmp_path, monkeypatch, name, devices):
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    size = 224 if "levit" in name else 32
+    network = EmbeddingNet(3, size, 8, name=name, trunk="last-1", std=torch.ones(1) / 3).eval()
+    save_embedding(tmp_path / "e", network, make_record("embedding", network))
+    built = record_devices(monkeypatch)
+    loaded = load_embedding(tmp_path / "e").network
+    assert built == devices
+    images = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), network(images))
+    tensors = [*loaded.parameters(), *loaded.buffers()]
+    assert not any(tensor.is_meta for tensor in tensors)
+    trained = [value.requires_grad for value in network.parameters()]
+    assert [value.requires_grad for value in loaded.parameters()] == trained
+    assert len(set(trained)) == 2
+
+
+def test_network_does_not_change_with_its_file(saved):
+    path, network = saved
+    loaded = load_embedding(path).network
+    size = path.stat().st_size
+    with path.open("r+b") as file:  # as `cp` does to an existing file
+        file.write(bytes(size))
+    assert state_digest(loaded.state_dict()) == state_digest(network.state_dict())
 
 
 def test_classifier_holds_network_head_and_gallery(tmp_path):
@@ -173,15 +225,7 @@ def save_other_network(path, name, **config):
 )
 def test_other_network_is_rejected_before_it_is_built(tmp_path, monkeypatch, name, dim, found):
     monkeypatch.setitem(sys.modules, "timm", None)  # not installed
-    devices = []
-    build = checkpoint_module.build_network
-
-    def record_device(config):
-        network = build(config)
-        devices.append(network.mean.device.type)
-        return network
-
-    monkeypatch.setattr(checkpoint_module, "build_network", record_device)
+    devices = record_devices(monkeypatch)
     save_other_network(tmp_path / "e", name, dim=dim)
     assert_rejected(tmp_path / "e", found)
     assert set(devices) <= {"meta"}
