@@ -344,7 +344,7 @@ def test_images_in_no_class_folder_have_no_label(tmp_path, monkeypatch):
     assert list(find_labelled_images(tmp_path / "1.png")) == [(tmp_path / "1.png", "")]
     assert list(find_labelled_images(Path("missing"))) == [(Path("missing"), "")]
     monkeypatch.chdir(tmp_path)
-    assert labels_below(Path(".")) == expected
+    assert labels_below(Path()) == expected
     assert set(labels_below(Path("train")).values()) == {"", "a"}
 
 
