@@ -25,7 +25,8 @@ def report_failure(message: str) -> None:
     store, errors = _store_and_errors()
     if store:
         with suppress(errors):
-            store.set(KEY, message)
+            # The store takes UTF-8. The name of a file may not be.
+            store.set(KEY, message.encode(errors="backslashreplace").decode())
 
 
 def failure_of_another_rank() -> str | None:

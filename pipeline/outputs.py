@@ -41,6 +41,24 @@ def reserve_outputs(
         yield
 
 
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise an error on all ranks if an output exists and may not be replaced.
+
+    Args:
+        path: File that the command will write. It is reserved, so no other run creates it.
+        force: Allow it to be replaced.
+
+    Raises:
+        PipelineError: If the file exists and ``force`` is False.
+    """
+
+    def check() -> None:
+        if path.exists() and not force:
+            raise PipelineError(f"{path}: exists; use another --out, or --force to replace it")
+
+    main_process_only(check)
+
+
 def _reserve(
     stack: ExitStack, files: Sequence[Path], folders: Sequence[Path], inputs: Sequence[Path]
 ) -> None:

@@ -14,11 +14,13 @@ safetensors files contain no code, so a file from an untrusted source is safe to
 damage; :mod:`pipeline.record` finds values that cannot work, also in an edited file.
 """
 
+import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -28,8 +30,22 @@ from torch import Tensor
 
 from pipeline.checkpoint_header import COMMANDS, Header, advice, make_header, parse_header
 from pipeline.files import write_atomically
-from stages.errors import CheckpointError
-from stages.network.digest import state_digest
+from stages.errors import CheckpointError, PipelineError
+from stages.network.digest import TensorBytes, state_digest, streamed_digest
+
+MAX_HEADER_BYTES = 100_000_000  # safetensors opens no file with a longer header
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def save_tensors(
@@ -56,6 +72,51 @@ def save_tensors(
     # safetensors copies the tensors three times, and aborts with a Rust trace if memory runs out.
     np.empty(3 * sum(tensor.nbytes for tensor in copies.values()), np.uint8)
     write_atomically(path, save(copies, make_header(kind, digest, record)))
+    return digest
+
+
+def write_tensors(
+    file: BinaryIO, kind: str, tensors: Mapping[str, TensorBytes], record: Mapping[str, Any]
+) -> str:
+    """Write named tensors and a record like :func:`save_tensors`, but never a whole tensor at once.
+
+    Args:
+        file: File to write to.
+        kind: Kind of checkpoint, stored in the header.
+        tensors: Tensors by name. Their values are read twice.
+        record: JSON-serialisable record.
+
+    Returns:
+        Digest of the tensors.
+
+    Raises:
+        PipelineError: If the header is longer than safetensors can read.
+        OSError: If the file cannot be written.
+    """
+    digest = streamed_digest(tensors)
+    entries: dict[str, Any] = {"__metadata__": make_header(kind, digest, record)}
+    # The largest values come first, so that each tensor begins at a multiple of their size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
+        entries[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": tensor.shape,
+            "data_offsets": (begin, end),
+        }
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    if len(header) > MAX_HEADER_BYTES:
+        raise PipelineError(
+            f"the header has {len(header):,} bytes, more than the {MAX_HEADER_BYTES:,} that "
+            "safetensors can read; use fewer or shorter names"
+        )
+    file.write(len(header).to_bytes(8, "little") + header)
+    for name in names:
+        for block in tensors[name].blocks():
+            file.write(block)
     return digest
 
 

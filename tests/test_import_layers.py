@@ -29,7 +29,7 @@ LAYERS = [
     ["pipeline.checkpoint", "pipeline.weights"],
     ["pipeline.training_state", "pipeline.vector_cache"],
     ["pipeline.data"],
-    ["pipeline.image_vectors", "pipeline.vector_blocks"],
+    ["pipeline.image_vectors", "pipeline.vector_blocks", "pipeline.vector_files"],
     ["pipeline.vector_tables"],
     ["pipeline.open_gallery"],
     ["pipeline.identity", "pipeline.monitor"],

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pipeline.checkpoint import load_classifier
@@ -12,9 +11,9 @@ from pipeline.commands.predicted_rows import Predicted, write_predictions
 from pipeline.commands.row_writer import reserved_output
 from pipeline.context import RunContext
 from pipeline.data.dataset import Skipped
-from pipeline.data.image_paths import GivenImages, protected_paths
+from pipeline.data.image_paths import GivenImages
 from pipeline.device import restore_torch_settings
-from pipeline.image_vectors import embed_files
+from pipeline.image_vectors import ImageBlock, embed_given
 from pipeline.numbers import count_of
 from stages.checkpoints import ClassifierCheckpoint
 from stages.errors import SettingsError
@@ -79,8 +78,9 @@ def predict(
             )
         to_device(checkpoint.network, device)
         given = GivenImages(images, context.say)
-        blocks = _predict_given(given, checkpoint, device=device, reject=reject)
-        write_predictions(blocks, out, as_json=as_json)
+        blocks = embed_given(given, checkpoint, device=device)
+        predictions = predict_images(blocks, checkpoint, reject=reject)
+        write_predictions(predictions, out, as_json=as_json)
     given.require_readable("their rows are empty")
     return given.readable
 
@@ -98,37 +98,20 @@ def _describe_resolution(classifier: ClassifierCheckpoint, reject: float) -> str
     )
 
 
-def _predict_given(
-    given: GivenImages, classifier: ClassifierCheckpoint, *, device: torch.device, reject: float
-) -> Iterator[list[Predicted | Skipped]]:
-    """Classify and count the given images in blocks."""
-    for paths in given.batches():
-        for rows in predict_images(paths, classifier, device=device, reject=reject):
-            for row in rows:
-                given.count(row.path, row.reason if isinstance(row, Skipped) else "")
-            yield rows
-
-
 def predict_images(
-    files: Iterable[Path | str],
-    classifier: ClassifierCheckpoint,
-    *,
-    device: torch.device,
-    reject: float = REJECT,
+    blocks: Iterable[ImageBlock], classifier: ClassifierCheckpoint, *, reject: float = REJECT
 ) -> Iterator[list[Predicted | Skipped]]:
-    """Classify images in their order, in blocks, so that folders of any size fit into memory.
+    """Classify images by their vectors.
 
     Args:
-        files: Image files.
-        classifier: Classifier whose network is on ``device``.
-        device: Device to compute on.
+        blocks: Blocks of images that the classifier's network has embedded.
+        classifier: The classifier.
         reject: Typicality below which an image is rejected; 0 rejects none.
 
     Yields:
-        Predictions of up to 128 images; ``Skipped`` for an image that cannot be read.
+        Predictions of a block in its order; ``Skipped`` for an image that cannot be read.
     """
-    paths = map(str, files)
-    for block in embed_files(paths, classifier, device=device):
+    for block in blocks:
         predictions = iter(_classify(block.readable, block.vectors, classifier, reject))
         rows: list[Predicted | Skipped] = []
         for path, reason in zip(block.paths, block.reasons, strict=True):

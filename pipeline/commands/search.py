@@ -5,13 +5,12 @@ from pathlib import Path
 
 from pipeline.commands.row_writer import Row, empty_row, open_rows, reserved_output
 from pipeline.context import RunContext
-from pipeline.data.dataset import Skipped
-from pipeline.data.image_paths import find_images, paths_from_stdin, require_readable
+from pipeline.data.image_paths import GivenImages
 from pipeline.device import restore_torch_settings
 from pipeline.escape import escape_formula
-from pipeline.image_vectors import ImageBlock, embed_files
+from pipeline.image_vectors import ImageBlock, embed_given
 from pipeline.open_gallery import open_gallery
-from stages.errors import DataError, SettingsError
+from stages.errors import SettingsError
 from stages.gallery import Gallery
 from stages.network.embedding_net import to_device
 from stages.search import Matches
@@ -64,24 +63,16 @@ def search(
     if k < 1:
         raise SettingsError("k", k, "out of range; use a whole number of at least 1")
     device = context.start()
-    paths = paths_from_stdin(images)
-    if not paths:
-        raise DataError("no query: standard input is empty; give one path per line")
-    count, skipped = 0, list[Skipped]()
-    with reserved_output(out, paths, [within, *([embedding] if embedding else [])]):
+    with reserved_output(out, images, [within, *([embedding] if embedding else [])]):
         gallery, embedder = open_gallery(within, embedding)
         to_device(embedder.network, device)
-        queries = map(str, find_images(paths))
+        given = GivenImages(images, context.say)
         with open_rows(COLUMNS, out, as_json=as_json) as writer:
-            for block in embed_files(queries, embedder, device=device):
+            for block in embed_given(given, embedder, device=device):
                 matches = find_nearest(block.vectors, gallery, k=k)
                 writer.write(_rows(block, matches, gallery))
-                count += len(block.readable)
-                skipped += block.skipped
-    for path, reason in skipped:
-        context.say(f"skipped: {path}: {reason}")
-    require_readable(paths, skipped, count, effect="their rows are empty")
-    return count
+    given.require_readable("their rows are empty")
+    return given.readable
 
 
 def _rows(block: ImageBlock, matches: Matches, gallery: Gallery) -> Iterator[Row]:

@@ -46,6 +46,38 @@ def find_image_files(path: Path) -> Iterator[Path]:
         yield path
 
 
+def find_labelled_images(path: Path) -> Iterator[tuple[Path, str]]:
+    """Find image files as :func:`find_image_files` does, with the labels that folders give them.
+
+    The label of an image is the name of the first folder below ``path`` that the image is in, or of
+    the second one if the first is ``train/``, ``val/`` or ``test/`` as in :func:`list_folder`.
+
+    Args:
+        path: A folder, or a file.
+
+    Yields:
+        Image files in a stable order, each with its label. The label is empty for an image directly
+        in the folder, and for a path that is not a folder.
+    """
+    splits: frozenset[str] | None = None
+    for image in find_image_files(path):
+        folders = image.relative_to(path).parts[:-1]
+        if folders:
+            splits = _split_names(path) if splits is None else splits
+            folders = folders[1:] if folders[0] in splits else folders
+        yield image, folders[0] if folders else ""
+
+
+def _split_names(root: Path) -> frozenset[str]:
+    """Return the names of the folders that are splits, not classes."""
+    try:
+        folders = _subfolders(root)
+        named = _named_as_splits(folders)
+        return frozenset(folder.name for folder in named if named == folders or _subfolders(folder))
+    except OSError:  # a folder that may not be listed; its images are not found either
+        return frozenset()
+
+
 def list_folder(root: Path) -> tuple[list[SourceFile], list[str]]:
     """List the labelled images of a folder.
 
@@ -93,7 +125,7 @@ def _class_folders(root: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
     """Return the class folders with their split ("" for none), and images outside of them."""
     folders = _subfolders(root)
     loose_images = _images_directly_in(root)
-    named_as_splits = [folder for folder in folders if folder.name.lower() in SPLITS]
+    named_as_splits = _named_as_splits(folders)
     split_folders = [folder for folder in named_as_splits if _subfolders(folder)]
     if not split_folders:
         if folders and folders == named_as_splits:
@@ -120,6 +152,10 @@ def _class_folders(root: Path) -> tuple[list[tuple[Path, str]], list[Path]]:
             class_folders.append((folder, split_folder.name.lower()))
         loose_images += _images_directly_in(split_folder)
     return class_folders, loose_images
+
+
+def _named_as_splits(folders: list[Path]) -> list[Path]:
+    return [folder for folder in folders if folder.name.lower() in SPLITS]
 
 
 def _subfolders(folder: Path) -> list[Path]:

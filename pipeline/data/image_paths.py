@@ -127,21 +127,6 @@ def protected_paths(images: Sequence[Path], out: Path) -> list[Path]:
     return paths
 
 
-def find_images(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield the given files, and the image files in the given folders and their subfolders.
-
-    The order is stable. Hidden files in folders are ignored.
-
-    Args:
-        paths: Files and folders. A missing file is yielded too.
-
-    Yields:
-        Paths of files.
-    """
-    for path in paths:
-        yield from find_image_files(path)
-
-
 def paths_from_stdin(images: Iterable[Path]) -> Iterator[Path]:
     """Replace the argument ``-`` by the paths on standard input, one per line.
 

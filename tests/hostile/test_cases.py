@@ -19,6 +19,7 @@ from hostile.cases import (
     settings_files,
     sources,
     states,
+    vectors,
 )
 from hostile.workspace import changes, prepare_case, run_here, run_shell, snapshot, write_workspace
 
@@ -32,8 +33,9 @@ TABLE: list[Case] = [
     *records.CASES,
     *states.CASES,
     *outputs.CASES,
+    *vectors.CASES,
 ]
-SHELL_TABLE: list[Case] = environments.CASES
+SHELL_TABLE: list[Case] = [*environments.CASES, *vectors.SHELL_CASES]
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses Linux's resource limits")
 

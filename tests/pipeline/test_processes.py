@@ -66,9 +66,9 @@ def check_failure_reports(rank: int) -> None:
     assert failure_of_another_rank() is None
     any_rank(True)  # a barrier
     if rank == 1:
-        report_failure("no space left")
+        report_failure("no space left for caf\udce9.png")
     any_rank(True)
-    assert failure_of_another_rank() == "no space left"
+    assert failure_of_another_rank() == "no space left for caf\\udce9.png"
 
 
 def check_different_states(rank: int, folder: Path) -> None:

@@ -23,7 +23,8 @@ from pipeline.commands.embed import embed
 from pipeline.commands.predict import predict, predict_images
 from pipeline.commands.report import report
 from pipeline.data.decode import decode_files
-from pipeline.data.image_paths import find_images
+from pipeline.data.folder import find_image_files
+from pipeline.image_vectors import embed_files
 from stages.errors import PipelineError
 from stages.evaluation.typicality import smallest_typicality, typicality
 from stages.network.embedding_net import EmbeddingNet
@@ -140,7 +141,9 @@ def test_colour_and_other_sizes_are_read_as_in_training(trained, classifier, tmp
         image.convert("RGB").save(tmp_path / "rgb.png")
         image.convert("RGBA").resize((100, 60)).save(tmp_path / "wide.webp", lossless=True)
     files = [original, tmp_path / "rgb.png", tmp_path / "wide.webp"]
-    blocks = predict_images(files, load_classifier(classifier), device=QUIET.start())
+    loaded = load_classifier(classifier)
+    embedded = embed_files(map(str, files), loaded, device=QUIET.start())
+    blocks = predict_images(embedded, loaded)
     grey, colour, wide = next(blocks)
     assert grey[1:] == colour[1:]
     assert 0 <= wide.nearest_distance <= 2
@@ -151,11 +154,12 @@ def test_images_are_read_block_by_block(trained, classifier, monkeypatch):
     taken = []
 
     def files():
-        for path in find_images([trained / "elsewhere"]):
+        for path in find_image_files(trained / "elsewhere"):
             taken.append(path)
-            yield path
+            yield str(path)
 
-    blocks = predict_images(files(), load_classifier(classifier), device=QUIET.start())
+    loaded = load_classifier(classifier)
+    blocks = predict_images(embed_files(files(), loaded, device=QUIET.start()), loaded)
     assert len(next(blocks)) == 8 and len(taken) == 8
     assert sum(len(block) for block in blocks) == 400 - 8
 

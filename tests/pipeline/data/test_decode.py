@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,8 @@ from image_files import (
 from PIL import Image
 
 from pipeline.data import decode
-from pipeline.data.decode import decode_files, decode_image
+from pipeline.data.decode import decode_files, decode_image, read_pixels
+from stages.settings import RESIZES
 
 ROOT = Path(__file__).parents[3]
 
@@ -188,3 +190,25 @@ def test_fuzzed_files_give_pixels_or_a_reason(tmp_path: Path) -> None:
             assert outcome.shape == (3, 16, 16) and len(outcome.pixels) == 768
         unreadable.append(isinstance(outcome, str))
     assert 0.2 < np.mean(unreadable) < 0.95  # both outcomes occur
+
+
+@pytest.mark.parametrize("resize", RESIZES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_without_facts_are_the_same(resize: str, channels: int, tmp_path: Path) -> None:
+    contents = [content for content, *_ in (*GOOD.values(), *BAD.values())]
+    contents.append(encode(Image.new("RGB", (40, 9), (77, 77, 77)), "JPEG"))
+    for index, content in enumerate(contents):
+        (tmp_path / str(index)).write_bytes(content)
+    paths = [str(tmp_path / str(index)) for index in range(len(contents))] + ["/missing"]
+    options = {"size": 16, "channels": channels, "resize": resize}
+    expected = decode_files(paths, **options)
+    for path, outcome in zip(paths, expected, strict=True):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pixels = read_pixels(path, **options)
+        if isinstance(outcome, str):
+            assert pixels == outcome
+        else:
+            assert pixels.dtype == np.uint8 and pixels.shape == outcome.shape
+            assert pixels.tobytes() == outcome.pixels
+    assert any(isinstance(outcome, str) for outcome in expected)

@@ -13,7 +13,6 @@ from pipeline.data.image_paths import (
     MAX_LINE_BYTES,
     STDIN,
     GivenImages,
-    find_images,
     paths_from_stdin,
     protected_paths,
 )
@@ -110,7 +109,6 @@ def test_arguments_keep_their_order(tmp_path, monkeypatch):
     in_folder = [str(Path("folder", name)) for name in ("1.png", "2.png")]
     paths = [path for batch in given.batches() for path in batch]
     assert paths == ["a.png", *in_folder, *in_folder, "b.png", "c.png"]
-    assert [str(path) for path in find_images([Path("folder")])] == in_folder
 
 
 @pytest.mark.parametrize("listed", [b"", b"folder\n", b"folder/bad.png\n"])

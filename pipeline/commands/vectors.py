@@ -1,0 +1,122 @@
+"""`pipeline vectors`: write the embedding vectors of images to a file."""
+
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from pipeline.checkpoint import load_embedder
+from pipeline.context import RunContext
+from pipeline.data.dataset import Skipped
+from pipeline.data.folder import find_labelled_images
+from pipeline.data.image_paths import paths_from_stdin, require_readable
+from pipeline.device import restore_torch_settings
+from pipeline.image_vectors import embed_files
+from pipeline.outputs import refuse_existing, reserve_outputs
+from pipeline.processes import assert_equal_across_ranks, is_main_process, main_process_only
+from pipeline.vector_files import VectorRows, check_format, check_ids, write_vectors
+from stages.checkpoints import EmbeddingCheckpoint
+from stages.distributed import rank_and_world_size
+from stages.errors import DataError, PipelineError
+from stages.network.embedding_net import to_device
+
+
+@restore_torch_settings()
+def vectors(
+    images: Sequence[Path],
+    checkpoint: Path,
+    *,
+    out: Path,
+    context: RunContext,
+    force: bool = False,
+) -> int:
+    """Write the vectors of image files, and of the image files in folders and their subfolders.
+
+    The label of an image in a folder is the name of the first subfolder in its path, where
+    ``train/``, ``val/`` and ``test/`` do not count. Other images have no label. Images that cannot
+    be read are left out and reported.
+
+    Args:
+        images: Files and folders; ``-`` stands for paths on standard input, one per line.
+        checkpoint: Embedding, or classifier with its embedding.
+        out: File to write, complete or not at all: ``.safetensors``, ``.npz``, ``.csv`` or
+            ``.parquet``.
+        context: Device and output options.
+        force: Replace an existing file.
+
+    Returns:
+        The number of vectors.
+
+    Raises:
+        DataError: If a file in ``images`` is missing or unreadable, or no image can be read. The
+            vectors of the other images are written before.
+        PipelineError: If the output exists, cannot be written, or has an unknown format.
+        CheckpointError: If the checkpoint cannot be used.
+
+    Example:
+        >>> vectors(
+        ...     [Path("photos")], Path("embedding.safetensors"),
+        ...     out=Path("photos.npz"), context=RunContext(),
+        ... )  # doctest: +SKIP
+        24
+    """
+    device = context.start()
+    check_format(out)
+    if Path("-") in images and rank_and_world_size()[1] > 1:
+        raise PipelineError(
+            "-: several processes cannot share standard input; give files or folders"
+        )
+    with reserve_outputs([out], inputs=[checkpoint, *images]):
+        refuse_existing(out, force)
+        embedder = load_embedder(checkpoint)
+        to_device(embedder.network, device)
+        arguments = list(paths_from_stdin(images))
+        if not arguments:
+            raise DataError("-: no path on standard input; give one path per line")
+        paths, labels = _find_images(arguments)
+        check_ids(out, paths)
+        skipped: list[Skipped] = []
+
+        def rows() -> Iterator[VectorRows]:
+            known_labels = iter(labels)
+            with context.bar("embedding", len(paths), unit="image") as bar:
+                for block in embed_files(paths, embedder, device=device):
+                    for path, reason in block.skipped:
+                        context.say(f"skipped: {path}: {reason}")
+                    skipped.extend(block.skipped)
+                    outcomes = list(zip(block.reasons, known_labels, strict=False))
+                    readable = [label for reason, label in outcomes if not reason]
+                    yield VectorRows(block.readable, readable, block.vectors)
+                    bar.update(len(block.paths))
+            if len(skipped) == len(paths):
+                # An error in here leaves no file behind.
+                require_readable(arguments, skipped, 0, effect="no file was written")
+
+        count = _write(out, rows(), embedder)
+    require_readable(arguments, skipped, count, effect="the file has no vectors of them")
+    return count
+
+
+def _find_images(arguments: Iterable[Path]) -> tuple[list[str], list[str]]:
+    """Return the paths of all image files, and their labels, empty if unknown."""
+    paths: list[str] = []
+    labels: list[str] = []
+    for argument in arguments:
+        for path, label in find_labelled_images(argument):
+            paths.append(str(path))
+            labels.append(sys.intern(label))  # one text per class, not per image
+    listing = hashlib.sha256("\0".join(paths).encode(errors="surrogateescape")).hexdigest()
+    assert_equal_across_ranks(
+        "images", f"{len(paths)} files, {listing[:12]}", "give every machine the same images"
+    )
+    return paths, labels
+
+
+def _write(out: Path, blocks: Iterable[VectorRows], embedder: EmbeddingCheckpoint) -> int:
+    """Write the vectors in the main process; the other processes compute their share."""
+    if is_main_process():
+        count = write_vectors(out, blocks, embedder)
+    else:
+        count = sum(len(rows.ids) for rows in blocks)
+    main_process_only(lambda: None)  # the other processes wait for the file
+    return count
