@@ -28,7 +28,7 @@ LAYERS = [
     ["pipeline.checkpoint", "pipeline.weights"],
     ["pipeline.training_state", "pipeline.vector_cache"],
     ["pipeline.data"],
-    ["pipeline.image_vectors"],
+    ["pipeline.image_vectors", "pipeline.onnx_file", "pipeline.onnx_parity"],
     ["pipeline.identity", "pipeline.monitor"],
     ["pipeline.report"],
     ["pipeline.commands"],
