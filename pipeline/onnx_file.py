@@ -2,11 +2,12 @@
 
 import importlib
 import importlib.metadata
+import io
 import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -20,7 +21,6 @@ MISSING = (
     "run pip install 'embedding-pipeline[onnx]'"
 )
 MAX_BYTES = 2**31 - 1  # limit of protobuf, the encoding of ONNX files
-NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def require_onnx() -> None:
@@ -133,17 +133,15 @@ def _check_size(size: int) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Hide the exporter's warnings and log messages, which users cannot act on."""
-    levels = {name: logging.getLogger(name).level for name in NOISY_LOGGERS}
-    with warnings.catch_warnings():
+    """Hide the exporter's warnings, messages and printed graphs, which users cannot act on."""
+    level, printed = logging.root.manager.disable, io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(printed), redirect_stderr(printed):
         warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)  # several packages log, some under changing names
         try:
-            for name in levels:
-                logging.getLogger(name).setLevel(logging.CRITICAL)
             yield
         finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+            logging.disable(level)
 
 
 def _remove_traces(graph: Any) -> None:

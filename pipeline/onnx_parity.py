@@ -229,9 +229,10 @@ def _outside(values: np.ndarray, distances: np.ndarray, calibration: np.ndarray)
     tolerance = TOLERANCES["nearest_distance"]
     lowest = typicality(distances + tolerance, calibration)
     highest = typicality(distances - tolerance, calibration)
-    if len(calibration) == 0:
-        return np.where(np.isnan(values), 0.0, np.inf)
-    return np.maximum(np.maximum(lowest - values, values - highest), 0)
+    outside: np.ndarray = values - values.clip(lowest, highest)
+    if len(calibration) == 0:  # all are NaN, and must be
+        outside = np.where(np.isnan(values), 0.0, np.inf)
+    return outside
 
 
 def _count_other_labels(found: np.ndarray, expected: np.ndarray) -> int:

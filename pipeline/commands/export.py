@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,10 @@ def export(
             if file.exists() and not force:
                 raise PipelineError(f"{file}: exists; use another path, or --force to replace it")
         checkpoint = load_classifier(classifier)
+        blocks = _blocks(images, checkpoint, context)
+        blocks = chain([next(blocks)], blocks)  # finds unreadable images before the long work
         graph = ClassifierGraph(checkpoint)
-        results = [_export_squares(graph, checkpoint, _blocks(images, checkpoint, context))]
+        results = [_export_squares(graph, checkpoint, blocks)]
         if any_size is not None:
             results.append(_export_any_size(graph, checkpoint))
         for file, (content, _) in zip(files, results, strict=True):
@@ -130,7 +132,8 @@ def _export_any_size(graph: ClassifierGraph, checkpoint: ClassifierCheckpoint) -
     photos = [(np.array(photo), _fit(photo, read)) for photo in sample_photos()]
     parity = compare_photos(run_onnx(content, "image"), checkpoint, square, photos)
     parity.check()
-    return content, _describe(parity, f", pixels within {parity.levels} of 255")
+    detail = f" with pixels that differ by up to {parity.levels} of 255"
+    return content, _describe(parity, detail)
 
 
 def _describe(parity: Parity, detail: str) -> str:
@@ -149,6 +152,7 @@ def _blocks(
     if not images:
         yield np.stack([_fit(photo, read) for photo in sample_photos()])
         return
+    named = {str(path) for path in images}
     files, skipped, count = find_images(images), list[Skipped](), 0
     while paths := [str(path) for path in islice(files, BLOCK)]:
         outcomes = decode_files(
@@ -162,6 +166,8 @@ def _blocks(
             else:
                 squares.append(np.frombuffer(outcome.pixels, np.uint8).reshape(outcome.shape))
         count += len(squares)
+        if any(row.path in named for row in skipped):
+            break
         if squares:
             yield np.stack(squares)
     require_readable(images, skipped, count, effect="and nothing was written")

@@ -1,7 +1,12 @@
-"""Fit an image of any size to a square, to the pixel as Pillow does, in operations of ONNX.
+"""Fit an image of any size to a square, in operations of ONNX, with the pixels of Pillow.
 
-The operator Resize of ONNX is not used: in onnxruntime it differs from Pillow by one grey level in
-a tenth of the pixels, because Pillow rounds between its two passes and uses 22-bit weights.
+Pillow resizes 8-bit images in two passes, with weights that are multiples of 2^-22, and rounds
+after each pass. This module does the same with whole numbers in float64, so the pixels are equal.
+ONNX's operator Resize does not round in between: a tenth of its pixels differ by one grey level.
+
+Pillow resizes columns first. From version 13 on it resizes rows first where they shrink by more
+than twice as many pixels, as in images that are more than about twice as high as wide. There, up to
+a fifth of the pixels differ by one grey level.
 """
 
 import torch
