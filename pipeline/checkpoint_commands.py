@@ -170,13 +170,19 @@ def enroll(source: str | None, classifier: Path, out: Path, force: bool, **optio
 @click.command()
 @images_argument("[IMAGE]...", required=False)
 @classifier_option
-@opt.path_option("--out", Path("model.onnx"), "ONNX file to write.")
-@opt.force_option("Replace an existing file.")
+@opt.path_option("--out", Path("model.onnx"), "ONNX file to write, for batches of squares.")
+@opt.path_option("--any-size", None, "Second ONNX file to write, for one image of any size.")
+@opt.force_option("Replace existing files.")
 @opt.quiet_option
 def export(
-    images: tuple[Path, ...], classifier: Path, out: Path, force: bool, **options: Any
+    images: tuple[Path, ...],
+    classifier: Path,
+    out: Path,
+    any_size: Path | None,
+    force: bool,
+    **options: Any,
 ) -> None:
-    """Write a classifier with its embedding network as one ONNX file (extra `onnx`).
+    """Write a classifier with its embedding network as an ONNX file (extra `onnx`).
 
     The file is compared with `pipeline predict` on the images that you give, by default on parts
     of two photographs.
@@ -187,9 +193,15 @@ def export(
     from pipeline.commands.export import export as export_command
 
     text = export_command(
-        classifier, images, out=out, context=opt.run_context(options), force=force
+        classifier,
+        images,
+        out=out,
+        context=opt.run_context(options),
+        force=force,
+        any_size=any_size,
     )
-    terminal.print_text(f"{text}\n{out} written")
+    terminal.print_text(text)
+    terminal.print_text(" and ".join(str(file) for file in (out, any_size) if file) + " written")
 
 
 COMMANDS = (predict, vectors, search, enroll, export)

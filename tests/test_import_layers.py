@@ -30,7 +30,7 @@ LAYERS = [
     ["pipeline.training_state", "pipeline.vector_cache"],
     ["pipeline.data"],
     ["pipeline.image_vectors", "pipeline.vector_blocks", "pipeline.vector_files"],
-    ["pipeline.vector_tables"],
+    ["pipeline.vector_tables", "pipeline.onnx_file", "pipeline.onnx_parity"],
     ["pipeline.open_gallery"],
     ["pipeline.identity", "pipeline.monitor"],
     ["pipeline.report"],

@@ -1,0 +1,242 @@
+"""Compare an ONNX file, run by onnxruntime, with what `pipeline predict` computes."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages.checkpoints import ClassifierCheckpoint
+from stages.errors import PipelineError
+from stages.evaluation.knn import knn
+from stages.evaluation.typicality import typicality
+from stages.network.classifier_graph import OUTPUTS
+from stages.network.head import probabilities
+from stages.network.inference import embed_images
+from stages.network.square_graph import SquareGraph
+
+BATCH_SIZES = (1, 3, 64)
+# Largest differences that are accepted. Probabilities depend on vectors times the weights of the
+# head, which are well above 1 for a sharp classifier.
+TOLERANCES = {"vector": 1e-5, "probability": 1e-4, "nearest_distance": 1e-5, "typicality": 1e-6}
+
+Outputs = dict[str, np.ndarray]
+Run = Callable[[np.ndarray], Outputs]
+
+
+@dataclass
+class Parity:
+    """Largest differences between onnxruntime and PyTorch over all images so far.
+
+    Attributes:
+        images: Number of different images.
+        differences: Largest absolute difference per key of ``TOLERANCES``.
+        other_labels: Number of results with another label.
+        levels: Largest difference of resized pixels, in grey levels.
+    """
+
+    images: int = 0
+    differences: dict[str, float] | None = None
+    other_labels: int = 0
+    levels: int = 0
+
+    def add(self, outputs: Outputs, expected: Outputs, calibration: np.ndarray) -> None:
+        """Compare the outputs for some images.
+
+        Args:
+            outputs: Outputs of onnxruntime, by the names of ``OUTPUTS``.
+            expected: ``vector``, ``probability`` and ``nearest_distance`` of PyTorch.
+            calibration: Distances that typicality compares with, float32, shape (n,).
+        """
+        probability = np.exp(outputs["log_probabilities"])
+        found = {
+            "vector": _largest(outputs["vector"] - expected["vector"]),
+            "probability": _largest(probability - expected["probability"]),
+            "nearest_distance": _largest(
+                outputs["nearest_distance"] - expected["nearest_distance"]
+            ),
+            "typicality": _largest(
+                _outside(outputs["typicality"], expected["nearest_distance"], calibration)
+            ),
+        }
+        before = self.differences or dict.fromkeys(TOLERANCES, 0.0)
+        # numpy's maximum, unlike Python's, keeps NaN.
+        self.differences = {
+            name: float(np.maximum(before[name], value)) for name, value in found.items()
+        }
+        self.other_labels += _count_other_labels(probability, expected["probability"])
+
+    def check(self) -> None:
+        """Raise an error if a difference is larger than accepted.
+
+        Raises:
+            PipelineError: As described.
+        """
+        problems = []
+        if self.levels > 1:
+            problems.append(f"resized pixels differ by {self.levels} grey levels, more than 1")
+        if self.other_labels:
+            problems.append(f"{self.other_labels} labels differ")
+        for name, value in (self.differences or {}).items():
+            if not value <= TOLERANCES[name]:  # NaN is not
+                problems.append(f"{name} differs by {value:.1e}, more than {TOLERANCES[name]:g}")
+        if problems:
+            raise PipelineError(
+                f"onnxruntime and `pipeline predict` disagree on {self.images:,} images: "
+                f"{'; '.join(problems)}; nothing was written; try other versions of torch, onnx "
+                "and onnxruntime"
+            )
+
+    def describe(self) -> str:
+        """Return the differences as text."""
+        differences = self.differences or {}
+        names = ("vector", "probability", "nearest_distance")
+        listed = ", ".join(
+            f"{name.replace('_', ' ')} {differences.get(name, 0):.1g}" for name in names
+        )
+        return f"equal labels; largest differences: {listed}"
+
+
+def run_onnx(content: bytes, name: str) -> Run:
+    """Load an ONNX file into onnxruntime, on the CPU.
+
+    Args:
+        content: Content of the file.
+        name: Name of the input.
+
+    Returns:
+        Function from the input to the outputs by name.
+
+    Raises:
+        PipelineError: If onnxruntime cannot load the file.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # errors are raised
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        session: Any = onnxruntime.InferenceSession(
+            content, options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's errors have no common base class
+        reason = str(error).strip().splitlines()[0][:200]
+        raise PipelineError(
+            f"onnxruntime cannot load the exported network ({reason}); nothing was written; try "
+            "another version of onnxruntime"
+        ) from error
+
+    def run(values: np.ndarray) -> Outputs:
+        return dict(zip(OUTPUTS, session.run(list(OUTPUTS), {name: values}), strict=True))
+
+    return run
+
+
+def expected_outputs(images: np.ndarray, classifier: ClassifierCheckpoint) -> Outputs:
+    """Compute what `pipeline predict` computes.
+
+    Args:
+        images: uint8, shape (B, C, S, S).
+        classifier: Classifier on the CPU.
+
+    Returns:
+        ``vector``, float32 (B, D); ``probability``, float32 (B, classes); and
+        ``nearest_distance``, float32 (B,).
+    """
+    batch = torch.from_numpy(images)
+    vectors = embed_images(classifier.network, [batch], device=torch.device("cpu"))
+    probability = probabilities(classifier.head, vectors, temperature=classifier.temperature)
+    gallery = classifier.gallery
+    neighbours = knn(vectors, gallery.vectors, gallery.labels, k=classifier.k)
+    return {
+        "vector": vectors.numpy(),
+        "probability": probability.numpy(),
+        "nearest_distance": neighbours.distance,
+    }
+
+
+def compare_batches(
+    run: Run, classifier: ClassifierCheckpoint, blocks: Iterable[np.ndarray]
+) -> Parity:
+    """Compare onnxruntime with PyTorch in batches of several sizes.
+
+    Args:
+        run: The exported classifier.
+        classifier: The classifier.
+        blocks: Blocks of up to 64 images, uint8 (b, C, S, S).
+
+    Returns:
+        The differences.
+    """
+    parity, calibration = Parity(), classifier.calibration_distances.numpy()
+    for number, block in enumerate(blocks):
+        expected = expected_outputs(block, classifier)
+        parity.images += len(block)
+        for size in BATCH_SIZES if number == 0 else BATCH_SIZES[-1:]:
+            # A few images are repeated, so that the batch has its size.
+            rows = np.arange(max(size, len(block) // size * size)) % len(block)
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                outputs = run(block[part])
+                parity.add(
+                    outputs, {name: value[part] for name, value in expected.items()}, calibration
+                )
+    return parity
+
+
+def compare_photos(
+    run: Run,
+    classifier: ClassifierCheckpoint,
+    square: SquareGraph,
+    photos: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> Parity:
+    """Compare onnxruntime with PyTorch on images of any size.
+
+    The squares may differ from Pillow's by one grey level. The outputs must be those for the
+    squares of ``square``.
+
+    Args:
+        run: The exported classifier.
+        classifier: The classifier.
+        square: The module that makes the squares in the exported classifier.
+        photos: Images, uint8 (H, W, 3), and the squares that Pillow makes of them, uint8 (C, S, S).
+
+    Returns:
+        The differences.
+    """
+    parity, calibration = Parity(), classifier.calibration_distances.numpy()
+    for pixels, fitted in photos:
+        own = square(torch.from_numpy(pixels)).numpy()  # (1, C, S, S)
+        levels = np.abs(own[0].astype(int) - fitted).max()
+        parity.levels = max(parity.levels, int(levels))
+        parity.images += 1
+        parity.add(run(pixels), expected_outputs(own, classifier), calibration)
+    return parity
+
+
+def _largest(differences: np.ndarray) -> float:
+    """Return the largest absolute value, NaN if there is one, 0 for an empty array."""
+    return float(np.abs(differences).max(initial=0))
+
+
+def _outside(values: np.ndarray, distances: np.ndarray, calibration: np.ndarray) -> np.ndarray:
+    """Return how far typicalities are outside the range that the distances allow.
+
+    Typicality is a rank: where a calibration distance is as far as the image up to rounding, the
+    rank may differ by one. The range is that of all distances within the tolerance.
+    """
+    tolerance = TOLERANCES["nearest_distance"]
+    lowest = typicality(distances + tolerance, calibration)
+    highest = typicality(distances - tolerance, calibration)
+    outside: np.ndarray = values - values.clip(lowest, highest)
+    if len(calibration) == 0:  # all are NaN, and must be
+        outside = np.where(np.isnan(values), 0.0, np.inf)
+    return outside
+
+
+def _count_other_labels(found: np.ndarray, expected: np.ndarray) -> int:
+    """Count the images whose labels differ, except where two classes are equally probable."""
+    rows = np.arange(len(expected))
+    chosen = expected[rows, found.argmax(axis=1)]
+    return int((chosen < expected.max(axis=1) - TOLERANCES["vector"]).sum())

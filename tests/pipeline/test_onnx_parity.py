@@ -1,0 +1,135 @@
+"""The comparison with onnxruntime finds what differs."""
+
+import numpy as np
+import pytest
+import torch
+from factories import make_classifier, random_embeddings
+
+from pipeline.onnx_parity import Parity, compare_batches, compare_photos
+from stages.errors import PipelineError
+from stages.evaluation.typicality import typicality
+from stages.network.classifier_graph import OUTPUTS, ClassifierGraph
+from stages.network.square_graph import SquareGraph
+
+
+@pytest.fixture
+def classifier():
+    return make_classifier(
+        random_embeddings(40, 5), validation=random_embeddings(20, 5, seed=2), temperature=0.5
+    )
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+
+
+def runner(classifier, change=lambda outputs: None, sizes=None):
+    """Return a function that runs the classifier in torch, with changed outputs."""
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        if sizes is not None:
+            sizes.append(len(batch))
+        with torch.no_grad():
+            outputs = ClassifierGraph(classifier)(torch.from_numpy(batch))
+        named = {name: out.numpy().copy() for name, out in zip(OUTPUTS, outputs, strict=True)}
+        change(named)
+        return named
+
+    return run
+
+
+def add(name: str, value: float):
+    def change(outputs):
+        outputs[name][-1] += value
+
+    return change
+
+
+def test_equal_outputs_pass_at_all_batch_sizes(classifier, images):
+    sizes: list[int] = []
+    parity = compare_batches(runner(classifier, sizes=sizes), classifier, iter([images, images]))
+    parity.check()
+    assert parity.images == 10 and "equal labels" in parity.describe()
+    assert sizes == [1] * 5 + [3] * 1 + [64] + [64]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("vector", 2e-5),
+        ("log_probabilities", 0.01),
+        ("nearest_distance", 2e-5),
+        ("typicality", 0.06),
+        ("typicality", -1.0),
+        *((name, np.nan) for name in OUTPUTS),
+    ],
+)
+def test_a_difference_is_an_error(classifier, images, name, value):
+    run = runner(classifier, add(name, value))
+    with pytest.raises(PipelineError, match="disagree"):
+        compare_batches(run, classifier, iter([images])).check()
+
+
+@pytest.mark.parametrize("name", ["vector", "log_probabilities", "nearest_distance"])
+def test_rounding_is_accepted(classifier, images, name):
+    compare_batches(runner(classifier, add(name, 2e-6)), classifier, iter([images])).check()
+
+
+def test_another_label_is_an_error():
+    probability = np.array([[0.5, 0.3, 0.2]])
+    expected = {
+        "vector": np.zeros((1, 2)),
+        "probability": probability,
+        "nearest_distance": np.zeros(1),
+    }
+    outputs = expected | {
+        "log_probabilities": np.log(probability[:, ::-1]),
+        "typicality": np.full(1, np.nan),
+    }
+    parity = Parity()
+    parity.add(outputs, expected, np.empty(0, np.float32))
+    with pytest.raises(PipelineError, match="1 labels differ"):
+        parity.check()
+    tied = expected | {"probability": np.array([[0.5, 0.5 - 1e-7, 1e-7]])}
+    outputs["log_probabilities"] = np.log(np.array([[0.5 - 1e-7, 0.5, 1e-7]]))
+    parity = Parity()
+    parity.add(outputs, tied, np.empty(0, np.float32))
+    parity.check()
+
+
+def test_typicality_may_be_one_rank_off_at_a_tie(classifier, images):
+    """The image is as far as a calibration image, up to rounding."""
+    calibration = np.array([0.1, 0.5, 0.9], np.float32)
+    expected = {
+        "vector": np.zeros((1, 2)),
+        "probability": np.ones((1, 1)),
+        "nearest_distance": np.array([0.5], np.float32),
+    }
+    for distance, accepted in ((0.5, True), (0.5 + 1e-6, True), (0.91, False)):
+        outputs = {
+            "vector": np.zeros((1, 2)),
+            "log_probabilities": np.zeros((1, 1)),
+            "nearest_distance": expected["nearest_distance"],
+            "typicality": typicality(np.array([distance]), calibration),
+        }
+        parity = Parity()
+        parity.add(outputs, expected, calibration)
+        assert (parity.differences["typicality"] == 0) == accepted
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_resized_pixels_may_differ_by_one_level(classifier, levels):
+    square, pixels = SquareGraph(8, 1, "stretch"), np.full((9, 7, 3), 100, np.uint8)
+
+    def run(image: np.ndarray) -> dict[str, np.ndarray]:
+        return runner(classifier)(square(torch.from_numpy(image)).numpy())
+
+    fitted = np.full((1, 8, 8), 100 + levels, np.uint8)
+    parity = compare_photos(run, classifier, square, [(pixels, fitted)])
+    assert parity.levels == levels
+    if levels < 2:
+        parity.check()
+    else:
+        with pytest.raises(PipelineError, match="2 grey levels"):
+            parity.check()
