@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from stages.checkpoints import ClassifierCheckpoint
 
 
-class TripletEmbedding(  # type: ignore[misc]  # scikit-learn has no types
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ImageEstimator
+class TripletEmbedding(
+    ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]  # scikit-learn has no types
+    TransformerMixin,  # type: ignore[misc]
+    ImageEstimator,
 ):
     """Embedding of images, trained with triplet loss: the command `embed` as a transformer.
 
