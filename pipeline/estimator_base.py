@@ -111,9 +111,11 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         from stages.errors import SettingsError
 
         values = self._parameters({"device", "precision", "threads", "quiet"})
-        if values["precision"] not in PRECISIONS:
-            problem = f"unknown; use {', '.join(PRECISIONS)}"
-            raise SettingsError("precision", values["precision"], problem)
+        threads, precision = values["threads"], values["precision"]
+        if threads is not None and type(threads) is not int:
+            raise SettingsError("threads", repr(threads), "use a whole number or None")
+        if precision not in PRECISIONS:
+            raise SettingsError("precision", precision, f"use {', '.join(PRECISIONS)}")
         return RunContext(**values, cache=Path(self.cache) if self.cache else cache)
 
     def _train(self, X: Any, y: Any) -> "Embedder":

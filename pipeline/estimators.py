@@ -25,22 +25,18 @@ class TripletEmbedding(
 
     ``fit`` trains a network on the images X, a uint8 array of shape (N, H, W) or (N, H, W, C) with
     C 1 or 3, or a list of paths, with labels y of any type. ``transform`` returns unit vectors.
-    Images are prepared as by the commands.
+    Images are prepared as by the commands. After ``fit``, ``classes_`` has the distinct labels,
+    sorted, and ``checkpoint_`` the content of the file that `embed` writes.
 
     The parameters of the network and of training are those of
     :class:`stages.settings.EmbedSettings`, with the same defaults.
 
     Args:
-        size, channels, resize, split_seed, val: As in :class:`stages.settings.ReadSettings`.
-            ``val`` is the share of X that chooses the best epoch; the network is trained on the
-            other images.
+        size, channels, resize, split_seed: As in :class:`stages.settings.ReadSettings`.
+        val: Share of X that chooses the best epoch; the network is trained on the other images.
         device, precision, threads, quiet: As in :class:`pipeline.context.RunContext`.
         cache: Folder for decoded images and trunk features, which later fits to the same images
             reuse. None: a temporary folder.
-
-    Attributes:
-        classes_: Distinct labels of ``fit``, sorted.
-        checkpoint_: Content of the checkpoint file that `embed` writes, bytes.
 
     Example:
         >>> from sklearn.datasets import load_digits
@@ -146,7 +142,9 @@ class EmbedThenClassify(ClassifierMixin, ImageEstimator):  # type: ignore[misc] 
     """Classifier on a frozen embedding: the commands `embed` and `classify` as a classifier.
 
     ``fit`` trains the embedding as :class:`TripletEmbedding` does, freezes it, and trains the
-    classifier on its vectors. X and y are as there.
+    classifier on its vectors. X and y are as there. After ``fit``, ``classes_`` has the distinct
+    labels, sorted, ``n_iter_`` the number of L-BFGS passes, and ``checkpoint_`` the content of the
+    file that `classify` writes.
 
     The parameters are those of :class:`TripletEmbedding` and of
     :class:`stages.settings.ClassifySettings`, with the same defaults.
@@ -156,11 +154,6 @@ class EmbedThenClassify(ClassifierMixin, ImageEstimator):  # type: ignore[misc] 
         val: Share of X that chooses the best epoch, the weight decay and the temperature; the
             network and the classifier are trained on the other images.
         dropout, max_iter, balance: As in :class:`stages.settings.ClassifySettings`.
-
-    Attributes:
-        classes_: Distinct labels of ``fit``, sorted.
-        n_iter_: L-BFGS passes of the classifier, all weight decays together.
-        checkpoint_: Content of the checkpoint file that `classify` writes, bytes.
 
     Example:
         >>> from sklearn.datasets import load_digits

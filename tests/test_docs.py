@@ -29,6 +29,8 @@ SLOW = {
     "docs/how-to/wrong-labels.md",
     "docs/how-to/reject-unknown.md",
 }
+# Pages whose Python blocks are the cells of one notebook.
+NOTEBOOKS = {"docs/tutorials/scikit-learn.md"}
 
 
 def code_blocks(text: str, language: str) -> list[str]:
@@ -43,6 +45,17 @@ def pipeline_lines(text: str) -> list[str]:
     return [line.removeprefix("$ ") for line in lines if line.startswith("$ pipeline ")]
 
 
+def python_scripts() -> list[tuple[str, str]]:
+    """Return the Python code of all pages: one script per block, or per notebook."""
+    scripts = []
+    for name, text in PAGES.items():
+        blocks = code_blocks(text, "python")
+        if name in NOTEBOOKS:
+            blocks = ["\n".join(blocks)]
+        scripts += [(name, block) for block in blocks]
+    return scripts
+
+
 def command_options() -> list[tuple[str, click.Option]]:
     return [
         (name, parameter)
@@ -53,9 +66,7 @@ def command_options() -> list[tuple[str, click.Option]]:
 
 
 PAGES_WITH_COMMANDS = [name for name, text in PAGES.items() if pipeline_lines(text)]
-PYTHON_BLOCKS = [
-    (name, block) for name, text in PAGES.items() for block in code_blocks(text, "python")
-]
+PYTHON_SCRIPTS = python_scripts()
 
 
 def make_photos(folder: Path) -> None:
@@ -76,7 +87,8 @@ def make_photos(folder: Path) -> None:
 
 def test_pages_have_commands_and_code():
     assert {"README.md", *SLOW, "docs/tutorials/digits.md"} <= set(PAGES_WITH_COMMANDS)
-    assert len(PYTHON_BLOCKS) >= 3
+    assert len(PYTHON_SCRIPTS) >= 3
+    assert {name for name, code in PYTHON_SCRIPTS if code} >= NOTEBOOKS
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_COMMANDS)
@@ -125,16 +137,16 @@ def check_folds(report: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "block", [block for _, block in PYTHON_BLOCKS], ids=[name for name, _ in PYTHON_BLOCKS]
+    "code", [code for _, code in PYTHON_SCRIPTS], ids=[name for name, _ in PYTHON_SCRIPTS]
 )
-def test_python_code_runs(block, tmp_path):
+def test_python_code_runs(code, tmp_path):
     script = tmp_path / "example.py"
-    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{block}")
+    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}")
     run = subprocess.run(
         [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    if "print(score.metric" in block:
+    if "print(score.metric" in code:
         assert "knn_accuracy 0." in run.stdout
         assert len(run.stdout.splitlines()) == len(set(run.stdout.splitlines()))
 

@@ -183,6 +183,7 @@ def test_bad_images_and_labels_are_rejected(images):
     [
         *(("dim", 0), ("margin", -1), ("network", "vgg"), ("size", 2), ("val", 2), ("seed", -1)),
         *(("device", "tpu"), ("precision", "fp8"), ("threads", 0), ("max_iter", 0), ("mining", 3)),
+        ("threads", "2"),
     ],
 )
 def test_bad_parameters_are_named(images, name, value):
