@@ -81,6 +81,7 @@ def embed_files(
     """
     rank, world_size = rank_and_world_size()
     queue = iter(paths)
+    embedder.network.eval()  # here, because threads must not change the mode of a shared network
     with _single_core_threads() as pool:
         while block := tuple(islice(queue, BLOCK_SIZE * world_size)):
             own = block[rank * BLOCK_SIZE : (rank + 1) * BLOCK_SIZE]

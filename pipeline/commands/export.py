@@ -14,7 +14,8 @@ from pipeline.checkpoint import load_classifier
 from pipeline.context import RunContext
 from pipeline.data.dataset import Skipped
 from pipeline.data.decode import decode_files
-from pipeline.data.image_paths import find_images, require_readable
+from pipeline.data.folder import find_image_files
+from pipeline.data.image_paths import require_readable
 from pipeline.data.resizing import fit_to_square, to_channels
 from pipeline.device import restore_torch_settings
 from pipeline.files import write_atomically
@@ -153,7 +154,8 @@ def _blocks(
         yield np.stack([_fit(photo, read) for photo in sample_photos()])
         return
     named = {str(path) for path in images}
-    files, skipped, count = find_images(images), list[Skipped](), 0
+    files = (file for path in images for file in find_image_files(path))
+    skipped, count = list[Skipped](), 0
     while paths := [str(path) for path in islice(files, BLOCK)]:
         outcomes = decode_files(
             paths, size=read["size"], channels=read["channels"], resize=read["resize"]

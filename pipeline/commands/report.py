@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from torch import Tensor
+
 from pipeline.checkpoint import load_classifier, load_embedding
 from pipeline.commands.baselines import compute_baselines
 from pipeline.commands.enrolled_tests import enrolled_copies, enrolled_labels, leaked_images
@@ -25,6 +27,7 @@ from pipeline.tensor_files import read_header
 from stages.checkpoints import ClassifierCheckpoint, EmbeddingCheckpoint
 from stages.errors import CheckpointError, DataError, SettingsError
 from stages.evaluation.open_set import add_unseen
+from stages.evaluation.results import Evaluation
 from stages.evaluation.scores import evaluate_split
 from stages.evaluation.typicality import rejection_distance
 from stages.network.embedding_net import to_device
@@ -174,17 +177,9 @@ def evaluate_run(
     )
     if data.unseen:
         unseen = embed_split(network, data.unseen, device=device)
-        evaluation = add_unseen(
-            evaluation,
-            unseen,
-            classified,
-            baselines=baselines.unseen,
-            queries=data.unseen.queries,
-            pretrained=has_weights,
-            enrolled=enrolled_labels(unseen, classified),
+        evaluation = _add_unseen(
+            evaluation, unseen, classified, baselines.unseen, data.unseen.queries, has_weights
         )
-        copies = enrolled_copies(unseen.vectors, classified)
-        evaluation = replace(evaluation, enrolled_copies=len(copies))
     return EvaluatedRun(
         run=name,
         embedding=embedded.record,
@@ -197,6 +192,28 @@ def evaluate_run(
         validation=classified.validation,
         rejection_distance=rejection_distance(classified.calibration_distances.numpy()),
     )
+
+
+def _add_unseen(
+    evaluation: Evaluation,
+    unseen: Embeddings,
+    classified: ClassifierCheckpoint,
+    baselines: dict[str, Tensor | None],
+    queries: Tensor | None,
+    has_weights: bool,
+) -> Evaluation:
+    """Add the scores of unseen classes, of which some may be enrolled."""
+    evaluation = add_unseen(
+        evaluation,
+        unseen,
+        classified,
+        baselines=baselines,
+        queries=queries,
+        pretrained=has_weights,
+        enrolled=enrolled_labels(unseen, classified),
+    )
+    copies = enrolled_copies(unseen.vectors, classified)
+    return replace(evaluation, enrolled_copies=len(copies))
 
 
 def _load_both(

@@ -83,8 +83,7 @@ def evaluate_split(
     queries = queries if within else None
     measures = _measure(test, gallery, within, queries)
     image_measures = _measures_per_image(measures, queries)
-    with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
-        prediction = predict(test, classifier, image_measures.won / image_measures.total)
+    prediction = predict(test, classifier, _triplet_accuracy(image_measures))
     labels, images = test.labels.numpy(), np.arange(len(test))
     correct = _correct_images(prediction, labels, training, pixels)
     correct |= _correct_by_networks(untrained, trunk, training, labels)
@@ -124,6 +123,13 @@ def evaluate_split(
         leaked=tuple(leaked),
         evidence=label_evidence(test, classifier),
     )
+
+
+def _triplet_accuracy(measures: SplitMeasures) -> np.ndarray:
+    """Return the triplet accuracy of each image as an anchor; NaN without a triplet."""
+    with np.errstate(invalid="ignore"):
+        accuracy: np.ndarray = measures.won / measures.total
+    return accuracy
 
 
 def _measure(
