@@ -95,7 +95,7 @@ def vectors(
                 require_readable(arguments, skipped, 0, effect="no file was written")
 
         count = _write(out, rows(), embedder)
-    require_readable(arguments, skipped, count, effect="the file has no vectors of them")
+    require_readable(arguments, skipped, count, effect=f"{out} is written without them")
     return count
 
 
