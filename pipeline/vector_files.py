@@ -129,7 +129,7 @@ def write_vectors(out: Path, blocks: Iterable[VectorRows], embedder: EmbeddingCh
     }[check_format(out)]
     try:
         with atomic_file(out) as file:
-            return write(file, out, map(_checked, blocks), embedder)
+            return write(file, out, map(_require_finite, blocks), embedder)
     except OSError as error:
         raise PipelineError(
             f"{out}: cannot be written ({error.strerror or error}); "
@@ -137,8 +137,8 @@ def write_vectors(out: Path, blocks: Iterable[VectorRows], embedder: EmbeddingCh
         ) from error
 
 
-def _checked(rows: VectorRows) -> VectorRows:
-    """Return rows whose vectors are finite."""
+def _require_finite(rows: VectorRows) -> VectorRows:
+    """Return the rows, or raise an error if a vector is not finite."""
     for name, finite in zip(rows.ids, torch.isfinite(rows.vectors).all(dim=1), strict=True):
         if not finite:
             raise DataError(

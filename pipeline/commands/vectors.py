@@ -3,6 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from pipeline.checkpoint import load_embedder
@@ -78,14 +79,15 @@ def vectors(
         skipped: list[Skipped] = []
 
         def rows() -> Iterator[VectorRows]:
-            known_labels = iter(labels)
+            remaining = iter(labels)
             with context.bar("embedding", len(paths), unit="image") as bar:
                 for block in embed_files(paths, embedder, device=device):
                     for path, reason in block.skipped:
                         context.say(f"skipped: {path}: {reason}")
                     skipped.extend(block.skipped)
-                    outcomes = list(zip(block.reasons, known_labels, strict=False))
-                    readable = [label for reason, label in outcomes if not reason]
+                    own_labels = islice(remaining, len(block.paths))
+                    outcomes = zip(own_labels, block.reasons, strict=True)
+                    readable = [label for label, reason in outcomes if not reason]
                     yield VectorRows(block.readable, readable, block.vectors)
                     bar.update(len(block.paths))
             if len(skipped) == len(paths):
@@ -93,7 +95,7 @@ def vectors(
                 require_readable(arguments, skipped, 0, effect="no file was written")
 
         count = _write(out, rows(), embedder)
-    require_readable(arguments, skipped, count, effect="the file has no vectors of them")
+    require_readable(arguments, skipped, count, effect=f"{out} is written without them")
     return count
 
 
@@ -101,14 +103,14 @@ def _find_images(arguments: Iterable[Path]) -> tuple[list[str], list[str]]:
     """Return the paths of all image files, and their labels, empty if unknown."""
     paths: list[str] = []
     labels: list[str] = []
+    digest = hashlib.sha256()
     for argument in arguments:
         for path, label in find_labelled_images(argument):
             paths.append(str(path))
             labels.append(sys.intern(label))  # one text per class, not per image
-    listing = hashlib.sha256("\0".join(paths).encode(errors="surrogateescape")).hexdigest()
-    assert_equal_across_ranks(
-        "images", f"{len(paths)} files, {listing[:12]}", "give every machine the same images"
-    )
+            digest.update(f"{path}\0".encode(errors="backslashreplace"))
+    listing = f"{len(paths)} files, {digest.hexdigest()[:12]}"
+    assert_equal_across_ranks("images", listing, "give every machine the same images")
     return paths, labels
 
 

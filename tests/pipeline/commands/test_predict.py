@@ -16,12 +16,12 @@ from checkpoint_files import make_gallery, make_network, make_validation
 from factories import QUIET, TINY, make_record
 from PIL import Image
 
+from pipeline import image_vectors
 from pipeline.checkpoint import load_classifier, save_classifier
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
 from pipeline.commands.predict import predict, predict_images
 from pipeline.commands.report import report
-from pipeline.data.decode import decode_files
 from pipeline.data.folder import find_image_files
 from pipeline.image_vectors import embed_files
 from stages.errors import PipelineError
@@ -167,7 +167,7 @@ def test_output_is_checked_before_the_first_image(trained, tmp_path, monkeypatch
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("earlier")
     shutil.copy(trained / "c.safetensors", tmp_path)
-    monkeypatch.setattr("pipeline.image_vectors.decode_files", None)
+    monkeypatch.setattr("pipeline.image_vectors.read_pixels", None)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(PipelineError, match=name):
         predict(
@@ -243,15 +243,15 @@ def test_without_validation_images_nothing_is_rejected(tmp_path, run_command):
 def test_interrupt_keeps_the_rows_so_far(trained, classifier, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.image_vectors.BLOCK_SIZE", 8)
     (tmp_path / "out.csv").write_text("earlier")
-    decode, calls = decode_files, []
+    embed_block, calls = image_vectors._embed_block, []
 
-    def interrupted(paths, **options):
+    def interrupted(paths, *arguments):
         calls.append(paths)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return decode(paths, **options)
+        return embed_block(paths, *arguments)
 
-    monkeypatch.setattr("pipeline.image_vectors.decode_files", interrupted)
+    monkeypatch.setattr(image_vectors, "_embed_block", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"out\.csv\.partial"):
         predict(
             [trained / "elsewhere"],

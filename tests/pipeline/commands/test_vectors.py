@@ -77,6 +77,16 @@ def test_vectors_ids_and_labels(folder):
     assert str(file["embedding_digest"]) == load_embedder(Path(CHECKPOINT)).digest
 
 
+def test_labels_across_blocks_and_unreadable_images(folder, monkeypatch):
+    monkeypatch.setattr("pipeline.image_vectors.BLOCK_SIZE", 5)
+    for name in ("a/00004.png", "b/00000.png", "b/00005.png"):
+        (Path("photos") / name).write_bytes(b"no image")
+    assert embed("photos") == 9
+    file = read_npz()
+    assert file["labels"].tolist() == list("aaaaabbbb")
+    assert file["labels"].tolist() == [Path(name).parent.name for name in file["ids"]]
+
+
 def test_images_without_labels(folder):
     assert embed("photos/a", "photos/b/00003.png", out="w.npz") == 7
     assert set(read_npz("w.npz")) == {"vectors", "ids", "embedding_digest"}
@@ -102,7 +112,9 @@ def test_unreadable_images_have_no_row(folder, capsys):
     assert "photos/b/00002.png" not in read_npz()["ids"]
     assert len(read_npz()["labels"]) == len(read_npz()["vectors"]) == 11
     assert capsys.readouterr().err.startswith("skipped: photos/b/00002.png: ")
-    with pytest.raises(DataError, match=r"^broken.png: empty file; 1 of 13 .* no vector"):
+    with pytest.raises(
+        DataError, match=r"^broken.png: empty file; 1 of 13 .*w\.npz is written without"
+    ):
         embed("photos", "broken.png", out="w.npz")
     assert np.array_equal(read_npz("w.npz")["vectors"], read_npz()["vectors"])
 
