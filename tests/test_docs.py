@@ -70,7 +70,11 @@ PYTHON_SCRIPTS = python_scripts()
 
 
 def make_photos(folder: Path) -> None:
-    """Write photos/ (30 images of two classes), photos.csv with groups, and new/ (6 images)."""
+    """Write images of two classes and of a third one.
+
+    photos/ has 30 images of cats and dogs, photos.csv their groups, new/ 6 more; rabbits/ has 5
+    images of another class, and rabbit.png is one more.
+    """
     generator, rows = np.random.default_rng(0), ["path,label,group"]
     for number in range(36):
         label = ("cat", "dog")[number % 2]
@@ -81,6 +85,10 @@ def make_photos(folder: Path) -> None:
         Image.fromarray(pixels.astype(np.uint8)).save(path)
         if number < 30:
             rows.append(f"{path.relative_to(folder)},{label},{label} {number // 6}")
+    (folder / "rabbits" / "rabbit").mkdir(parents=True)
+    for name in ("rabbit.png", *(f"rabbits/rabbit/{number}.png" for number in range(5))):
+        pixels = generator.integers(0, 80, (40, 40, 3)) + np.array([60, 160, 60])
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
     (folder / "photos.csv").write_text("\n".join(rows))
     (folder / "few.toml").write_text("[embed]\nepochs = 3\n")
 
