@@ -77,9 +77,7 @@ def evaluate_split(
         The evaluation.
     """
     gallery = classifier.gallery
-    # Baselines have no enrolled images, which are the last ones of the gallery.
-    trained = slice(len(pixels.gallery))
-    training = Embeddings(gallery.vectors[trained], gallery.labels[trained], gallery.classes)
+    training = _first_rows(gallery, len(pixels.gallery))  # without enrolled images
     queries = queries if within else None
     measures = _measure(test, gallery, within, queries)
     image_measures = _measures_per_image(measures, queries)
@@ -92,9 +90,7 @@ def evaluate_split(
         within=within,
         with_queries=queries is not None,
         majority_class=f"training class, {test.classes[_majority_class(training)]}",
-        voters=_describe_voters(
-            classifier.k, gallery, validated, enrolled=len(gallery) > len(training)
-        ),
+        voters=_describe_voters(classifier.k, gallery, validated, trained=len(training)),
         pixel_voters=_describe_voters(pixels.k, training, validated),
         pretrained=pretrained,
         **_describe_networks(untrained, trunk, training, validated),
@@ -124,6 +120,10 @@ def evaluate_split(
         leaked=tuple(leaked),
         evidence=label_evidence(test, classifier),
     )
+
+
+def _first_rows(gallery: Embeddings, count: int) -> Embeddings:
+    return Embeddings(gallery.vectors[:count], gallery.labels[:count], gallery.classes)
 
 
 def _measure(
@@ -244,11 +244,11 @@ def _describe_networks(
 
 
 def _describe_voters(
-    k: int, gallery: Embeddings, validated: bool, *, enrolled: bool = False
+    k: int, gallery: Embeddings, validated: bool, *, trained: int | None = None
 ) -> str:
     images = "training images"
     origin = "k chosen on validation images" if validated else "default k for the class sizes"
-    if enrolled:
+    if trained is not None and len(gallery) > trained:
         images = "training and enrolled images"
         origin = "k chosen on validation images and enrolled images that are left out"
     return f"{min(k, len(gallery))} nearest {images} ({origin})"
