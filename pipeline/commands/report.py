@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
+import torch
 
 from pipeline.checkpoint import load_classifier, load_embedding
 from pipeline.commands.baselines import compute_baselines
@@ -27,10 +26,9 @@ from pipeline.tensor_files import read_header
 from stages.checkpoints import ClassifierCheckpoint, EmbeddingCheckpoint
 from stages.errors import CheckpointError, DataError, SettingsError
 from stages.evaluation.open_set import add_unseen
-from stages.evaluation.results import Evaluation
 from stages.evaluation.scores import evaluate_split
 from stages.evaluation.typicality import rejection_distance
-from stages.network.embedding_net import to_device
+from stages.network.embedding_net import EmbeddingNet, to_device
 from stages.network.inference import embed_split
 from stages.network.pretrained import PretrainedWeights
 from stages.records import Embeddings
@@ -159,10 +157,7 @@ def evaluate_run(
     has_weights = bool(embedded.record.get("weights"))
     baselines = compute_baselines(data, embedded, device, context, pretrained)
     data = data.with_classes(classified.classes)  # predictions may be enrolled classes
-    gallery = classified.gallery
-    test = Embeddings(gallery.vectors[:0], gallery.labels[:0], gallery.classes)
-    if data.test:
-        test = embed_split(network, data.test, device=device)
+    test = _embed_test(data, network, classified.gallery, device)
     evaluation = evaluate_split(
         test,
         classified,
@@ -177,8 +172,15 @@ def evaluate_run(
     )
     if data.unseen:
         unseen = embed_split(network, data.unseen, device=device)
-        evaluation = _add_unseen(
-            evaluation, unseen, classified, baselines.unseen, data.unseen.queries, has_weights
+        evaluation = add_unseen(
+            evaluation,
+            unseen,
+            classified,
+            baselines=baselines.unseen,
+            queries=data.unseen.queries,
+            pretrained=has_weights,
+            enrolled=enrolled_labels(unseen, classified),
+            enrolled_copies=len(enrolled_copies(unseen.vectors, classified)),
         )
     return EvaluatedRun(
         run=name,
@@ -186,7 +188,7 @@ def evaluate_run(
         classifier=classified.record,
         data=data,
         test=test,
-        gallery=gallery,
+        gallery=classified.gallery,
         gallery_ids=classified.gallery_ids,
         evaluation=evaluation,
         validation=classified.validation,
@@ -194,26 +196,13 @@ def evaluate_run(
     )
 
 
-def _add_unseen(
-    evaluation: Evaluation,
-    unseen: Embeddings,
-    classified: ClassifierCheckpoint,
-    baselines: dict[str, Tensor | None],
-    queries: Tensor | None,
-    has_weights: bool,
-) -> Evaluation:
-    """Add the scores of unseen classes, of which some may be enrolled."""
-    evaluation = add_unseen(
-        evaluation,
-        unseen,
-        classified,
-        baselines=baselines,
-        queries=queries,
-        pretrained=has_weights,
-        enrolled=enrolled_labels(unseen, classified),
-    )
-    copies = enrolled_copies(unseen.vectors, classified)
-    return replace(evaluation, enrolled_copies=len(copies))
+def _embed_test(
+    data: Dataset, network: EmbeddingNet, gallery: Embeddings, device: torch.device
+) -> Embeddings:
+    """Embed the test images of known classes; there may be none."""
+    if data.test is None:
+        return Embeddings(gallery.vectors[:0], gallery.labels[:0], gallery.classes)
+    return embed_split(network, data.test, device=device)
 
 
 def _load_both(

@@ -24,6 +24,7 @@ def add_unseen(
     queries: Tensor | None = None,
     pretrained: bool = False,
     enrolled: Tensor | None = None,
+    enrolled_copies: int = 0,
 ) -> Evaluation:
     """Add the test images of unseen classes to the evaluation of the known ones.
 
@@ -41,6 +42,7 @@ def add_unseen(
         pretrained: True if training started from a pretrained trunk.
         enrolled: Class of each image for the classifier, int64, shape (N,), -1 where it has no such
             class. None: it has none of them.
+        enrolled_copies: Number of these images that are copies of enrolled images.
 
     Returns:
         The evaluation with all scores, paired tests and predictions.
@@ -67,6 +69,7 @@ def add_unseen(
         unseen=result,
         unseen_prediction=prediction,
         enrolled=None if unknown.all() else ~unknown,
+        enrolled_copies=enrolled_copies,
     )
 
 

@@ -77,13 +77,12 @@ def evaluate_split(
         The evaluation.
     """
     gallery = classifier.gallery
-    # Baselines have no enrolled images, which are the last ones of the gallery.
-    trained = slice(len(pixels.gallery))
-    training = Embeddings(gallery.vectors[trained], gallery.labels[trained], gallery.classes)
+    training = _first_rows(gallery, len(pixels.gallery))  # without enrolled images
     queries = queries if within else None
     measures = _measure(test, gallery, within, queries)
     image_measures = _measures_per_image(measures, queries)
-    prediction = predict(test, classifier, _triplet_accuracy(image_measures))
+    with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
+        prediction = predict(test, classifier, image_measures.won / image_measures.total)
     labels, images = test.labels.numpy(), np.arange(len(test))
     correct = _correct_images(prediction, labels, training, pixels)
     correct |= _correct_by_networks(untrained, trunk, training, labels)
@@ -91,9 +90,7 @@ def evaluate_split(
         within=within,
         with_queries=queries is not None,
         majority_class=f"training class, {test.classes[_majority_class(training)]}",
-        voters=_describe_voters(
-            classifier.k, gallery, validated, enrolled=len(gallery) > len(training)
-        ),
+        voters=_describe_voters(classifier.k, gallery, validated, trained=len(training)),
         pixel_voters=_describe_voters(pixels.k, training, validated),
         pretrained=pretrained,
         **_describe_networks(untrained, trunk, training, validated),
@@ -125,11 +122,8 @@ def evaluate_split(
     )
 
 
-def _triplet_accuracy(measures: SplitMeasures) -> np.ndarray:
-    """Return the triplet accuracy of each image as an anchor; NaN without a triplet."""
-    with np.errstate(invalid="ignore"):
-        accuracy: np.ndarray = measures.won / measures.total
-    return accuracy
+def _first_rows(gallery: Embeddings, count: int) -> Embeddings:
+    return Embeddings(gallery.vectors[:count], gallery.labels[:count], gallery.classes)
 
 
 def _measure(
@@ -250,11 +244,11 @@ def _describe_networks(
 
 
 def _describe_voters(
-    k: int, gallery: Embeddings, validated: bool, *, enrolled: bool = False
+    k: int, gallery: Embeddings, validated: bool, *, trained: int | None = None
 ) -> str:
     images = "training images"
     origin = "k chosen on validation images" if validated else "default k for the class sizes"
-    if enrolled:
+    if trained is not None and len(gallery) > trained:
         images = "training and enrolled images"
         origin = "k chosen on validation images and enrolled images that are left out"
     return f"{min(k, len(gallery))} nearest {images} ({origin})"
