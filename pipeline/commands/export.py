@@ -29,6 +29,7 @@ from pipeline.onnx_parity import (
     run_onnx,
 )
 from pipeline.outputs import reserve_outputs
+from pipeline.processes import world_size_of_torchrun
 from stages.checkpoints import ClassifierCheckpoint
 from stages.errors import PipelineError
 from stages.network.classifier_graph import OUTPUTS, AnySizeGraph, ClassifierGraph
@@ -78,6 +79,8 @@ def export(
         ...
     """
     require_onnx()
+    if world_size_of_torchrun() > 1:
+        raise PipelineError("export: runs in one process; start it without torchrun")
     replace(context, device="cpu").start()
     files = [out] if any_size is None else [out, any_size]
     with reserve_outputs(files, inputs=[classifier, *images]):

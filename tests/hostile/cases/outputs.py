@@ -26,6 +26,8 @@ FILE_OUTPUTS = {
     "embed --out": f"embed {EPOCHS} --out",
     "classify --out": "classify --out",
     "predict --out": "predict photos --out",
+    "export --out": "export --force --out",
+    "export --any-size": "export --force --out new.onnx --any-size",
     "run --embedding": f"run {EPOCHS} --classifier c.safetensors --out new --embedding",
     "run --classifier": f"run {EPOCHS} --embedding e.safetensors --out new --classifier",
 }
@@ -112,6 +114,13 @@ CASES = [
     ),
     rejected(f"run {EPOCHS} --embedding new --classifier new/c.safetensors --out reports2", "new"),
     rejected(f"run {EPOCHS} --embedding new --classifier c.safetensors --out new", "new"),
+    error(f"export --force --out {CLASSIFIER}", CLASSIFIER),
+    error("export photos/ash/0.png --force --out photos/ash/0.png", "photos/ash/0.png"),
+    rejected("export --out new.onnx --any-size new.onnx", "new.onnx"),
+    error("export --out notes.txt", "notes.txt", "--force"),
+    error(f"export --classifier {EMBEDDING} --out new.onnx", EMBEDDING, "classifier"),
+    error("export photos missing.png --out new.onnx", "missing.png"),
+    error("export reports --out new.onnx", "reports"),
     # Reports that cannot be written, or not be made again.
     *(
         error("report", f"reports/{name}", prepare=report_with(name), name=f"{name} is a folder")

@@ -5,70 +5,26 @@ import json
 import logging
 import shutil
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from checkpoint_files import make_gallery, make_network
 from factories import QUIET, TINY, make_record
+from onnx_files import run, session, write_classifier
 from PIL import Image
 
 from pipeline.checkpoint import load_classifier, save_classifier
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
 from pipeline.commands.export import export, sample_photos
-from pipeline.data.decode import decode_files
 from stages.errors import DataError, PipelineError
 from stages.network.classifier_graph import OUTPUTS
-from stages.network.embedding_net import EmbeddingNet
 from stages.network.head import Head
 from stages.records import Embeddings
-from stages.settings import RESIZES, ClassifySettings, ReadSettings
-
-onnx = pytest.importorskip("onnx")
-onnxruntime = pytest.importorskip("onnxruntime")
-
-OWN_NETWORKS = [("conv", 8, 1), ("conv", 100, 3), ("conv-deep", 33, 3), ("conv-deep", 70, 1)]
-LIBRARY_NETWORKS = [
-    "torchvision:resnet18",
-    "torchvision:inception_v3",
-    "torchvision:convnext_tiny",
-    "torchvision:vit_b_16",
-    "efficientnet-lite0",
-]
-
-
-def save_rotated(photo: Image.Image, path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    photo.save(path, exif=exif)
-
-
-def save_transparent(photo: Image.Image, path: Path) -> None:
-    photo.putalpha(photo.convert("L"))
-    photo.save(path)
-
-
-def save_16_bits(photo: Image.Image, path: Path) -> None:
-    values = np.asarray(photo.convert("L")).astype(np.uint16) * 250 + 77
-    Image.fromarray(values).save(path)
-
-
-# Ways of saving an image that need care when it is read.
-IMAGES = {
-    "colour": lambda photo, path: photo.save(path),
-    "grey": lambda photo, path: photo.convert("L").save(path),
-    "grey as colour": lambda photo, path: photo.convert("L").convert("RGB").save(path),
-    "black and white": lambda photo, path: photo.convert("1").save(path),
-    "palette": lambda photo, path: photo.quantize(16).save(path),
-    "transparent colour": lambda photo, path: photo.quantize(16).save(path, transparency=3),
-    "transparent": save_transparent,
-    "transparent grey": lambda photo, path: photo.convert("LA").save(path),
-    "orientation": save_rotated,
-    "16 bits": save_16_bits,
-}
+from stages.settings import ClassifySettings, ReadSettings
 
 
 @pytest.fixture(scope="module")
@@ -88,28 +44,6 @@ def trained(tmp_path_factory, digits) -> Path:
 def classifier(tmp_path) -> Path:
     """Write an untrained classifier of two classes."""
     return write_classifier(tmp_path / "c.safetensors", make_network())
-
-
-def write_classifier(path: Path, network: EmbeddingNet, **changes: object) -> Path:
-    """Write a classifier with a network and random heads."""
-    dim = network.config["dim"]
-    vectors = torch.nn.functional.normalize(torch.randn(3, dim), dim=1)
-    gallery = Embeddings(vectors, torch.tensor([0, 1, 1]), ("a", "b"))
-    validation = Embeddings(vectors[:1].roll(1, 1), torch.tensor([0]), ("a", "b"))
-    record = make_record("classifier", network, **changes)
-    save_classifier(path, network, Head(dim, 2), gallery, record, validation=validation)
-    return path
-
-
-def session(path: Path):
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-
-def run(path: Path, values: np.ndarray) -> dict[str, np.ndarray]:
-    """Run an ONNX file with one input."""
-    loaded = session(path)
-    (given,) = loaded.get_inputs()
-    return dict(zip(OUTPUTS, loaded.run(list(OUTPUTS), {given.name: values}), strict=True))
 
 
 def test_results_equal_those_of_predict(trained, run_command, tmp_path):
@@ -192,55 +126,6 @@ def test_two_exports_are_equal_and_settings_are_restored(classifier, tmp_path):
         assert logging.root.manager.disable == level
     finally:
         torch.use_deterministic_algorithms(True)
-
-
-@pytest.mark.parametrize(("name", "size", "channels"), OWN_NETWORKS)
-def test_own_networks(name, size, channels, tmp_path):
-    check_network(tmp_path, name, size, channels)
-
-
-@pytest.mark.parametrize("resize", RESIZES)
-def test_images_of_any_size(resize, tmp_path):
-    check_network(tmp_path, "conv", 30, 1, resize=resize, any_size=tmp_path / "any.onnx")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", LIBRARY_NETWORKS)
-def test_library_networks(name, tmp_path):
-    check_network(tmp_path, name, 32, 3)
-
-
-@pytest.mark.slow
-def test_library_network_on_grey_images_of_any_size(tmp_path):
-    any_size = tmp_path / "any.onnx"
-    check_network(tmp_path, "torchvision:resnet18", 20, 1, any_size=any_size)
-
-
-def check_network(
-    folder: Path,
-    name: str,
-    size: int,
-    channels: int,
-    *,
-    resize: str = "pad-repeat",
-    any_size: Path | None = None,
-) -> None:
-    """Export an untrained network, and compare its vector of a photograph."""
-    torch.manual_seed(0)
-    network = EmbeddingNet(channels, size, 8, name=name).eval()
-    read = asdict(ReadSettings(size=size, channels=channels, resize=resize))
-    classifier = write_classifier(folder / "c.safetensors", network, read=read)
-    photo, out = folder / "photo.png", folder / "model.onnx"
-    sample_photos()[0].save(photo)
-    export(classifier, [photo], out=out, context=QUIET, any_size=any_size)
-    (decoded,) = decode_files([str(photo)], size=size, channels=channels, resize=resize)
-    square = np.frombuffer(decoded.pixels, np.uint8).reshape(1, *decoded.shape)
-    with torch.no_grad():
-        vector = network(torch.from_numpy(square.copy())).numpy()
-    np.testing.assert_allclose(run(out, square)["vector"], vector, atol=1e-5)
-    if any_size:
-        single = run(any_size, np.array(Image.open(photo)))
-        np.testing.assert_allclose(single["vector"], vector, atol=1e-5)
 
 
 def test_without_validation_images_typicality_is_nan(tmp_path):
@@ -352,6 +237,13 @@ def test_unreadable_images(classifier, tmp_path, monkeypatch):
     assert "on 1 image in" in export(classifier, [folder], out=out, context=QUIET)
 
 
+def test_several_processes_are_rejected(classifier, tmp_path, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.setenv(name, "2")
+    with pytest.raises(PipelineError, match="without torchrun"):
+        export(classifier, out=tmp_path / "model.onnx", context=QUIET)
+
+
 def test_other_checkpoints_are_rejected(tmp_path, trained):
     with pytest.raises(PipelineError, match=r"e\.safetensors: holds a checkpoint of kind"):
         export(trained / "e.safetensors", out=tmp_path / "model.onnx", context=QUIET)
@@ -363,27 +255,3 @@ def test_sample_photos_are_of_many_shapes():
     assert len(photos) == 64 and {photo.mode for photo in photos} == {"RGB"}
     assert len({photo.size for photo in photos}) > 60
     assert [photo.tobytes() for photo in photos] == [photo.tobytes() for photo in sample_photos()]
-
-
-PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "export.md"
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", sorted(IMAGES))
-def test_the_documented_preparation_gives_the_same_pixels(kind, channels, tmp_path):
-    block = next(
-        text
-        for text in PAGE.read_text(encoding="utf-8").split("```python\n")
-        if "def prepare" in text
-    )
-    names: dict[str, object] = {}
-    exec(block.split("```")[0], names)
-    for number, photo in enumerate(sample_photos()[:6]):
-        path = tmp_path / f"{number}.{'jpg' if kind == 'orientation' else 'png'}"
-        IMAGES[kind](photo, path)
-        for size in (8, 64, 300):
-            (decoded,) = decode_files(
-                [str(path)], size=size, channels=channels, resize="pad-repeat"
-            )
-            expected = np.frombuffer(decoded.pixels, np.uint8).reshape(decoded.shape)
-            assert np.array_equal(names["prepare"](path, size, channels), expected)
