@@ -27,12 +27,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_files import build_store, write_random_images
 from safetensors.torch import save as save_safetensors
+from vector_table_files import ENDINGS, write_table
 
 from pipeline.checkpoint import load_classifier, load_embedding
 from pipeline.cli import commands
 from pipeline.config import read_config
 from pipeline.data.manifest import list_manifest
 from pipeline.data.trunk_features import _open as open_features
+from pipeline.open_gallery import open_gallery
 from pipeline.tensor_files import read_header
 from pipeline.training_state import load_state
 from pipeline.vector_cache import load_vectors
@@ -42,11 +44,12 @@ from stages.errors import CheckpointError, PipelineError
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet
 from stages.network.head import probabilities
+from stages.search import search
 from stages.settings import EmbedSettings
 
 FULL = os.environ.get("HOSTILE") == "full"
-KINDS = ("embedding", "classifier", "vectors", "state")
-TESTS = 2 * len(KINDS) + 7
+KINDS = ("embedding", "classifier", "gallery", "vectors", "state")
+TESTS = 2 * len(KINDS) + 10
 MAX_GROWTH = 10**9  # bytes
 RECORD = make_record("vectors", make_network())
 FEATURES = np.linspace(0, 1, 5 * 2 * 3, dtype=np.float32).reshape(5, 2, 3)
@@ -173,6 +176,12 @@ def load_and_use(kind: str, path: Path) -> tuple[Any, ...] | None:
         gallery = {"vectors": classifier.gallery.vectors, "labels": classifier.gallery.labels}
         tensors = {**network.state_dict(), **classifier.head.state_dict(), **gallery}
         assert 1 <= classifier.k <= len(classifier.gallery_ids) == len(classifier.gallery)
+    elif kind == "gallery":
+        opened, embedder = open_gallery(path, None)
+        network, vectors = embedder.network, torch.cat(list(opened.blocks()))
+        tensors = {**network.state_dict(), "vectors": vectors, "labels": opened.labels}
+        assert opened.ids == tuple(record["ids"]) and opened.classes == tuple(record["classes"])
+        assert search(vectors[:1], opened, k=2).rows[0, 0] == 0
     elif kind == "vectors":
         names = ("fingerprint", "embedding_digest")
         loaded = load_vectors(path, classes=CLASSES, **{name: RECORD[name] for name in names})
@@ -187,7 +196,7 @@ def load_and_use(kind: str, path: Path) -> tuple[Any, ...] | None:
         tensors = {**state.network, "generator": state.generator, **state.sampler}
         tensors["position"] = torch.tensor(tensors["position"])
         assert {**identity, "progress": record["progress"]} == record
-    if kind in ("embedding", "classifier"):
+    if kind in ("embedding", "classifier", "gallery"):
         read = record["read"]
         images = torch.zeros(2, read["channels"], read["size"], read["size"], dtype=torch.uint8)
         vectors = network(images)
@@ -293,6 +302,19 @@ def test_damaged_weights(ending, mutate, tmp_path):
         if ending == ".pt":
             assert state_digest(tensors) == state_digest(WEIGHTS)
         assert all(bool(value.isfinite().all()) for value in tensors.values())
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@hostile
+@given(mutate=mutations())
+def test_damaged_vectors(ending, mutate, tmp_path):
+    path, embedding = tmp_path / f"vectors{ending}", tmp_path / "embedding.safetensors"
+    write_file("embedding", embedding)
+    write_table(path, torch.eye(8), list("abcdefgh"), list("abababab"), RECORD["embedding_digest"])
+    path.write_bytes(mutate(path.read_bytes()))
+    with suppress(PipelineError):
+        opened, _ = open_gallery(path, embedding)
+        assert search(torch.eye(8), opened, k=1).distances.shape == (8, 1)
 
 
 @hostile
