@@ -16,6 +16,7 @@ from hostile.cases import (
     options,
     outputs,
     records,
+    search,
     settings_files,
     sources,
     states,
@@ -31,6 +32,7 @@ TABLE: list[Case] = [
     *checkpoints.CASES,
     *records.CASES,
     *states.CASES,
+    *search.CASES,
     *outputs.CASES,
 ]
 SHELL_TABLE: list[Case] = environments.CASES
