@@ -83,10 +83,11 @@ def _labelled_gallery(table: VectorTable) -> Gallery:
     """Return the gallery of a table; its classes are in natural order."""
     classes = sorted(set(table.labels) - {""}, key=natural_key)
     index_of = {label: index for index, label in enumerate(classes)}
+    labels = [index_of.get(label, UNLABELLED) for label in table.labels]
     return Gallery(
         blocks=table.blocks,
         ids=tuple(table.ids),
-        labels=torch.tensor([index_of.get(label, UNLABELLED) for label in table.labels]),
+        labels=torch.tensor(labels, dtype=torch.int64),
         classes=tuple(classes),
         embedding_digest=table.embedding_digest,
     )

@@ -38,11 +38,14 @@ def file_blocks(path: Path, offset: int, shape: tuple[int, int]) -> Blocks:
                 file.seek(offset)
                 yield from read_rows(path, file, shape)
         except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror or error}); use another file"
-            ) from error
+            raise unreadable(path, error) from error
 
     return blocks
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """Return the error for a file that the system cannot read."""
+    return DataError(f"{path}: cannot be read ({error.strerror or error}); use another file")
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:

@@ -3,9 +3,12 @@
 The formats are those of :mod:`pipeline.vector_files`.
 """
 
+import csv
+import os
 import struct
 import zipfile
 import zlib
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pipeline.escape import unescape_formula
-from pipeline.vector_blocks import DTYPE, Blocks, file_blocks, read_rows
+from pipeline.vector_blocks import DTYPE, Blocks, file_blocks, read_rows, unreadable
 from stages.errors import DataError
 from stages.settings import MAX_DIM
 
@@ -169,39 +172,57 @@ def read_csv(path: Path) -> VectorTable:
     Raises:
         DataError: If the file is no such table.
     """
-    import pandas as pd
-
-    options: dict[str, Any] = {"encoding": "utf-8", "encoding_errors": "surrogateescape"}
+    values = array("f")  # float32
+    texts: dict[str, list[str]] = {"id": [], "label": [], "embedding_digest": []}
     try:
-        columns = list(pd.read_csv(path, nrows=0, **options))
-        numbers = [name for name in columns if name[:1] == "v" and name[1:].isdecimal()]
-        if numbers != [f"v{index}" for index in range(len(numbers) or 1)]:
-            raise DataError(f"{path}: has no columns v0, v1, ... in this order; {ADVICE}")
-        for name in ("id", "embedding_digest"):
-            if name not in columns:
-                raise DataError(
-                    f"{path}: has no column {name}; it needs id, embedding_digest, v0, v1, ...; "
-                    f"{ADVICE}"
-                )
-        texts = [name for name in ("id", "label", "embedding_digest") if name in columns]
-        table = pd.read_csv(
-            path,
-            usecols=[*texts, *numbers],
-            dtype={**dict.fromkeys(texts, str), **dict.fromkeys(numbers, np.float32)},
-            na_filter=False,
-            index_col=False,
-            float_precision="round_trip",
-            **options,
-        )
-    except (ValueError, OverflowError, OSError) as error:  # pandas' errors are ValueErrors
-        raise DataError(f"{path}: no table of vectors ({error}); {ADVICE}") from error
-    vectors = torch.from_numpy(np.ascontiguousarray(table[numbers].to_numpy(np.float32)))
-    ids = [unescape_formula(text) for text in table["id"]]
-    labels = [""] * len(ids)
-    if "label" in texts:
-        labels = [unescape_formula(text) for text in table["label"]]
-    digests = sorted(set(table["embedding_digest"]))
-    return _table_in_memory(path, vectors, ids, labels, digests)
+        # As in other CSV files, the bytes of a file name that is not UTF-8 stay as they are.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            table = csv.reader(file, strict=True)
+            columns = next(table, [])
+            first = _find_vectors(path, columns)
+            places = {name: columns.index(name) for name in texts if name in columns}
+            for row in filter(None, table):  # not the empty ones
+                if len(row) != len(columns):
+                    raise ValueError(f"{len(row)} values for {len(columns)} columns")
+                values.extend(map(float, row[first:]))
+                for name, place in places.items():
+                    texts[name].append(row[place])
+        _check_last_line(path)
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path}: line {table.line_num}: {error}; {ADVICE}") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
+    ids, labels = ([unescape_formula(text) for text in texts[name]] for name in ("id", "label"))
+    vectors = torch.from_numpy(np.asarray(values))
+    return _table_in_memory(
+        path,
+        vectors.view(-1, len(columns) - first),
+        ids,
+        labels or [""] * len(ids),
+        sorted(set(texts["embedding_digest"])),
+    )
+
+
+def _find_vectors(path: Path, columns: list[str]) -> int:
+    """Return the position of the column ``v0``; the columns of the vectors are the last ones."""
+    for name in ("id", "embedding_digest", "v0"):
+        if columns.count(name) != 1:
+            raise DataError(
+                f"{path}: has {columns.count(name)} columns {name}; it needs one each of id, "
+                f"embedding_digest, v0, v1, ...; {ADVICE}"
+            )
+    first = columns.index("v0")
+    if columns[first:] != [f"v{index}" for index in range(len(columns) - first)]:
+        raise DataError(f"{path}: its last columns are not v0, v1, ... in this order; {ADVICE}")
+    return first
+
+
+def _check_last_line(path: Path) -> None:
+    """Raise an error if the last line has no end: the last number may then lack digits."""
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) not in b"\r\n":
+            raise ValueError("the file ends within the line")
 
 
 def read_parquet(path: Path) -> VectorTable:

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pipeline.checkpoint import load_embedding, save_classifier, save_embedding
+from pipeline.tensor_files import save_tensors
 from pipeline.training_state import save_state
 from pipeline.vector_cache import save_vectors
 from stages.errors import CheckpointError
@@ -82,8 +83,20 @@ def make_network() -> EmbeddingNet:
     return EmbeddingNet(1, 8, 8)
 
 
+def write_gallery(
+    path: Path,
+    network: EmbeddingNet,
+    vectors: torch.Tensor,
+    record: dict[str, Any],
+    **tensors: torch.Tensor,
+) -> None:
+    """Write a gallery that contains the embedding network; ``tensors`` may be ``labels``."""
+    embedding = {f"embedding.{name}": value for name, value in network.state_dict().items()}
+    save_tensors(path, "gallery", {**embedding, "vectors": vectors, **tensors}, record)
+
+
 def write_file(kind: str, path: Path) -> None:
-    """Write a valid file of a kind: embedding, classifier, vectors or state."""
+    """Write a valid file of a kind: embedding, classifier, gallery, vectors or state."""
     network = make_network()
     record = make_record(kind, network)
     if kind == "embedding":
@@ -91,6 +104,10 @@ def write_file(kind: str, path: Path) -> None:
     elif kind == "classifier":
         head, gallery, validation = Head(8, 2), make_gallery(), make_validation()
         save_classifier(path, network, head, gallery, record, validation=validation)
+    elif kind == "gallery":
+        write_gallery(
+            path, network, make_gallery().vectors, record, labels=torch.tensor([0, -1, 1])
+        )
     elif kind == "vectors":
         save_vectors(path, make_gallery(), None, record)
     else:

@@ -157,6 +157,14 @@ def make_record(kind: str, network: EmbeddingNet | None = None, **changes: Any) 
             "k": 3,
             "history": [asdict(HeadLog(9, 0.1, 0.2, 1.0, 1e-3, converged=True))],
         },
+        "gallery": {
+            "network": config,
+            "read": asdict(read),
+            "classes": ["a", "b"],
+            "embedding_digest": digest,
+            "ids": ["x", "y", "z"],
+            "versions": {"torch": torch.__version__},
+        },
         "vectors": {
             "embedding_digest": digest,
             "fingerprint": "f" * 64,

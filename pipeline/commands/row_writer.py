@@ -77,6 +77,8 @@ class RowWriter:
         self._file = file
         self._as_json = as_json
         self._table = csv.writer(file, lineterminator="\n")
+        # Before Python 3.13, a lone carriage return gets quotes only if all cells get them.
+        self._quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         # A file name with an escape code must not control the terminal; in a file it is data.
         self._shown = printable if on_terminal else str
         if not as_json:
@@ -88,7 +90,9 @@ class RowWriter:
             if self._as_json:
                 self._file.write(json.dumps(row.values) + "\n")
             else:
-                self._table.writerow([self._shown(cell) for cell in row.cells])
+                cells = [self._shown(cell) for cell in row.cells]
+                has_return = any("\r" in cell for cell in cells)
+                (self._quoted if has_return else self._table).writerow(cells)
         self._file.flush()
 
 

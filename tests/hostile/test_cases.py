@@ -16,6 +16,7 @@ from hostile.cases import (
     options,
     outputs,
     records,
+    search,
     settings_files,
     sources,
     states,
@@ -32,6 +33,7 @@ TABLE: list[Case] = [
     *checkpoints.CASES,
     *records.CASES,
     *states.CASES,
+    *search.CASES,
     *outputs.CASES,
     *vectors.CASES,
 ]

@@ -4,7 +4,6 @@
 random ones.
 """
 
-import copy
 import hashlib
 import io
 import json
@@ -12,7 +11,6 @@ import os
 import pickle
 import resource
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -23,16 +21,19 @@ import pytest
 import torch
 from checkpoint_files import CLASSES, change_header, make_network, write_file
 from factories import make_record
+from hostile.mutations import mutated_record, mutations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from image_files import build_store, write_random_images
 from safetensors.torch import save as save_safetensors
+from vector_table_files import ENDINGS, write_table
 
 from pipeline.checkpoint import load_classifier, load_embedding
 from pipeline.cli import commands
 from pipeline.config import read_config
 from pipeline.data.manifest import list_manifest
 from pipeline.data.trunk_features import _open as open_features
+from pipeline.open_gallery import open_gallery
 from pipeline.tensor_files import read_header
 from pipeline.training_state import load_state
 from pipeline.vector_cache import load_vectors
@@ -42,11 +43,12 @@ from stages.errors import CheckpointError, PipelineError
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet
 from stages.network.head import probabilities
+from stages.search import search
 from stages.settings import EmbedSettings
 
 FULL = os.environ.get("HOSTILE") == "full"
-KINDS = ("embedding", "classifier", "vectors", "state")
-TESTS = 2 * len(KINDS) + 7
+KINDS = ("embedding", "classifier", "gallery", "vectors", "state")
+TESTS = 2 * len(KINDS) + 10
 MAX_GROWTH = 10**9  # bytes
 RECORD = make_record("vectors", make_network())
 FEATURES = np.linspace(0, 1, 5 * 2 * 3, dtype=np.float32).reshape(5, 2, 3)
@@ -82,84 +84,6 @@ def _bounded_memory():
     assert memory("VmHWM") - before < MAX_GROWTH
 
 
-@st.composite
-def mutations(draw: st.DrawFn) -> Callable[[bytes], bytes]:
-    """Return a function that damages bytes in one to three places."""
-    steps = draw(
-        st.lists(
-            st.tuples(
-                st.sampled_from(["flip", "set", "cut", "insert", "delete", "repeat", "zero"]),
-                st.floats(0, 1, exclude_max=True),
-                st.integers(1, 64),
-                st.integers(0, 255),
-            ),
-            min_size=1,
-            max_size=3,
-        )
-    )
-
-    def mutate(content: bytes) -> bytes:
-        for action, place, length, byte in steps:
-            # Half of the mutations hit the header, which is short.
-            start = int(place * 2 * min(len(content), 4096 if byte % 2 else len(content)) / 2)
-            part = content[start : start + length]
-            replacement = {
-                "flip": bytes([value ^ (1 << byte % 8) for value in part[:1]]),
-                "set": bytes([byte]) * min(1, len(part)),
-                "cut": b"",
-                "insert": bytes([byte]) * length + part,
-                "delete": b"",
-                "repeat": part + part,
-                "zero": bytes(len(part)),
-            }[action]
-            removed = 1 if action in ("flip", "set") else length
-            rest = b"" if action == "cut" else content[start + removed :]
-            content = content[:start] + replacement + rest
-        return content
-
-    return mutate
-
-
-VALUES = [
-    *(None, True, False, 0, 1, -1, 2, 7, 2**31, 2**63, 10**30, 10**400, 0.5, -0.0, 1e-320, 1e308),
-    *(float("nan"), float("inf"), "", "x", "\ud800", "a" * 10_000, "1", [], {}, [[]], {"a": 1}),
-]
-
-
-def places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the place of every value in a JSON value."""
-    found = [place]
-    if isinstance(value, list):
-        value = dict(enumerate(value))
-    for key, child in value.items() if isinstance(value, dict) else ():
-        found += places(child, (*place, key))
-    return found
-
-
-def mutated_record(record: Any, data: st.DataObject) -> Any:
-    """Return a record in which a value is replaced, removed, added or doubled."""
-    place = data.draw(st.sampled_from(places(record)))
-    value = data.draw(st.sampled_from(VALUES))
-    if not place:
-        return value
-    record = copy.deepcopy(record)
-    parent = record
-    for key in place[:-1]:
-        parent = parent[key]
-    action = data.draw(st.sampled_from(["replace", "replace", "remove", "add", "double"]))
-    if action == "replace":
-        parent[place[-1]] = value
-    elif action == "remove":
-        del parent[place[-1]]
-    elif action == "double" and isinstance(parent[place[-1]], list):
-        parent[place[-1]] *= 2
-    elif isinstance(parent, list):
-        parent.append(value)
-    else:
-        parent["novelty"] = value
-    return record
-
-
 def load_and_use(kind: str, path: Path) -> tuple[Any, ...] | None:
     """Load a file and compute with it; return everything that was loaded."""
     record = read_header(path).record if kind != "vectors" else None
@@ -173,6 +97,12 @@ def load_and_use(kind: str, path: Path) -> tuple[Any, ...] | None:
         gallery = {"vectors": classifier.gallery.vectors, "labels": classifier.gallery.labels}
         tensors = {**network.state_dict(), **classifier.head.state_dict(), **gallery}
         assert 1 <= classifier.k <= len(classifier.gallery_ids) == len(classifier.gallery)
+    elif kind == "gallery":
+        opened, embedder = open_gallery(path, None)
+        network, vectors = embedder.network, torch.cat(list(opened.blocks()))
+        tensors = {**network.state_dict(), "vectors": vectors, "labels": opened.labels}
+        assert opened.ids == tuple(record["ids"]) and opened.classes == tuple(record["classes"])
+        assert search(vectors[:1], opened, k=2).rows[0, 0] == 0
     elif kind == "vectors":
         names = ("fingerprint", "embedding_digest")
         loaded = load_vectors(path, classes=CLASSES, **{name: RECORD[name] for name in names})
@@ -187,7 +117,7 @@ def load_and_use(kind: str, path: Path) -> tuple[Any, ...] | None:
         tensors = {**state.network, "generator": state.generator, **state.sampler}
         tensors["position"] = torch.tensor(tensors["position"])
         assert {**identity, "progress": record["progress"]} == record
-    if kind in ("embedding", "classifier"):
+    if kind in ("embedding", "classifier", "gallery"):
         read = record["read"]
         images = torch.zeros(2, read["channels"], read["size"], read["size"], dtype=torch.uint8)
         vectors = network(images)
@@ -293,6 +223,19 @@ def test_damaged_weights(ending, mutate, tmp_path):
         if ending == ".pt":
             assert state_digest(tensors) == state_digest(WEIGHTS)
         assert all(bool(value.isfinite().all()) for value in tensors.values())
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@hostile
+@given(mutate=mutations())
+def test_damaged_vectors(ending, mutate, tmp_path):
+    path, embedding = tmp_path / f"vectors{ending}", tmp_path / "embedding.safetensors"
+    write_file("embedding", embedding)
+    write_table(path, torch.eye(8), list("abcdefgh"), list("abababab"), RECORD["embedding_digest"])
+    path.write_bytes(mutate(path.read_bytes()))
+    with suppress(PipelineError):
+        opened, _ = open_gallery(path, embedding)
+        assert search(torch.eye(8), opened, k=1).distances.shape == (8, 1)
 
 
 @hostile

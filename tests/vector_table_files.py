@@ -1,0 +1,65 @@
+"""Vectors files in the formats that contain no embedding network, for the tests."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.escape import escape_formula
+
+ENDINGS = (".npz", ".csv", ".parquet")
+
+
+def write_table(
+    path: Path, vectors: torch.Tensor, ids: Sequence[str], labels: Sequence[str], digest: str
+) -> None:
+    """Write a vectors file in the format of its ending; an empty label is unknown."""
+    if path.suffix == ".npz":
+        write_npz(path, vectors=vectors, ids=ids, labels=labels, embedding_digest=digest)
+    elif path.suffix == ".csv":
+        write_csv(path, vectors, ids, labels, digest)
+    else:
+        write_parquet(path, vectors, ids, labels, digest)
+
+
+def write_npz(path: Path, *, compress: bool = False, **arrays: Any) -> None:
+    """Write arrays, without those that are None."""
+    present = {name: np.asarray(values) for name, values in arrays.items() if values is not None}
+    (np.savez_compressed if compress else np.savez)(path, **present)
+
+
+def write_csv(
+    path: Path, vectors: torch.Tensor, ids: Sequence[str], labels: Sequence[str], digest: str
+) -> None:
+    columns = ["id", "label", "embedding_digest", *(f"v{i}" for i in range(vectors.shape[1]))]
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(columns)
+        for name, label, vector in zip(ids, labels, vectors.tolist(), strict=True):
+            texts = [escape_formula(name), escape_formula(label), digest]
+            table.writerow([*texts, *(f"{value:.9g}" for value in vector)])
+
+
+def write_parquet(
+    path: Path,
+    vectors: torch.Tensor,
+    ids: Sequence[str | None],
+    labels: Sequence[str],
+    digest: str | None,
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    values = pa.array(vectors.reshape(-1).numpy())
+    arrays = {
+        "id": pa.array(ids, pa.string()),
+        "label": pa.array([label or None for label in labels], pa.string()),
+        "vector": pa.FixedSizeListArray.from_arrays(values, vectors.shape[1]),
+    }
+    table = pa.table(arrays)
+    if digest is not None:
+        table = table.replace_schema_metadata({"embedding_digest": digest})
+    parquet.write_table(table, path)
