@@ -12,6 +12,7 @@ from stages.errors import DataError
 from stages.gallery import Gallery
 
 PART_VALUES = 2**21  # values of the vectors or of the distances that are in memory at once
+FIRST_PART = 1024  # vectors
 KEPT_KEYS = 2**21  # neighbours of all queries that are in memory at once
 # Sorts behind every neighbour: the distance is infinite.
 NO_NEIGHBOUR = np.int64(0x7F800000_FFFFFFFF)
@@ -84,9 +85,18 @@ def _search_all(queries: Tensor, gallery: Gallery, k: int) -> np.ndarray:
 
 
 def _parts(gallery: Gallery, width: int) -> Iterator[Tensor]:
-    """Yield the vectors in parts that are small enough to stay in the processor's cache."""
+    """Yield the vectors in parts that are small enough to stay in the processor's cache.
+
+    The first parts are small: without distances to beat, many of their vectors are candidates.
+    """
+    largest = max(1, PART_VALUES // width)
+    size = min(FIRST_PART, largest)
     for block in gallery.blocks():
-        yield from block.split(max(1, PART_VALUES // width))
+        start = 0
+        while start < len(block):
+            yield block[start : start + size]
+            start += size
+            size = min(2 * size, largest)
 
 
 def _pack(distances: Tensor, rows: Tensor) -> np.ndarray:
@@ -159,7 +169,8 @@ def _candidates(queries: Tensor, part: Tensor, to_beat: Tensor, k: int) -> tuple
         if k < len(part) and np.count_nonzero(within) > few:
             # k vectors of this part are nearer than this. Others are neighbours only if their
             # float32 distance is not larger; rounding both changes squares by up to 2^-22.
-            kth = scores.T.kthvalue(k, dim=1).values.double() + lengths + error
+            nearest = scores.T.topk(k, dim=1, largest=False).values  # (Q, k), ascending
+            kth = nearest[:, -1].double() + lengths + error
             largest = (kth * (1 + 2**-21)).clamp(min=SQUARED_RESOLUTION)
             within = _at_most(scores, torch.minimum(to_beat, largest) - lengths + error)
         if np.count_nonzero(within) <= few:
@@ -197,6 +208,8 @@ def _scores(queries: Tensor, part: Tensor) -> tuple[Tensor, float]:
         Scores, shape (n, Q), and the largest error of a squared distance.
     """
     lengths = torch.linalg.vector_norm(part, dim=1).square_()  # (n,) squared
-    scores = torch.addmm(lengths[:, None], part, queries.T, alpha=-2)
+    # The product with one column takes four times as long as that with two.
+    columns = queries if len(queries) > 1 else queries.repeat(2, 1)
+    scores = torch.addmm(lengths[:, None], part, columns.T, alpha=-2)[:, : len(queries)]
     scale = float(lengths.max()) + float(queries.square().sum(1).max())
     return scores, 4 * (part.shape[1] + 4) * torch.finfo(part.dtype).eps * scale
