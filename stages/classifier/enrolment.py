@@ -138,7 +138,8 @@ def train_enrolled(
     """Train the head on old and enrolled vectors, and choose the k of kNN.
 
     Weight decay and temperature are chosen on the validation images, which have no image of a new
-    class.
+    class. With new classes the weight decay is the strongest, up to 0.1, that costs the old ones
+    no more than one standard error.
 
     Args:
         gallery: Old and enrolled embeddings.
@@ -154,6 +155,7 @@ def train_enrolled(
         device=device,
         k=choose_enrolled_k(gallery, validation),
         weight_per_class=gallery.weights(gallery.embeddings.labels, settings),
+        strong_decay=len(gallery.new_classes) > 0,
         on_epoch=on_epoch,
     )
 

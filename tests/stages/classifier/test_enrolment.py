@@ -172,7 +172,7 @@ def test_leave_one_out_equals_fits_without_each_image(monkeypatch):
     trained = train_enrolled(gallery, make_validation(stored.classes), settings, device=CPU)
     left_out = leave_out(gallery, trained, settings, device=CPU)
     decay = trained.history[trained.epoch - 1].weight_decay
-    monkeypatch.setattr("stages.classifier.train.DEFAULT_DECAY", decay)
+    monkeypatch.setattr("stages.classifier.train.STRONG_DECAY", decay)
     rows = range(len(stored) - 6, len(stored) - 1)  # without the only image of the last class
     assert (left_out.fits, left_out.labels.tolist()) == (5, stored.labels[list(rows)].tolist())
     for position, row in enumerate(rows):

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from clusters import make_clusters, make_first_class_rare
 from sklearn.linear_model import LogisticRegression
 
-from stages.classifier.train import fit_head, train_classifier
+from stages.classifier.train import _choose_decay, fit_head, train_classifier
 from stages.evaluation.paired_tests import mcnemar_test
-from stages.records import Embeddings
+from stages.records import Embeddings, HeadLog
 from stages.settings import ClassifySettings
 
 CPU = torch.device("cpu")
@@ -67,6 +67,30 @@ def test_fit_converges_and_best_weight_decay_wins(count, classes, dim, dropout):
     keys = [(log.val_accuracy, -log.val_loss) for log in history]
     assert keys[epoch - 1] == max(keys)
     assert max(log.epoch for log in history) == history[-1].epoch < 3600
+
+
+def test_strong_decay_is_within_one_standard_error_of_the_best():
+    for noise in (0.2, 0.5, 0.9):
+        train, validation = make_clusters(300, 6, noise=noise), make_clusters(80, 6, seed=1)
+        _, epoch, history = fit_head(
+            train, validation, ClassifySettings(), device=CPU, strong_decay=True
+        )
+        assert [log.weight_decay for log in history] == [0.1, 0.01, 0.001, 0.0001]
+        best = max(log.val_accuracy for log in history)
+        error = max(math.sqrt(best * (1 - best) / 80), 1 / 80)
+        close = [log.val_accuracy >= best - error - 1e-9 for log in history]
+        assert close[epoch - 1] and not any(close[: epoch - 1])
+    _, _, (log,) = fit_head(
+        make_clusters(80), None, ClassifySettings(), device=CPU, strong_decay=True
+    )
+    assert log.weight_decay == 0.1
+
+
+def test_a_strong_decay_that_costs_much_is_not_chosen():
+    logs = [HeadLog(1, 0.1, 0.1, accuracy, 0.1, True) for accuracy in (0.5, 0.88, 0.9, 0.9)]
+    assert _choose_decay(logs, 100) == 1
+    assert _choose_decay(logs, 10_000) == 2
+    assert _choose_decay(logs, None) == 2
 
 
 def test_too_few_iterations_are_reported_as_not_converged():
