@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from pipeline.escape import escape_formula
+from pipeline.open_gallery import open_gallery
+from stages.errors import PipelineError
 
 ENDINGS = (".npz", ".csv", ".parquet")
 
@@ -63,3 +66,13 @@ def write_parquet(
     if digest is not None:
         table = table.replace_schema_metadata({"embedding_digest": digest})
     parquet.write_table(table, path)
+
+
+def assert_not_opened(path: Path, *texts: str, embedding: Path | None = None) -> None:
+    """Assert one error that names the file and contains the texts."""
+    with pytest.raises(PipelineError) as error:
+        open_gallery(path, embedding)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and ";" in message
+    for text in texts:
+        assert text in message

@@ -1,5 +1,7 @@
 """Fixtures that the tests of the commands share."""
 
+from pathlib import Path
+
 import pytest
 from checkpoint_files import write_file
 
@@ -34,4 +36,12 @@ def checkpoint(kind, tmp_path):
     """Path of a checkpoint."""
     path = tmp_path / f"{kind}.safetensors"
     write_file(kind, path)
+    return path
+
+
+@pytest.fixture
+def embedding(tmp_path) -> Path:
+    """Path of the embedding with the network of `write_file`."""
+    path = tmp_path / "embedding.safetensors"
+    write_file("embedding", path)
     return path

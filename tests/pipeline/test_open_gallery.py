@@ -1,11 +1,8 @@
 """Files to search: every format, and files that are damaged, edited or of another embedding."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
 from checkpoint_files import (
@@ -17,14 +14,21 @@ from checkpoint_files import (
 )
 from factories import make_record, unit_vectors
 from safetensors.torch import load_file
-from vector_table_files import ENDINGS, write_csv, write_npz, write_parquet, write_table
+from vector_table_files import (
+    ENDINGS,
+    assert_not_opened,
+    write_csv,
+    write_npz,
+    write_parquet,
+    write_table,
+)
 
 import pipeline.vector_blocks
 from pipeline.checkpoint import save_embedding
 from pipeline.checkpoint_header import make_header
 from pipeline.open_gallery import open_gallery
 from pipeline.tensor_files import read_header
-from stages.errors import CheckpointError, DataError, PipelineError
+from stages.errors import CheckpointError, DataError
 from stages.gallery import UNLABELLED
 from stages.network.digest import state_digest
 
@@ -36,13 +40,6 @@ IDS = ["new\nline.png", "=1+1.png", "caf\udce9.png", 'q"uote .png ', "'=x.png"]
 LABELS = ["10", "", "2", "=b", "10"]
 
 
-@pytest.fixture
-def embedding(tmp_path) -> Path:
-    path = tmp_path / "embedding.safetensors"
-    save_embedding(path, NETWORK, make_record("embedding", NETWORK))
-    return path
-
-
 def gallery_file(path: Path, vectors: torch.Tensor = VECTORS, **changes: Any) -> Path:
     """Write a gallery; changes of the record and ``labels``."""
     labels = {"labels": changes.pop("labels")} if "labels" in changes else {}
@@ -50,16 +47,6 @@ def gallery_file(path: Path, vectors: torch.Tensor = VECTORS, **changes: Any) ->
     record = make_record("gallery", NETWORK, **{**ids, **changes})
     write_gallery(path, NETWORK, vectors, record, **labels)
     return path
-
-
-def rejects(path: Path, *texts: str, embedding: Path | None = None) -> None:
-    """Assert one error that names the file and contains the texts."""
-    with pytest.raises(PipelineError) as error:
-        open_gallery(path, embedding)
-    message = str(error.value)
-    assert message.startswith(f"{path}: ") and ";" in message
-    for text in texts:
-        assert text in message
 
 
 def test_gallery_brings_its_embedding(tmp_path):
@@ -140,15 +127,15 @@ def test_vectors_are_read_in_blocks(compress, rows, tmp_path, embedding, monkeyp
 def test_table_needs_its_embedding(ending, tmp_path, embedding):
     path, other = tmp_path / f"v{ending}", tmp_path / "other.safetensors"
     write_table(path, VECTORS, list("abcde"), LABELS, DIGEST)
-    rejects(path, "--embedding")
+    assert_not_opened(path, "--embedding")
     torch.manual_seed(1)
     network = type(NETWORK)(1, 8, 8)
     digest = save_embedding(other, network, make_record("embedding", network))
-    rejects(path, DIGEST[:12], digest[:12], "other.safetensors", embedding=other)
+    assert_not_opened(path, DIGEST[:12], digest[:12], "other.safetensors", embedding=other)
     for kind in ("gallery", "classifier"):
         write_file(kind, tmp_path / kind)
         open_gallery(tmp_path / kind, embedding)
-        rejects(tmp_path / kind, DIGEST[:12], digest[:12], embedding=other)
+        assert_not_opened(tmp_path / kind, DIGEST[:12], digest[:12], embedding=other)
     with pytest.raises(CheckpointError, match="no such file"):
         open_gallery(path, tmp_path / "missing.safetensors")
 
@@ -162,7 +149,7 @@ def test_invalid_vector(ending, value, tmp_path, embedding):
         gallery_file(path, vectors, ids=list("abcde"))
     else:
         write_table(path, vectors, list("abcde"), LABELS, DIGEST)
-    rejects(path, "row 4", "d", embedding=embedding)
+    assert_not_opened(path, "row 4", "d", embedding=embedding)
 
 
 @pytest.mark.parametrize("ending", [*ENDINGS, ".safetensors"])
@@ -179,7 +166,7 @@ def test_truncated_file(ending, share, tmp_path, embedding):
     if content[:end].endswith(b"\n"):
         end -= 1  # complete rows are a valid table
     path.write_bytes(content[:end])
-    rejects(path, embedding=embedding)
+    assert_not_opened(path, embedding=embedding)
 
 
 @pytest.mark.parametrize("path", ["v.npz", "v.csv", "v.parquet", "v.safetensors", "photos"])
@@ -190,113 +177,16 @@ def test_other_files(path, found, tmp_path, embedding):
         path.mkdir()
     elif found != "missing":
         path.write_bytes(bytes(5000) if found == "of zeros" else b"These are notes.\nNo table.\n")
-    rejects(path, embedding=embedding)
+    assert_not_opened(path, embedding=embedding)
     if path.suffix == ".csv" and found == "notes":
         path.write_text("path,label\na.png,cat\n")
-        rejects(path, "v0", embedding=embedding)
-
-
-@pytest.mark.parametrize(
-    "changes, text",
-    [
-        ({"vectors": None}, "vectors"),
-        ({"ids": None}, "ids"),
-        ({"embedding_digest": None}, "embedding_digest"),
-        ({"vectors": VECTORS.double()}, "float64"),
-        ({"vectors": VECTORS[0]}, "(8,)"),
-        ({"vectors": VECTORS[:4]}, "ids"),
-        ({"vectors": VECTORS[:, :7]}, "7"),
-        ({"vectors": np.asfortranarray(VECTORS)}, "rows"),
-        ({"ids": np.arange(5)}, "ids"),
-        ({"ids": np.array(IDS, object)}, "ids"),
-        ({"ids": IDS[:4]}, "ids"),
-        ({"labels": LABELS[:4]}, "labels"),
-        ({"labels": np.arange(5)}, "labels"),
-        ({"embedding_digest": [DIGEST]}, "embedding_digest"),
-        ({"embedding_digest": ""}, "without a digest"),
-        ({"vectors": VECTORS[:0], "ids": np.array([], "U1"), "labels": None}, "no vectors"),
-    ],
-)
-def test_npz_with_other_arrays(changes, text, tmp_path, embedding):
-    path = tmp_path / "v.npz"
-    arrays = {"vectors": VECTORS, "ids": IDS, "labels": LABELS, "embedding_digest": DIGEST}
-    write_npz(path, **{**arrays, **changes})
-    rejects(path, text, embedding=embedding)
-
-
-@pytest.mark.parametrize("compress", [False, True])
-def test_npz_with_a_wrong_bit(compress, tmp_path, embedding):
-    """The checksum of the archive finds it, also where the length of the vector hardly changes."""
-    path, vectors = tmp_path / "v.npz", unit_vectors(500, 8, seed=3)
-    ids = [str(row) for row in range(500)]
-    write_npz(path, vectors=vectors, ids=ids, embedding_digest=DIGEST, compress=compress)
-    content = bytearray(path.read_bytes())
-    content[zipfile.ZipFile(path).getinfo("vectors.npy").header_offset + 3000] ^= 1
-    path.write_bytes(content)
-    rejects(path, "damaged", embedding=embedding)
-
-
-def test_npz_with_a_header_that_promises_too_much(tmp_path, embedding):
-    path = tmp_path / "v.npz"
-    write_npz(path, vectors=VECTORS, ids=IDS, embedding_digest=DIGEST)
-    content = path.read_bytes()
-    for shape in (b"(9, 8), ", b"(5, 9), ", b"(-1, 8),", b"(5, 10**9)"):
-        changed = content.replace(b"(5, 8), ", shape[:8], 1)
-        assert changed != content
-        path.write_bytes(changed)
-        rejects(path, embedding=embedding)
-
-
-@pytest.mark.parametrize(
-    "old, new",
-    [
-        ("id,", "name,"),
-        ("embedding_digest", "digest"),
-        ("v7", "v8"),
-        ("v1,", ""),
-        (DIGEST, "0" * 64),
-        ("\n", "\n\n\nx,y,z,1,2,3,4,5,6,7,8,9,10,11\n"),
-        ("0.", "none."),
-        ("0.", "nan0."),
-        ("0.", "1e99"),
-        ("a,", '"a,'),
-        ("label", "embedding_digest"),
-    ],
-)
-def test_edited_csv(old, new, tmp_path, embedding):
-    path = tmp_path / "v.csv"
-    write_csv(path, VECTORS, list("abcde"), LABELS, DIGEST)
-    text = path.read_text()
-    path.write_text(text.replace(old, new, 1))
-    rejects(path, embedding=embedding)
-    path.write_text(text.replace("\n", "\r\n\r\n"))  # other line ends, and empty lines
-    open_gallery(path, embedding)
-    path.write_text("\ufeff" + text)  # as Excel writes UTF-8
-    open_gallery(path, embedding)
-
-
-def test_parquet_with_other_columns(tmp_path, embedding):
-    path = tmp_path / "v.parquet"
-    write_parquet(path, VECTORS, list("abcde"), LABELS, None)
-    rejects(path, "embedding_digest", embedding=embedding)
-    write_parquet(path, VECTORS, ["a", None, "c", "d", "e"], LABELS, DIGEST)
-    rejects(path, "id", embedding=embedding)
-    for table in ({"id": ["a"]}, {"id": ["a"], "vector": [[1.0]]}, {"id": ["a"], "vector": ["x"]}):
-        pd.DataFrame(table).to_parquet(path)
-        rejects(path, "vector", embedding=embedding)
-
-
-def test_parquet_needs_pyarrow(tmp_path, embedding, monkeypatch):
-    path = tmp_path / "v.parquet"
-    write_parquet(path, VECTORS, list("abcde"), LABELS, DIGEST)
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    rejects(path, "pip install 'embedding-pipeline[parquet]'", embedding=embedding)
+        assert_not_opened(path, "v0", embedding=embedding)
 
 
 @pytest.mark.parametrize("kind", ["embedding", "state", "vectors"])
 def test_other_kinds_of_checkpoints(kind, tmp_path):
     write_file(kind, tmp_path / "file")
-    rejects(tmp_path / "file", kind, "pipeline vectors")
+    assert_not_opened(tmp_path / "file", kind, "pipeline vectors")
 
 
 def test_edited_gallery(tmp_path):
@@ -316,7 +206,7 @@ def test_edited_gallery(tmp_path):
         ({"embedding_digest": "0" * 64}, "digest"),
     ):
         gallery_file(path, **changes)
-        rejects(path, text)
+        assert_not_opened(path, text)
 
 
 def test_gallery_with_other_tensors(tmp_path):
@@ -333,7 +223,7 @@ def test_gallery_with_other_tensors(tmp_path):
         if value is None:
             del changed[name]
         write_tensors(path, changed, record)
-        rejects(path, text)
+        assert_not_opened(path, text)
 
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor], record: dict[str, Any]) -> None:
@@ -350,7 +240,7 @@ def test_wrong_bits_and_digests(tmp_path):
         damaged = bytearray(content)
         damaged[int(place * len(content))] ^= 1
         path.write_bytes(damaged)
-        rejects(path, "damaged")
+        assert_not_opened(path, "damaged")
     path.write_bytes(content)
     change_header(path, digest="0" * 64)
     assert_rejected(path, "digest", load=lambda path: open_gallery(path, None))
