@@ -59,7 +59,10 @@ PYTHON_BLOCKS = [
 
 
 def make_photos(folder: Path) -> None:
-    """Write photos/ (30 images of two classes), photos.csv with groups, and new/ (6 images)."""
+    """Write photos/ (30 images of two classes), photos.csv with groups, and new/ (6 images).
+
+    In new-classes/ are 5 images of a third class.
+    """
     generator, rows = np.random.default_rng(0), ["path,label,group"]
     for number in range(36):
         label = ("cat", "dog")[number % 2]
@@ -70,6 +73,10 @@ def make_photos(folder: Path) -> None:
         Image.fromarray(pixels.astype(np.uint8)).save(path)
         if number < 30:
             rows.append(f"{path.relative_to(folder)},{label},{label} {number // 6}")
+    (folder / "new-classes" / "owl").mkdir(parents=True)
+    for number in range(5):
+        pixels = generator.integers(0, 80, (40, 40, 3)) + np.array([40, 150, 90])
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"new-classes/owl/{number}.png")
     (folder / "photos.csv").write_text("\n".join(rows))
     (folder / "few.toml").write_text("[embed]\nepochs = 3\n")
 
