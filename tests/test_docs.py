@@ -70,10 +70,10 @@ PYTHON_SCRIPTS = python_scripts()
 
 
 def make_photos(folder: Path) -> None:
-    """Write images of two classes and of a third one.
+    """Write images of two classes and of two others.
 
-    photos/ has 30 images of cats and dogs, photos.csv their groups, new/ 6 more; rabbits/ has 5
-    images of another class, and rabbit.png is one more.
+    photos/ has 30 images of cats and dogs, photos.csv their groups, new/ 6 more. new-classes/ has 5
+    images of another class, rabbits/ too, and rabbit.png is one more.
     """
     generator, rows = np.random.default_rng(0), ["path,label,group"]
     for number in range(36):
@@ -89,6 +89,10 @@ def make_photos(folder: Path) -> None:
     for name in ("rabbit.png", *(f"rabbits/rabbit/{number}.png" for number in range(5))):
         pixels = generator.integers(0, 80, (40, 40, 3)) + np.array([60, 160, 60])
         Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
+    (folder / "new-classes" / "owl").mkdir(parents=True)
+    for number in range(5):
+        pixels = generator.integers(0, 80, (40, 40, 3)) + np.array([40, 150, 90])
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"new-classes/owl/{number}.png")
     (folder / "photos.csv").write_text("\n".join(rows))
     (folder / "few.toml").write_text("[embed]\nepochs = 3\n")
 

@@ -10,6 +10,7 @@ import pytest
 from hostile.case import Case, Outcome, error, problems, works
 from hostile.cases import (
     checkpoints,
+    enrolment,
     environments,
     images,
     manifests,
@@ -31,6 +32,7 @@ TABLE: list[Case] = [
     *images.CASES,
     *manifests.CASES,
     *checkpoints.CASES,
+    *enrolment.CASES,
     *records.CASES,
     *states.CASES,
     *search.CASES,
