@@ -61,8 +61,8 @@ PYTHON_BLOCKS = [
 def make_photos(folder: Path) -> None:
     """Write images of two classes and of a third one.
 
-    photos/ has 30 images of cats and dogs, photos.csv their groups, new/ 6 more; rabbits/ has 5
-    images of another class, and rabbit.png is one more.
+    photos/ has 30 images of cats and dogs, photos.csv their groups, new/ 6 more; new-class/ has 5
+    images of another class, and truck.png is one more.
     """
     generator, rows = np.random.default_rng(0), ["path,label,group"]
     for number in range(36):
@@ -74,8 +74,8 @@ def make_photos(folder: Path) -> None:
         Image.fromarray(pixels.astype(np.uint8)).save(path)
         if number < 30:
             rows.append(f"{path.relative_to(folder)},{label},{label} {number // 6}")
-    (folder / "rabbits" / "rabbit").mkdir(parents=True)
-    for name in ("rabbit.png", *(f"rabbits/rabbit/{number}.png" for number in range(5))):
+    (folder / "new-class" / "vehicles").mkdir(parents=True)
+    for name in ("truck.png", *(f"new-class/vehicles/{number}.png" for number in range(5))):
         pixels = generator.integers(0, 80, (40, 40, 3)) + np.array([60, 160, 60])
         Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
     (folder / "photos.csv").write_text("\n".join(rows))
