@@ -22,8 +22,8 @@ from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
 from pipeline.commands.predict import predict, predict_images
 from pipeline.commands.report import report
-from pipeline.data.decode import decode_files
 from pipeline.data.image_paths import find_images
+from pipeline.image_vectors import embed_files
 from stages.errors import PipelineError
 from stages.evaluation.typicality import smallest_typicality, typicality
 from stages.network.embedding_net import EmbeddingNet
@@ -165,7 +165,7 @@ def test_output_is_checked_before_the_first_image(trained, tmp_path, monkeypatch
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("earlier")
     shutil.copy(trained / "c.safetensors", tmp_path)
-    monkeypatch.setattr("pipeline.image_vectors.decode_files", None)
+    monkeypatch.setattr("pipeline.commands.predict.embed_files", None)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(PipelineError, match=name):
         predict(
@@ -325,15 +325,14 @@ def test_only_what_one_image_needs_is_imported(tmp_path, command, option, channe
 def test_interrupt_keeps_the_rows_so_far(trained, classifier, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.image_vectors.BLOCK_SIZE", 8)
     (tmp_path / "out.csv").write_text("earlier")
-    decode, calls = decode_files, []
 
-    def interrupted(paths, **options):
-        calls.append(paths)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return decode(paths, **options)
+    def interrupted(*arguments, **options):
+        for number, block in enumerate(embed_files(*arguments, **options)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield block
 
-    monkeypatch.setattr("pipeline.image_vectors.decode_files", interrupted)
+    monkeypatch.setattr("pipeline.commands.predict.embed_files", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"out\.csv\.partial"):
         predict(
             [trained / "elsewhere"],
