@@ -72,8 +72,13 @@ PYTHON_SCRIPTS = python_scripts()
 def make_photos(folder: Path) -> None:
     """Write images of two classes and of two others.
 
-    photos/ has 30 images of cats and dogs, photos.csv their groups, new/ 6 more. new-classes/ has 5
-    images of another class, rabbits/ too, and rabbit.png is one more.
+    <<<<<<< HEAD
+        photos/ has 30 images of cats and dogs, photos.csv their groups, new/ 6 more. new-classes/ has 5
+        images of another class, rabbits/ too, and rabbit.png is one more.
+    =======
+        photos/ has 30 images of cats and dogs, photos.csv their groups, new/ 6 more; new-class/ has 5
+        images of another class, and truck.png is one more.
+    >>>>>>> 5535f5cc165e69aab924f78cba2b91342aa2274f
     """
     generator, rows = np.random.default_rng(0), ["path,label,group"]
     for number in range(36):
@@ -85,8 +90,8 @@ def make_photos(folder: Path) -> None:
         Image.fromarray(pixels.astype(np.uint8)).save(path)
         if number < 30:
             rows.append(f"{path.relative_to(folder)},{label},{label} {number // 6}")
-    (folder / "rabbits" / "rabbit").mkdir(parents=True)
-    for name in ("rabbit.png", *(f"rabbits/rabbit/{number}.png" for number in range(5))):
+    (folder / "new-class" / "vehicles").mkdir(parents=True)
+    for name in ("truck.png", *(f"new-class/vehicles/{number}.png" for number in range(5))):
         pixels = generator.integers(0, 80, (40, 40, 3)) + np.array([60, 160, 60])
         Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
     (folder / "new-classes" / "owl").mkdir(parents=True)

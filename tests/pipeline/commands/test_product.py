@@ -16,7 +16,7 @@ from pipeline.commands.embed import embed
 from stages.settings import ClassifySettings, ReadSettings
 
 PAGE = Path(__file__).parents[3] / "docs" / "tutorials" / "product.md"
-COLOURS = {"cat": (150, 90, 40), "dog": (40, 90, 150), "rabbit": (60, 160, 60)}
+COLOURS = {"cat": (150, 90, 40), "dog": (40, 90, 150), "vehicles": (60, 160, 60)}
 
 
 def make_images(folder: Path, label: str, count: int, seed: int) -> list[Path]:
@@ -52,8 +52,10 @@ def test_from_one_file_to_a_product(product, run_command, capsys):
     assert [path.name for path in product.iterdir()] == ["c.safetensors"]
     cats = make_images(Path("new/cat"), "cat", 4, seed=10)
     dogs = make_images(Path("new/dog"), "dog", 4, seed=11)
-    make_images(Path("rabbits/rabbit"), "rabbit", 5, seed=12)
-    Path("rabbit.png").write_bytes(make_images(Path("later"), "rabbit", 1, seed=13)[0].read_bytes())
+    make_images(Path("new-class/vehicles"), "vehicles", 5, seed=12)
+    Path("truck.png").write_bytes(
+        make_images(Path("later"), "vehicles", 1, seed=13)[0].read_bytes()
+    )
 
     def run(command: str) -> str:
         status, out, errors = run_command(*command.split())
@@ -83,24 +85,24 @@ def test_from_one_file_to_a_product(product, run_command, capsys):
     )
 
     # Enrolment: the new class is predicted, and the old ones still are.
-    (before,) = table(run("predict rabbit.png --classifier c.safetensors"))
-    run("enroll rabbits --classifier c.safetensors --out enrolled.safetensors")
+    (before,) = table(run("predict truck.png --classifier c.safetensors"))
+    run("enroll new-class --classifier c.safetensors --out enrolled.safetensors")
     enrolled = load_classifier(Path("enrolled.safetensors"))
-    assert enrolled.classes == ("cat", "dog", "rabbit") and before["label"] != "rabbit"
-    (after,) = table(run("predict rabbit.png --classifier enrolled.safetensors"))
-    assert after["label"] == after["knn_label"] == "rabbit"
+    assert enrolled.classes == ("cat", "dog", "vehicles") and before["label"] != "vehicles"
+    (after,) = table(run("predict truck.png --classifier enrolled.safetensors"))
+    assert after["label"] == after["knn_label"] == "vehicles"
     rows = table(run("predict new --classifier enrolled.safetensors"))
     assert [row["label"] for row in rows] == ["cat"] * 4 + ["dog"] * 4
 
     # Export: onnxruntime's answers are those of `predict`.
     run("export --classifier enrolled.safetensors --out model.onnx --any-size any-size.onnx")
-    for path, row in [("rabbit.png", after), *((row["path"], row) for row in rows)]:
+    for path, row in [("truck.png", after), *((row["path"], row) for row in rows)]:
         check_answers(path, row, enrolled)
     capsys.readouterr()
     (snippet,) = re.findall(r"^```py\n(.*?)^```", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
     exec(snippet, {})
     label, probability = capsys.readouterr().out.split()
-    assert label == "rabbit" and abs(float(probability) - float(after["probability"])) < 1e-4
+    assert label == "vehicles" and abs(float(probability) - float(after["probability"])) < 1e-4
 
 
 def check_answers(path, row, classifier) -> None:
