@@ -72,13 +72,8 @@ PYTHON_SCRIPTS = python_scripts()
 def make_photos(folder: Path) -> None:
     """Write images of two classes and of two others.
 
-    <<<<<<< HEAD
-        photos/ has 30 images of cats and dogs, photos.csv their groups, new/ 6 more. new-classes/ has 5
-        images of another class, rabbits/ too, and rabbit.png is one more.
-    =======
-        photos/ has 30 images of cats and dogs, photos.csv their groups, new/ 6 more; new-class/ has 5
-        images of another class, and truck.png is one more.
-    >>>>>>> 5535f5cc165e69aab924f78cba2b91342aa2274f
+    photos/ has 30 images of cats and dogs, photos.csv their groups, new/ 6 more. new-classes/ has 5
+    images of another class, new-class/ too, and truck.png is one more.
     """
     generator, rows = np.random.default_rng(0), ["path,label,group"]
     for number in range(36):

@@ -22,11 +22,7 @@ from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
 from pipeline.commands.predict import predict, predict_images
 from pipeline.commands.report import report
-<<<<<<< HEAD
 from pipeline.data.folder import find_image_files
-=======
-from pipeline.data.image_paths import find_images
->>>>>>> 5535f5cc165e69aab924f78cba2b91342aa2274f
 from pipeline.image_vectors import embed_files
 from stages.errors import PipelineError
 from stages.evaluation.typicality import smallest_typicality, typicality
@@ -171,11 +167,7 @@ def test_output_is_checked_before_the_first_image(trained, tmp_path, monkeypatch
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("earlier")
     shutil.copy(trained / "c.safetensors", tmp_path)
-<<<<<<< HEAD
     monkeypatch.setattr("pipeline.image_vectors.read_pixels", None)
-=======
-    monkeypatch.setattr("pipeline.commands.predict.embed_files", None)
->>>>>>> 5535f5cc165e69aab924f78cba2b91342aa2274f
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(PipelineError, match=name):
         predict(
@@ -248,7 +240,6 @@ def test_without_validation_images_nothing_is_rejected(tmp_path, run_command):
     assert json.loads(out)["typicality"] is None and json.loads(out)["known"] is True
 
 
-<<<<<<< HEAD
 def test_interrupt_keeps_the_rows_so_far(trained, classifier, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.image_vectors.BLOCK_SIZE", 8)
     (tmp_path / "out.csv").write_text("earlier")
@@ -261,29 +252,6 @@ def test_interrupt_keeps_the_rows_so_far(trained, classifier, tmp_path, monkeypa
         return embed_block(paths, *arguments)
 
     monkeypatch.setattr(image_vectors, "_embed_block", interrupted)
-=======
-def test_paths_are_read_from_standard_input(trained, classifier, tmp_path):
-    good = next((trained / "elsewhere" / "3").iterdir())
-    command = [sys.executable, "-m", "pipeline", "predict", "-", "--classifier", str(classifier)]
-    lines = f"{good}\nmissing.png\n".encode()
-    result = subprocess.run(
-        command, cwd=tmp_path, env=ENVIRONMENT, input=lines, capture_output=True
-    )
-    assert result.returncode == 1 and result.stdout.splitlines()[2] == b"missing.png,,,,,,,"
-
-
-def test_interrupt_keeps_the_rows_so_far(trained, classifier, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.image_vectors.BLOCK_SIZE", 8)
-    (tmp_path / "out.csv").write_text("earlier")
-
-    def interrupted(*arguments, **options):
-        for number, block in enumerate(embed_files(*arguments, **options)):
-            if number == 2:
-                raise KeyboardInterrupt
-            yield block
-
-    monkeypatch.setattr("pipeline.commands.predict.embed_files", interrupted)
->>>>>>> 5535f5cc165e69aab924f78cba2b91342aa2274f
     with pytest.raises(KeyboardInterrupt, match=r"out\.csv\.partial"):
         predict(
             [trained / "elsewhere"],
