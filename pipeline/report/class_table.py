@@ -42,7 +42,7 @@ def class_score_table(runs: Sequence[EvaluatedRun]) -> pd.DataFrame:
                 for estimate in (scores.precision, scores.recall, scores.f1):
                     row += ["" if share is None else format_share(share, 6) for share in estimate]
                 rows.append(row)
-    return pd.DataFrame(rows, columns=CLASS_COLUMNS)
+    return pd.DataFrame(rows, columns=CLASS_COLUMNS, dtype=object)
 
 
 def class_rows(run: EvaluatedRun) -> list[tuple[str, list[Cell]]]:

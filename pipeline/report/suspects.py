@@ -98,4 +98,4 @@ def suspect_table(runs: Sequence[EvaluatedRun]) -> pd.DataFrame:
         ]
         for suspect, number in sorted(suspects)
     ]
-    return pd.DataFrame(rows, columns=SUSPECT_COLUMNS)
+    return pd.DataFrame(rows, columns=SUSPECT_COLUMNS, dtype=object)

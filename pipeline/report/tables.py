@@ -47,7 +47,7 @@ def accuracy_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> pd.
         for name, scores in named_scores
         for score in scores
     ]
-    return pd.DataFrame(rows, columns=SCORE_COLUMNS)
+    return pd.DataFrame(rows, columns=SCORE_COLUMNS, dtype=object)
 
 
 def comparison_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> pd.DataFrame:
@@ -73,7 +73,7 @@ def comparison_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> p
         ]
         for run_a, run_b, paired in comparisons
     ]
-    return pd.DataFrame(rows, columns=PAIRED_COLUMNS)
+    return pd.DataFrame(rows, columns=PAIRED_COLUMNS, dtype=object)
 
 
 def prediction_table(run: EvaluatedRun) -> pd.DataFrame:
@@ -111,7 +111,10 @@ def _prediction_rows(
             "split": split,
             "typicality": [_share(value) for value in prediction.typicality],
             "known": np.where(rejected, "false", "true"),
-        }
+        },
+        # pandas would make text of pyarrow, if that is installed, which cannot hold a file name
+        # that is not UTF-8.
+        dtype=object,
     )
 
 
