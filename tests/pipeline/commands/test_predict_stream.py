@@ -74,7 +74,7 @@ print(*sys.modules, file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("command, option", [("predict", "--classifier")])
+@pytest.mark.parametrize("command, option", [("predict", "--classifier"), ("search", "--within")])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_only_what_one_image_needs_is_imported(tmp_path, command, option, channels):
     network, path = EmbeddingNet(channels, 8, 8), tmp_path / "classifier.safetensors"
