@@ -92,8 +92,11 @@ def _describe_resolution(classifier: ClassifierCheckpoint, reject: float) -> str
         return ""
     if count == 0:
         return "no image is rejected as unknown: the classifier has no validation images"
+    kind = "validation image"
+    if len(classifier.enrolled_distances):
+        kind = "validation or enrolled image"
     return (
-        f"no image is rejected as unknown: with {count_of(count, 'validation image')} typicality "
+        f"no image is rejected as unknown: with {count_of(count, kind)} typicality "
         f"is at least {smallest_typicality(count):.2g}, and --reject is {reject:g}"
     )
 

@@ -1,5 +1,6 @@
 """The embedding network: pixel scaling, trunk, projection, L2 normalisation."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -192,10 +193,13 @@ class EmbeddingNet(nn.Module):
             value.copy_(given.get(name, value))
         self._trunk_digest = None
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Load weights and buffers, see :meth:`torch.nn.Module.load_state_dict`."""
         self._trunk_digest = None
-        return super().load_state_dict(*args, **kwargs)
+        state = OrderedDict(state_dict)
+        # The versions of the layers: files have none, and torchvision's mnasnet needs its own.
+        state._metadata = self.state_dict()._metadata  # type: ignore[attr-defined]
+        return super().load_state_dict(state, *args, **kwargs)
 
     def trunk_digest(self) -> str | None:
         """Compute the digest of the trunk's weights and of the pixel scaling.

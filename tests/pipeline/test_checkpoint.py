@@ -78,6 +78,7 @@ def test_embedding_round_trip(saved):
         ("conv", ["meta"]),
         ("conv-deep", ["meta"]),
         ("torchvision:shufflenet_v2_x0_5", ["meta"]),
+        ("torchvision:mnasnet0_5", ["meta"]),  # needs the version of its layers
         ("torchvision:regnet_y_400mf", ["cpu"]),  # cannot be built on the meta device
         ("timm:levit_128s", ["meta", "cpu"]),  # has tensors outside its state
     ],
