@@ -248,7 +248,11 @@ def _is_ready(stream: BufferedReader) -> bool:
 
     On Windows that is unknown: a batch then ends with what one call has read.
     """
+    if not hasattr(select, "poll"):
+        return False
     try:
-        return bool(select.select([stream], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
     except (OSError, ValueError):  # not a file of the operating system
         return False

@@ -36,11 +36,39 @@ CASES: list[Case] = [
         prepare=file("new/yew/0.png", "text"),
         name="enroll: nothing readable",
     ),
-    error(f"enroll new.csv {OUT}", "new.csv", prepare=file("new.csv", "path,label\n")),
-    error(f"enroll new.csv {OUT}", "gone.png", prepare=file("new.csv", "path,label\ngone.png,a\n")),
-    error(f"enroll new {OUT}", "Ash", "ash", "case", prepare=new_class("Ash")),
-    error(f"enroll new {OUT}", "Yew", "yew", prepare=new_class("Yew", "yew")),
-    error(f"enroll new {OUT}", "same image", prepare=new_class("oak", "yew")),
+    error(
+        f"enroll new.csv {OUT}",
+        "new.csv",
+        prepare=file("new.csv", "path,label\n"),
+        name="enroll: no rows",
+    ),
+    error(
+        f"enroll new.csv {OUT}",
+        "gone.png",
+        prepare=file("new.csv", "path,label\ngone.png,a\n"),
+        name="enroll: a missing image",
+    ),
+    error(
+        f"enroll new {OUT}",
+        "Ash",
+        "ash",
+        "case",
+        prepare=new_class("Ash"),
+        name="enroll: a known class in another case",
+    ),
+    error(
+        f"enroll new {OUT}",
+        "Yew",
+        "yew",
+        prepare=new_class("Yew", "yew"),
+        name="enroll: a new class in two cases",
+    ),
+    error(
+        f"enroll new {OUT}",
+        "same image",
+        prepare=new_class("oak", "yew"),
+        name="enroll: an image in two classes",
+    ),
     error(
         f"enroll new {OUT}",
         "same image|several classes",
@@ -84,7 +112,12 @@ CASES: list[Case] = [
     ),
     # Tolerated.
     works(f"enroll new {OUT}", writes=("new.safetensors",), prepare=new_class("yew")),
-    works(f"enroll new {OUT}", writes=("new.safetensors",), prepare=new_class("=yew\n\x1b[31m")),
+    works(
+        f"enroll new {OUT}",
+        writes=("new.safetensors",),
+        prepare=new_class("=yew\n\x1b[31m"),
+        name="enroll: control characters",
+    ),
     works(
         "enroll new --force --out notes.txt",
         writes=("notes.txt",),

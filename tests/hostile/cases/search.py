@@ -99,7 +99,10 @@ CASES: list[Case] = [
         error(table(ending), f"photos{ending}", prepare=gallery(with_nan), name=f"{ending}: NaN")
         for ending in (*ENDINGS, ".safetensors")
     ),
-    *(error(table(ending), f"photos{ending}", "no such file") for ending in ENDINGS),
+    *(
+        error(table(ending), f"photos{ending}", "no such file", name=f"{ending}: missing")
+        for ending in ENDINGS
+    ),
     *(
         error(
             table(ending),

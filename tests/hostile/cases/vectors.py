@@ -48,6 +48,7 @@ CASES: list[Case] = [
         "skipped: photos/ash/0.png",
         prepare=file("photos/ash/0.png", "no image"),
         writes=("v.safetensors",),
+        name="vectors: an unreadable image",
     ),
     # The readable images are written.
     some_unreadable(
@@ -64,6 +65,7 @@ CASES: list[Case] = [
         "photos/ash/0.png",
         "finite",
         prepare=tensors(EMBEDDING, "embedding", negative_variances),
+        name="vectors: not finite",
     ),
     # Names.
     *(
