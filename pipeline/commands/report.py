@@ -208,12 +208,19 @@ def _embed_test(
 def _load_both(
     embedding: Path, classifier: Path
 ) -> tuple[EmbeddingCheckpoint, ClassifierCheckpoint]:
+    if classifier.exists() and not embedding.exists():
+        raise CheckpointError(
+            f"{embedding}: no such file; give the embedding that {classifier} was trained on with "
+            "--embedding"
+        )
     embedded, classified = load_embedding(embedding), load_classifier(classifier)
     if classified.embedding_digest != embedded.digest:
+        advice = f"run `pipeline classify --embedding {embedding} --out {classifier} --force`"
+        if classified.record.get("enrolled"):  # that would lose the enrolled images
+            advice = "give the embedding that it was trained on with --embedding"
         raise CheckpointError(
             f"{classifier}: trained on the embedding {classified.embedding_digest[:12]}, but "
-            f"{embedding} holds {embedded.digest[:12]}; run "
-            f"`pipeline classify --embedding {embedding} --out {classifier} --force`"
+            f"{embedding} holds {embedded.digest[:12]}; {advice}"
         )
     return embedded, classified
 

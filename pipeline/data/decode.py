@@ -146,7 +146,8 @@ def _check_and_read(file: BufferedReader) -> BufferedReader | BytesIO:
 def _reason(error: Exception) -> str:
     """Describe in one line, without the path, why a file cannot be read."""
     if isinstance(error, FileNotFoundError):
-        return "missing (a broken link?)"
+        is_link = error.filename is not None and os.path.islink(error.filename)
+        return "missing: a broken link" if is_link else "no such file"
     if isinstance(error, IsADirectoryError):
         return "a folder, not a file"
     if isinstance(error, OSError) and error.strerror:

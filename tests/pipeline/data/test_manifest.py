@@ -133,7 +133,7 @@ def with_roles(*roles: str) -> Writer:
 REJECTED: dict[str, tuple[Writer, str]] = {
     "one missing file": (
         manifest("path,label\nnone.png,a\n"),
-        "the first: missing (a broken link?): ",
+        "the first: no such file: ",
     ),
     "empty": (manifest(""), "no column path"),
     "no rows": (manifest("path,label\n"), "no row"),
