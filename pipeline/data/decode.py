@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from io import BufferedReader, BytesIO
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -146,7 +147,7 @@ def _check_and_read(file: BufferedReader) -> BufferedReader | BytesIO:
 def _reason(error: Exception) -> str:
     """Describe in one line, without the path, why a file cannot be read."""
     if isinstance(error, FileNotFoundError):
-        is_link = error.filename is not None and os.path.islink(error.filename)
+        is_link = error.filename is not None and Path(error.filename).is_symlink()
         return "missing: a broken link" if is_link else "no such file"
     if isinstance(error, IsADirectoryError):
         return "a folder, not a file"

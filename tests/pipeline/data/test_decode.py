@@ -76,7 +76,7 @@ def test_unreadable_content_gives_a_reason(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda path: None, "missing"),
+        (lambda path: None, "no such file"),
         (lambda path: path.symlink_to(path.parent / "nowhere"), "missing"),
         (lambda path: path.symlink_to(path), "links"),
         (make_directory, "folder"),
