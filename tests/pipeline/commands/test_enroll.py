@@ -143,8 +143,13 @@ def test_validation_images_are_not_enrolled(workspace, tmp_path):
 
 @pytest.mark.parametrize(
     ("k", "size", "before", "has_validation", "limit"),
-    [(3, 3, 5, True, True), (1, 3, 5, True, False), (1, 3, 5, False, False), (9, 6, 5, True, False)],
-)  # fmt: skip
+    [
+        (3, 3, 5, True, True),
+        (1, 3, 5, True, False),
+        (1, 3, 5, False, False),
+        (9, 6, 5, True, False),
+    ],
+)
 def test_reason_for_another_k(k, size, before, has_validation, limit):
     labels = torch.tensor([0] * 20 + [1] * size)
     embeddings = Embeddings(torch.eye(20 + size), labels, ("a", "b"))
