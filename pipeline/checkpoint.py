@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.checkpoint_header import Header, advice
+from pipeline.enrolments import images_per_class
+from pipeline.schema import shown
 from pipeline.tensor_files import load_tensors, read_header, save_tensors
 from stages.checkpoints import ClassifierCheckpoint, EmbeddingCheckpoint
 from stages.errors import CheckpointError, DataError, SettingsError
@@ -202,12 +204,14 @@ def _classifier(path: Path, header: Header, tensors: dict[str, Tensor]) -> Class
         count = sum(enrolment["distances"] for enrolment in record["enrolled"])
         shapes["enrolled.distances"] = torch.empty(count, device="meta")
     _check_tensors(path, header, shapes, tensors)
+    gallery = _embeddings(path, header, tensors, "gallery")
+    _check_enrolled(path, header, gallery)
     head = Head(dim, len(classes), dropout=record["settings"]["dropout"])
     head.linear.load_state_dict({"weight": tensors["head.weight"], "bias": tensors["head.bias"]})
     return ClassifierCheckpoint(
         network=network,
         head=head.eval(),
-        gallery=_embeddings(path, header, tensors, "gallery"),
+        gallery=gallery,
         gallery_ids=tuple(record["gallery_ids"]),
         validation=_embeddings(path, header, tensors, "validation") if images else None,
         validation_distances=_distances(path, header, tensors, "validation"),
@@ -229,6 +233,19 @@ def _embeddings(path: Path, header: Header, tensors: Mapping[str, Tensor], name:
         return Embeddings(vectors, labels, tuple(header.record["classes"]))
     except DataError as error:
         raise CheckpointError(f"{path}: {name}: {error}; {advice(path, header.kind)}") from error
+
+
+def _check_enrolled(path: Path, header: Header, gallery: Embeddings) -> None:
+    """Raise an error if the last gallery images are not those that the record has as enrolled."""
+    counts = images_per_class(header.record)
+    first = len(gallery) - sum(counts.values())
+    found = torch.bincount(gallery.labels[first:], minlength=len(gallery.classes)).tolist()
+    for name, count in zip(gallery.classes, found, strict=True):
+        if count != counts.get(name, 0):
+            raise CheckpointError(
+                f"{path}: the record has {counts.get(name, 0)} enrolled images of the class "
+                f"{shown(name)}, but the gallery has {count}; {advice(path, header.kind)}"
+            )
 
 
 def _distances(path: Path, header: Header, tensors: Mapping[str, Tensor], name: str) -> Tensor:

@@ -1,6 +1,7 @@
 """What was enrolled, from the record of a classifier."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.numbers import count_of
@@ -16,6 +17,14 @@ def image_count(enrolment: Mapping[str, Any]) -> int:
 def enrolled_count(record: Mapping[str, Any]) -> int:
     """Return the number of enrolled images of a classifier: the last ones of its gallery."""
     return sum(map(image_count, record.get("enrolled", ())))
+
+
+def images_per_class(record: Mapping[str, Any]) -> dict[str, int]:
+    """Return the number of enrolled images of each class that has some."""
+    counts: Counter[str] = Counter()
+    for enrolment in record.get("enrolled", ()):
+        counts.update(enrolment["images"])
+    return dict(counts)
 
 
 def describe_enrolments(record: Mapping[str, Any]) -> list[str]:
@@ -37,7 +46,7 @@ def describe_enrolments(record: Mapping[str, Any]) -> list[str]:
                 if (name in new_classes) == (kind == "new")
             }
             if counts:
-                parts.append(describe_images(counts, kind))
+                parts.append(f"{describe_images(counts, kind)} ({list_first(counts)})")
         phrases.append(f"{' and '.join(parts)} from {enrolment['source']}")
     return phrases
 
@@ -47,11 +56,18 @@ def describe_images(counts: Mapping[str, int], kind: str) -> str:
 
     Example:
         >>> describe_images({"cat": 2, "dog": 1}, "known")
-        '3 images of 2 known classes (cat, dog)'
+        '3 images of 2 known classes'
     """
     noun = "class" if len(counts) == 1 else "classes"
-    more = ", ..." if len(counts) > LISTED else ""
-    names = ", ".join(list(counts)[:LISTED])
-    return (
-        f"{count_of(sum(counts.values()), 'image')} of {len(counts)} {kind} {noun} ({names}{more})"
-    )
+    return f"{count_of(sum(counts.values()), 'image')} of {len(counts)} {kind} {noun}"
+
+
+def list_first(names: Iterable[str]) -> str:
+    """List the first ten of some names.
+
+    Example:
+        >>> list_first("abcdefghijkl")
+        'a, b, c, d, e, f, g, h, i, j, ...'
+    """
+    listed = list(names)
+    return ", ".join([*listed[:LISTED], *(["..."] if len(listed) > LISTED else [])])

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.enrolments import enrolled_count, image_count
 from pipeline.schema import (
     BOOL,
     NUMBER,
@@ -177,8 +178,9 @@ def parse_record(text: str, kind: str) -> dict[str, Any]:
     """
     record = parse_json(text)
     schema = _SCHEMAS[kind]
-    check({name: record[name] for name in schema if name in record}, schema, "")
-    _check_together(record)
+    known = {name: record[name] for name in schema if name in record}
+    check(known, schema, "")
+    _check_together(known)
     return record
 
 
@@ -205,9 +207,34 @@ def _check_together(record: Mapping[str, Any]) -> None:
             raise RecordError(f"{name} is {record[name]} but {rows} has {len(record[rows])} items")
     if record.get("calibrated") is False and record["temperature"] != 1:
         raise RecordError(f"temperature is {record['temperature']} but calibrated is false")
+    _check_enrolled(record)
     _check_classes(record)
     if "progress" in record:
         _check_progress(record["progress"], record["speeds"])
+
+
+def _check_enrolled(record: Mapping[str, Any]) -> None:
+    """Check that the enrolments fit together, the classes and the gallery."""
+    enrolments = record.get("enrolled", ())
+    for number, enrolment in enumerate(enrolments):
+        place, images = f"enrolled[{number}]", enrolment["images"]
+        if unknown := set(images) - set(record["classes"]):
+            raise RecordError(f"{place}.images has {shown(min(unknown))}, which is not in classes")
+        if empty := set(enrolment["new_classes"]) - set(images):
+            raise RecordError(f"{place}.new_classes has {shown(min(empty))}, which has no images")
+        if enrolment["distances"] > image_count(enrolment):
+            raise RecordError(
+                f"{place}.distances is {enrolment['distances']} but the number of images is "
+                f"{image_count(enrolment)}"
+            )
+    if enrolments and enrolled_count(record) >= len(record["gallery_ids"]):
+        raise RecordError(
+            f"enrolled has {enrolled_count(record)} images but gallery_ids, with the training "
+            f"images, has {len(record['gallery_ids'])} items"
+        )
+    new_classes = [name for enrolment in enrolments for name in enrolment["new_classes"]]
+    if new_classes and record["classes"][-len(new_classes) :] != new_classes:
+        raise RecordError("classes does not end with the new_classes of enrolled in their order")
 
 
 def _check_classes(record: Mapping[str, Any]) -> None:

@@ -15,17 +15,17 @@ from pipeline.commands.new_images import NewImages, read_new_images
 from pipeline.context import RunContext
 from pipeline.device import package_versions, restore_torch_settings
 from pipeline.enrolments import enrolled_count, image_count
-from pipeline.outputs import reserve_outputs
+from pipeline.outputs import refuse_existing, reserve_outputs
 from pipeline.processes import main_process_only
 from stages.checkpoints import ClassifierCheckpoint
 from stages.classifier.enrolment import (
     EnrolledGallery,
     enrolled_distances,
     leave_out,
+    left_out_fits,
     train_enrolled,
 )
 from stages.classifier.train import DECAYS, TrainedClassifier
-from stages.errors import PipelineError
 from stages.network.embedding_net import to_device
 from stages.records import Embeddings
 from stages.settings import ClassifySettings
@@ -63,8 +63,7 @@ def enroll(
     """
     device = context.start()
     with reserve_outputs([out], inputs=[classifier, *source_files(source)]):
-        if out.exists() and not force:
-            raise PipelineError(f"{out}: exists; use another --out, or --force to replace it")
+        refuse_existing(out, force)
         return _enroll(source, classifier, device, out, context)
 
 
@@ -89,7 +88,8 @@ def _enroll(
             "warning: the classifier has not converged: it was trained with "
             f"--max-iter {settings.max_iter}; train it again with more, then enrol"
         )
-    left_out = leave_out(gallery, trained, settings, device=device)
+    with context.bar("measuring the accuracy", left_out_fits(gallery)) as bar:
+        left_out = leave_out(gallery, trained, settings, device=device, on_fit=bar.update)
     distances, rows = enrolled_distances(gallery)
     record = _new_record(before, images, source, gallery, trained, rows)
     main_process_only(

@@ -6,7 +6,7 @@ from torch import Tensor
 from pipeline.data.dataset import Dataset, folded_name
 from pipeline.enrolments import enrolled_count
 from stages.checkpoints import ClassifierCheckpoint
-from stages.classifier.enrolment import find_copies
+from stages.classifier.copies import find_copies
 from stages.records import Embeddings
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from pipeline.commands.new_images import NewImages
+from pipeline.enrolments import describe_images, list_first
 from pipeline.numbers import count_of, format_share
 from pipeline.report.formats import format_difference
 from stages.checkpoints import ClassifierCheckpoint
-from stages.classifier.enrolment import EnrolledGallery, LeftOut
+from stages.classifier.enrolment import EnrolledGallery, LeftOut, enrolled_k_limit
 from stages.classifier.train import TrainedClassifier
 from stages.evaluation.knn import knn
 from stages.evaluation.paired_tests import mcnemar_test
@@ -17,7 +18,6 @@ from stages.evaluation.statistics import wilson_interval
 from stages.records import Embeddings
 
 METHODS = ("classifier", "kNN")
-LISTED = 10  # classes that are listed by name
 
 
 def describe_enrolment(
@@ -38,13 +38,26 @@ def describe_enrolment(
     """
     lines = _enrolled(before, images)
     if before.k != trained.k:
-        smallest = int(gallery.class_sizes[images.embeddings.labels].min())
-        lines.append(
-            f"k of kNN is {trained.k} instead of {before.k}; the smallest class with new images "
-            f"has {count_of(smallest, 'image')}"
+        lines.append(_changed_k(before, gallery, trained))
+    lines += _old_classes(before, gallery, trained)
+    limit, _ = enrolled_k_limit(gallery)
+    return "\n".join(lines + _new_images(images, left_out, chose_k=limit > 1))
+
+
+def _changed_k(
+    before: ClassifierCheckpoint, gallery: EnrolledGallery, trained: TrainedClassifier
+) -> str:
+    """Say why k is another one than before: its limit, or the accuracy."""
+    limit, smallest = enrolled_k_limit(gallery)
+    if trained.k == limit < before.k:
+        reason = (
+            f"the largest possible one, since the smallest class with enrolled images has "
+            f"{count_of(smallest, 'image')}"
         )
-    lines += _old_classes(before, gallery, trained, images.validated)
-    return "\n".join(lines + _new_images(images, left_out))
+    else:
+        queries = "validation images and " if before.validation else ""
+        reason = f"the most accurate one on {queries}enrolled images that are left out"
+    return f"k of kNN is {trained.k} instead of {before.k}: {reason}"
 
 
 def _enrolled(before: ClassifierCheckpoint, images: NewImages) -> list[str]:
@@ -56,13 +69,11 @@ def _enrolled(before: ClassifierCheckpoint, images: NewImages) -> list[str]:
         labels = [label for label in sorted(counts) if (label >= len(before.classes)) == is_new]
         if not labels:
             continue
-        total = count_of(sum(counts[label] for label in labels), "image")
-        listed = ", ".join(f"{new.classes[label]} ({counts[label]:,})" for label in labels[:LISTED])
-        more = ", ..." if len(labels) > LISTED else ""
-        noun = "class" if len(labels) == 1 else "classes"
-        lines.append(f"enrolled {total} of {len(labels)} {kind} {noun}: {listed}{more}")
+        sizes = {new.classes[label]: counts[label] for label in labels}
+        listed = list_first(f"{name} ({count:,})" for name, count in sizes.items())
+        lines.append(f"enrolled {describe_images(sizes, kind)}: {listed}")
     for count, reason in (
-        (images.known, "of images that the classifier has"),
+        (images.known, "of images that the classifier has already"),
         (images.repeated, "of other new images"),
     ):
         if count:
@@ -77,10 +88,7 @@ def _plural(count: int, singular: str, plural: str) -> str:
 
 
 def _old_classes(
-    before: ClassifierCheckpoint,
-    gallery: EnrolledGallery,
-    trained: TrainedClassifier,
-    validated: int,
+    before: ClassifierCheckpoint, gallery: EnrolledGallery, trained: TrainedClassifier
 ) -> list[str]:
     """Compare the accuracy on the validation images before and after."""
     validation = before.validation
@@ -101,12 +109,6 @@ def _old_classes(
         paired = mcnemar_test(metric, metric, "val", new, old)
         change = "no image changes" if np.array_equal(old, new) else format_difference(paired)
         lines.append(f"  {method:10} {_share(old)} before, {_share(new)} after: {change}")
-    if validated:
-        verb = "is" if validated == 1 else "are"
-        lines.append(
-            f"  {count_of(validated, 'new image')} {verb} among them, so the accuracy after is too "
-            "optimistic"
-        )
     return lines
 
 
@@ -129,8 +131,14 @@ def _share(correct: np.ndarray) -> str:
     return f"{format_share(share, 4)} ({bounds})"
 
 
-def _new_images(images: NewImages, left_out: LeftOut) -> list[str]:
-    """Say how well the new images are classified by classifiers without them."""
+def _new_images(images: NewImages, left_out: LeftOut, *, chose_k: bool) -> list[str]:
+    """Say how well the new images are classified by classifiers without them.
+
+    Args:
+        images: Enrolled images.
+        left_out: Their predictions.
+        chose_k: True if k was chosen from several values, on these images among others.
+    """
     total, count = len(images.embeddings), len(left_out.labels)
     lines = []
     if count:
@@ -144,7 +152,8 @@ def _new_images(images: NewImages, left_out: LeftOut) -> list[str]:
             f"  {'classifier':10} {_share(correct)}; mean probability of the prediction "
             f"{probability}"
         )
-        lines.append(f"  {'kNN':10} {_share(left_out.knn == left_out.labels)}")
+        note = "; these images also chose k" if chose_k else ""
+        lines.append(f"  {'kNN':10} {_share(left_out.knn == left_out.labels)}{note}")
     if total > count:
         single = total - count
         lines.append(

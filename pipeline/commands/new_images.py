@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from pipeline.context import RunContext
@@ -16,7 +17,7 @@ from pipeline.data.readable_images import SourceFile
 from pipeline.image_vectors import embed_files
 from pipeline.numbers import count_of
 from stages.checkpoints import ClassifierCheckpoint
-from stages.classifier.enrolment import SAME_IMAGE, find_copies
+from stages.classifier.copies import SAME_IMAGE, find_copies
 from stages.distance import exact_distances
 from stages.errors import DataError
 from stages.records import Embeddings
@@ -32,8 +33,8 @@ class NewImages:
         paths: Paths of the images, as given.
         skipped: Images that cannot be read.
         repeated: Number of images left out because they are copies of another new image.
-        known: Number of images left out because the classifier has them already.
-        validated: Number of images that are also validation images of the classifier.
+        known: Number of images left out because the classifier has them already, in its gallery
+            or among its validation images.
     """
 
     embeddings: Embeddings
@@ -41,7 +42,6 @@ class NewImages:
     skipped: tuple[Skipped, ...]
     repeated: int
     known: int
-    validated: int
 
 
 def read_new_images(
@@ -118,36 +118,38 @@ def _without_copies(
     skipped: tuple[Skipped, ...],
     classifier: ClassifierCheckpoint,
 ) -> NewImages:
-    """Leave out copies of other images."""
-    within = find_copies(images, images, earlier=True)
+    """Leave out copies of other images.
+
+    A validation image that was enrolled would be its own nearest neighbour: it could choose nothing
+    and measure nothing any more.
+    """
+    within = find_copies(images, images, only_earlier_rows=True)
     for row in (within.other_class >= 0).nonzero()[0][:1].tolist():
         raise _contradiction(images, paths, row, int(within.other_class[row]))
     stored = [(classifier.gallery, classifier.gallery_ids)]
     if classifier.validation:
         stored.append((classifier.validation, ("a validation image",) * len(classifier.validation)))
-    in_stored = []
+    known = np.zeros(len(images), bool)
     for embeddings, ids in stored:
         old = Embeddings(embeddings.vectors, embeddings.labels, images.classes)
         copies = find_copies(images, old)
         for row in (copies.other_class >= 0).nonzero()[0][:1].tolist():
             other = int(copies.other_class[row])
             raise _stored_contradiction(images, paths[row], row, old, ids[other], other)
-        in_stored.append(copies.same_class >= 0)
-    known, repeated = in_stored[0], within.same_class >= 0
+        known |= copies.same_class >= 0
+    repeated = within.same_class >= 0
     kept = torch.from_numpy(~(known | repeated)).nonzero().flatten()
     if len(kept) == 0:
         raise DataError(
             f"{source}: nothing to enrol: the classifier has {count_of(len(images), 'image')} of "
             "it already, all that can be read; give other images"
         )
-    validated = in_stored[1][kept.numpy()].sum() if len(in_stored) > 1 else 0
     return NewImages(
         embeddings=Embeddings(images.vectors[kept], images.labels[kept], images.classes),
         paths=tuple(paths[row] for row in kept.tolist()),
         skipped=skipped,
         repeated=int((repeated & ~known).sum()),
         known=int(known.sum()),
-        validated=int(validated),
     )
 
 

@@ -41,12 +41,16 @@ def match_class_names(source: str, labels: Iterable[str], known: Sequence[str]) 
     names: dict[str, str] = {}
     notes = []
     known_names = set(known)
-    classes = list(known)  # known ones and then new ones
+    composed: dict[str, list[str]] = {}  # composed name -> known classes and then new ones
+    folded: dict[str, str] = {}  # folded name -> first such class
+    for name in known:
+        composed.setdefault(composed_name(name), []).append(name)
+        folded.setdefault(folded_name(name), name)
     for label in dict.fromkeys(labels):
         if label in known_names:
             names[label] = label
             continue
-        same = [name for name in classes if composed_name(name) == composed_name(label)]
+        same = composed.get(composed_name(label), [])
         if len(same) > 1:
             raise DataError(
                 f"{source}: the class {label!a} looks like the known classes "
@@ -60,13 +64,14 @@ def match_class_names(source: str, labels: Iterable[str], known: Sequence[str]) 
                 f"({label!a} and {same[0]!a})"
             )
             continue
-        similar = [name for name in classes if folded_name(name) == folded_name(label)]
-        if similar:
-            kind = "known" if similar[0] in known_names else "new"
+        similar = folded.get(folded_name(label))
+        if similar is not None:
+            kind = "known" if similar in known_names else "new"
             raise DataError(
-                f"{source}: the class {label} differs from the {kind} class {similar[0]} only by "
+                f"{source}: the class {label} differs from the {kind} class {similar} only by "
                 "case; rename the folder or label"
             )
         names[label] = label
-        classes.append(label)
+        composed[composed_name(label)] = [label]
+        folded[folded_name(label)] = label
     return ClassNames(names, tuple(notes))

@@ -26,7 +26,10 @@ def enrolled_findings(run: EvaluatedRun) -> list[Finding]:
     findings = [Finding("note", text)]
     if count := evaluation.enrolled_copies:
         verb = "is a copy of an enrolled image" if count == 1 else "are copies of enrolled images"
-        effect = "so the scores of enrolled classes and of unknown images mislead"
+        effect = (
+            "so the scores of enrolled classes are too optimistic, and those of unknown images too "
+            "low where the class names differ"
+        )
         images = count_of(count, "test image")
         text = f"{images} of classes that were not trained on {verb}, {effect}."
         findings.append(Finding("warning", text))

@@ -24,58 +24,7 @@ from stages.records import Embeddings, HeadLog
 from stages.settings import ClassifySettings
 from stages.subset import evenly_spaced
 
-# Vectors at most so far apart are of the same image. Other batches and machines change a vector of
-# unit length by some 1e-6.
-SAME_IMAGE = 1e-5
 FOLDS = 50  # fits of the head to estimate its accuracy on the new images
-
-
-class Copies(NamedTuple):
-    """Gallery images that are the same image as a query, -1 where there is none.
-
-    Attributes:
-        same_class: Row of the first such image with the class of the query, int64, shape (Q,).
-        other_class: Row of the first such image with another class, int64, shape (Q,).
-    """
-
-    same_class: np.ndarray
-    other_class: np.ndarray
-
-
-def find_copies(queries: Embeddings, gallery: Embeddings, *, earlier: bool = False) -> Copies:
-    """Find the gallery images whose vectors are within 1e-5 of a query.
-
-    Args:
-        queries: Q embeddings.
-        gallery: G embeddings with the same classes.
-        earlier: Compare each query with the gallery rows before its own row only, where both are
-            the same embeddings.
-
-    Example:
-        >>> gallery = Embeddings(torch.eye(3), torch.tensor([0, 1, 1]), ("cat", "dog"))
-        >>> queries = Embeddings(torch.eye(3)[:2], torch.tensor([0, 0]), ("cat", "dog"))
-        >>> [rows.tolist() for rows in find_copies(queries, gallery)]
-        [[0, -1], [-1, 1]]
-    """
-    rows = torch.arange(len(queries))
-    columns = torch.arange(len(gallery))
-    same, other = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for block in rows.split(max(1, BLOCK // max(1, len(gallery)))):
-        close = exact_distances(queries.vectors[block], gallery.vectors) <= SAME_IMAGE  # (b, G)
-        if earlier:
-            close &= columns < block[:, None]
-        same_class = queries.labels[block, None] == gallery.labels
-        same.append(_first_true(close & same_class))
-        other.append(_first_true(close & ~same_class))
-    return Copies(np.concatenate(same), np.concatenate(other))
-
-
-def _first_true(matrix: Tensor) -> np.ndarray:
-    """Return the first column that is True in each row, int64 (b,); -1 if there is none."""
-    values = matrix.numpy()
-    if values.shape[1] == 0:
-        return np.full(len(values), -1)
-    return np.where(values.any(axis=1), values.argmax(axis=1), -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +72,8 @@ class EnrolledGallery:
         old_sizes = sizes[is_old & (sizes > 0)]
         if settings.balance or len(old_sizes) == 0:
             return weights
-        wanted = (old_sizes.float().mean() / sizes.clamp(min=1)).clamp(min=1)
-        return torch.where(is_old, weights, wanted)
+        new_weights = (old_sizes.float().mean() / sizes.clamp(min=1)).clamp(min=1)
+        return torch.where(is_old, weights, new_weights)
 
 
 def train_enrolled(
@@ -138,8 +87,9 @@ def train_enrolled(
     """Train the head on old and enrolled vectors, and choose the k of kNN.
 
     Weight decay and temperature are chosen on the validation images, which have no image of a new
-    class. With new classes the weight decay is the strongest, up to 0.1, that costs the old ones
-    no more than one standard error.
+    class. With new classes the weight decay is the strongest, up to 0.1, whose validation accuracy
+    is within one standard error of the best. With ``settings.balance`` the accuracy is weighted by
+    class, and the standard error is that of the unweighted accuracy.
 
     Args:
         gallery: Old and enrolled embeddings.
@@ -155,7 +105,7 @@ def train_enrolled(
         device=device,
         k=choose_enrolled_k(gallery, validation),
         weight_per_class=gallery.weights(gallery.embeddings.labels, settings),
-        strong_decay=len(gallery.new_classes) > 0,
+        one_standard_error=len(gallery.new_classes) > 0,
         on_epoch=on_epoch,
     )
 
@@ -172,12 +122,24 @@ def largest_k(class_size: int) -> int:
     return max(1, 2 * class_size - 3)
 
 
+def enrolled_k_limit(gallery: EnrolledGallery) -> tuple[int, int]:
+    """Return the largest k with which each class with enrolled images can win.
+
+    Returns:
+        The largest k, and the size of the smallest class with enrolled images.
+    """
+    stored = gallery.embeddings
+    sizes = gallery.class_sizes[stored.labels[len(stored) - gallery.enrolled :]]
+    smallest = int(sizes.min())
+    return largest_k(smallest), smallest
+
+
 def choose_enrolled_k(gallery: EnrolledGallery, validation: Embeddings | None) -> int:
     """Choose the k that classifies most images correctly, where each class weighs the same.
 
     The images are those of validation, and enrolled images that are left out of the gallery. So
     that the smallest class with enrolled images can win a vote, k is at most
-    :func:`largest_k` of its size. Ties are resolved in favour of the k nearest to the
+    :func:`enrolled_k_limit`. Ties are resolved in favour of the k nearest to the
     default, then of the smaller k.
 
     Args:
@@ -185,8 +147,7 @@ def choose_enrolled_k(gallery: EnrolledGallery, validation: Embeddings | None) -
         validation: Validation embeddings of the old classes, if there are any.
     """
     stored = gallery.embeddings
-    sizes = gallery.class_sizes[stored.labels[len(stored) - gallery.enrolled :]]
-    limit = largest_k(int(sizes.min()))
+    limit, _ = enrolled_k_limit(gallery)
     default = min(default_k(stored.labels), limit)
     rows = gallery.repeated_rows(gallery.enrolled)
     rows = rows[evenly_spaced(len(rows), MAX_K_QUERIES)]
@@ -236,12 +197,18 @@ class LeftOut(NamedTuple):
     fits: int
 
 
+def left_out_fits(gallery: EnrolledGallery) -> int:
+    """Return the number of heads that :func:`leave_out` fits without some of the images."""
+    return min(len(gallery.repeated_rows(gallery.added)), FOLDS)
+
+
 def leave_out(
     gallery: EnrolledGallery,
     trained: TrainedClassifier,
     settings: ClassifySettings,
     *,
     device: torch.device,
+    on_fit: Callable[[], object] | None = None,
 ) -> LeftOut:
     """Predict the added images by classifiers without them.
 
@@ -254,6 +221,7 @@ def leave_out(
         trained: Classifier of all of them.
         settings: Settings of stage two.
         device: Device to train on.
+        on_fit: Called after each of the :func:`left_out_fits` fits.
 
     Returns:
         The predictions for the added images of classes with at least two images.
@@ -261,7 +229,7 @@ def leave_out(
     stored = gallery.embeddings
     rows = gallery.repeated_rows(gallery.added)
     labels = stored.labels[rows]
-    fits = min(len(rows), FOLDS)
+    fits = left_out_fits(gallery)
     # Images of one class are in consecutive folds, so that each fold keeps images of the class.
     folds = torch.empty_like(rows)
     folds[labels.argsort(stable=True)] = torch.arange(len(rows)) % max(1, fits)
@@ -271,6 +239,8 @@ def leave_out(
         predicted[folds == fold] = probabilities(
             head, stored.vectors[left_out[fold]], temperature=trained.temperature
         )
+        if on_fit:
+            on_fit()
     probability, classifier = predicted.max(dim=1)
     return LeftOut(
         labels=labels.numpy(),

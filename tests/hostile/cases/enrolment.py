@@ -103,6 +103,18 @@ CASES: list[Case] = [
             {"images": {"ash": 0}},
             {"images": [1]},
             {"new_classes": [""]},
+            {"images": {"yew": 1}},
+            {"images": {"2": 10**6}, "new_classes": ["2"]},
+            {"images": {"ash": 10**6}},
+            {"images": {"ash": 24}},
+            {"images": {"ash": 1, "birch": 10**100}},
+            # The last image of the gallery is of the class cedar.
+            {"images": {"ash": 1}},
+            {"images": {"cedar": 2, "birch": 1}},
+            {"images": {"cedar": 1}, "new_classes": ["ash"]},
+            {"images": {"cedar": 1}, "new_classes": ["cedar", "cedar"]},
+            {"images": {"cedar": 1, "ash": 1}, "new_classes": ["ash"]},
+            {"images": {"cedar": 1}, "distances": 2},
             {"copies": -1},
             {"distances": "1"},
             {"distances": 3},
@@ -110,7 +122,41 @@ CASES: list[Case] = [
             {"source": ""},
         )
     ),
+    *(
+        error(
+            command,
+            CLASSIFIER,
+            "enrolled",
+            prepare=steps(
+                new_class("yew"),
+                record(CLASSIFIER, {"enrolled": [{**ENROLLED, "images": {"cedar": 1000}}]}),
+            ),
+            name=f"enrolled: too many, {command.split()[0]}",
+        )
+        for command in (f"enroll new {OUT}", "report", "export --out model.onnx", "classify")
+    ),
+    error(
+        "predict photos",
+        CLASSIFIER,
+        "enrolled",
+        prepare=record(
+            CLASSIFIER,
+            {
+                "enrolled": [
+                    {**ENROLLED, "images": {"cedar": 1}, "new_classes": ["cedar"]},
+                    {**ENROLLED, "images": {"birch": 1}, "new_classes": ["birch"]},
+                ]
+            },
+        ),
+        name="enrolled: new classes in another order",
+    ),
     # Tolerated.
+    works(
+        "predict photos --out rows.csv",
+        writes=("rows.csv",),
+        prepare=record(EMBEDDING, {"enrolled": 5}),
+        name="enrolled: an unknown field of an embedding",
+    ),
     works(f"enroll new {OUT}", writes=("new.safetensors",), prepare=new_class("yew")),
     works(
         f"enroll new {OUT}",

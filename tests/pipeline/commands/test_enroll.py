@@ -8,16 +8,19 @@ import pandas as pd
 import pytest
 import torch
 from enrolled_files import NEW, OLD, enrol, train_on_old_classes, write_new_images
-from factories import QUIET, make_record
+from factories import QUIET, make_classifier, make_record
 from short_reports import QUICK
 
 from pipeline.checkpoint import load_classifier, save_classifier
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
 from pipeline.commands.enroll import enroll
+from pipeline.commands.enrolment_text import _changed_k
 from pipeline.commands.report import report
 from pipeline.identity import classifier_identity, refuse_to_replace
 from pipeline.tensor_files import read_header
+from stages.classifier.enrolment import EnrolledGallery
+from stages.classifier.train import TrainedClassifier
 from stages.errors import CheckpointError, DataError, PipelineError
 from stages.evaluation.knn import nearest_distances
 from stages.network.embedding_net import EmbeddingNet
@@ -67,6 +70,7 @@ def test_new_and_known_classes(workspace, source, tmp_path):
     expected = nearest_distances(before.validation.vectors, after.gallery.vectors)
     torch.testing.assert_close(after.validation_distances, expected)
     assert after.k == 1  # yew has one image
+    assert "also chose k" not in text
     for part in ("5 images of 2 new classes: oak (4), yew (1)", "of 1 known class: birch (2)"):
         assert part in text
     assert "24 validation images" in text and "6 new images, each left out" in text
@@ -87,6 +91,8 @@ def test_predict_returns_the_new_class_from_the_file_alone(
     rows = pd.read_csv("rows.csv")
     assert rows["knn_label"].tolist() == ["oak"] * 3 + ["yew"] * 3
     assert (rows["label"] == rows["knn_label"]).sum() >= 5
+    knn_lines = [line for line in out.splitlines() if line.startswith("  kNN")]
+    assert [line.endswith("these images also chose k") for line in knn_lines] == [False, True]
 
 
 def test_enrolling_again_adds_to_the_record(workspace, source, tmp_path):
@@ -119,10 +125,42 @@ def test_copies_in_the_source_count_once(workspace, source, tmp_path):
     out = tmp_path / "out.safetensors"
     text = enrol(folder, workspace / "c.safetensors", out)
     (item,) = read_header(out).record["enrolled"]
-    assert item["images"] == {"ash": 1, "oak": 3} and item["copies"] == 1
+    assert item["images"] == {"oak": 3} and item["copies"] == 2
     assert [Path(skipped["path"]).name for skipped in item["skipped"]] == ["bad.png"]
     assert "1 copy of other new images" in text and "skipped 1 image" in text
-    assert "too optimistic" in text  # a validation image was enrolled
+    assert "1 copy of images that the classifier has already" in text  # of a validation image
+    before, after = load_classifier(workspace / "c.safetensors"), load_classifier(out)
+    assert torch.equal(before.validation.vectors, after.validation.vectors)
+    assert after.validation_distances.min() > 1e-5
+
+
+def test_validation_images_are_not_enrolled(workspace, tmp_path):
+    folder = shutil.copytree(workspace / "photos" / "val", tmp_path / "new")
+    with pytest.raises(DataError, match=r"nothing to enrol.* 24 images"):
+        enrol(folder, workspace / "c.safetensors", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("k", "size", "before", "has_validation", "limit"),
+    [
+        (3, 3, 5, True, True),
+        (1, 3, 5, True, False),
+        (1, 3, 5, False, False),
+        (9, 6, 5, True, False),
+    ],
+)
+def test_reason_for_another_k(k, size, before, has_validation, limit):
+    labels = torch.tensor([0] * 20 + [1] * size)
+    embeddings = Embeddings(torch.eye(20 + size), labels, ("a", "b"))
+    gallery = EnrolledGallery(embeddings, enrolled=size, added=size, new_classes=(1,))
+    classifier = make_classifier(embeddings, validation=embeddings, k=before)
+    classifier = replace(classifier, validation=embeddings if has_validation else None)
+    trained = TrainedClassifier(classifier.head, 1, (), 1.0, True, k)
+    text = _changed_k(classifier, gallery, trained)
+    assert f"{k} instead of {before}" in text
+    assert (f"has {size} images" in text) == limit
+    assert ("validation" in text) == (has_validation and not limit)
 
 
 @pytest.mark.parametrize("split", ["train", "val", "source"])

@@ -142,15 +142,17 @@ def test_one_class_and_an_enrolled_classifier(tmp_path):
     enrolment = {
         "source": "new/",
         "classifier_digest": "d",
-        "images": {"naïve \udcff\n": 2},
+        "images": {"naïve \udcff\n": 9},
         "new_classes": ["naïve \udcff\n"],
         "copies": 0,
         "distances": 9,
         "skipped": [],
     }
     classes = ["naïve \udcff\n"]
-    record = make_record("classifier", network, classes=classes, enrolled=[enrolment])
-    gallery = Embeddings(torch.eye(8)[:3], torch.zeros(3).long(), tuple(classes))
+    record = make_record(
+        "classifier", network, classes=classes, enrolled=[enrolment], gallery_ids=["x"] * 10
+    )
+    gallery = Embeddings(torch.eye(8)[:1].repeat(10, 1), torch.zeros(10).long(), tuple(classes))
     validation = Embeddings(torch.eye(8)[3:4], torch.tensor([0]), tuple(classes))
     far = torch.full((9,), 2.0)
     save_classifier(

@@ -1,21 +1,19 @@
-"""Enrolment: copies, class weights, k and leave-one-out, compared with slow loops."""
+"""Enrolment: class weights, k and leave-one-out, compared with slow loops."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from factories import pairwise_distances, random_embeddings, unit_vectors
+from factories import pairwise_distances, random_embeddings
 
 from stages.classifier.enrolment import (
-    SAME_IMAGE,
     EnrolledGallery,
     choose_enrolled_k,
     enrolled_distances,
-    find_copies,
     largest_k,
     leave_out,
+    left_out_fits,
     train_enrolled,
 )
 from stages.classifier.head_loss import class_weights
@@ -51,36 +49,6 @@ def make_validation(classes: tuple[str, ...], count: int = 60, *, noise: float =
     pool = random_embeddings(400, len(classes), seed=5, noise=noise)
     rows = (pool.labels < 3).nonzero().flatten()[:count]
     return Embeddings(pool.vectors[rows], pool.labels[rows], classes)
-
-
-@pytest.mark.parametrize("earlier", [False, True])
-@pytest.mark.parametrize("block", [2**21, 7])
-def test_copies_equal_a_slow_search(monkeypatch, earlier, block):
-    monkeypatch.setattr("stages.classifier.enrolment.BLOCK", block)
-    vectors = unit_vectors(12, 6, seed=0)
-    offset = 0.5 * SAME_IMAGE * unit_vectors(12, 6, seed=1)
-    near = F.normalize(vectors + offset)  # copies
-    far = F.normalize(vectors + 4 * offset)  # no copies of the first twelve
-    labels = torch.randint(3, (36,), generator=torch.Generator().manual_seed(0))
-    gallery = Embeddings(torch.cat([vectors, near, far]), labels, ("a", "b", "c"))
-    queries = gallery if earlier else replace(gallery, labels=gallery.labels.flip(0))
-    close = pairwise_distances(queries.vectors, gallery.vectors) <= SAME_IMAGE
-    expected = np.full((2, 36), -1)
-    for row in range(36):
-        for column in range(row if earlier else 36):
-            other = int(queries.labels[row] != gallery.labels[column])
-            if close[row, column] and expected[other, row] == -1:
-                expected[other, row] = column
-    copies = find_copies(queries, gallery, earlier=earlier)
-    np.testing.assert_array_equal(copies, expected)
-    assert (expected >= 0).any(axis=1).all() and (expected < 0).any(axis=1).all()
-
-
-def test_copies_of_and_among_nothing():
-    gallery = random_embeddings(5, 2)
-    empty = Embeddings(gallery.vectors[:0], gallery.labels[:0], gallery.classes)
-    assert [len(rows) for rows in find_copies(empty, gallery)] == [0, 0]
-    assert [rows.tolist() for rows in find_copies(gallery, empty)] == [[-1] * 5] * 2
 
 
 def test_new_classes_weigh_as_much_as_the_mean_old_class():
@@ -170,7 +138,9 @@ def test_leave_one_out_equals_fits_without_each_image(monkeypatch):
     gallery = make_gallery(30, (3, 1), known=2)
     stored = gallery.embeddings
     trained = train_enrolled(gallery, make_validation(stored.classes), settings, device=CPU)
-    left_out = leave_out(gallery, trained, settings, device=CPU)
+    fits: list[None] = []
+    left_out = leave_out(gallery, trained, settings, device=CPU, on_fit=lambda: fits.append(None))
+    assert len(fits) == left_out_fits(gallery) == left_out.fits
     decay = trained.history[trained.epoch - 1].weight_decay
     monkeypatch.setattr("stages.classifier.train.STRONG_DECAY", decay)
     rows = range(len(stored) - 6, len(stored) - 1)  # without the only image of the last class

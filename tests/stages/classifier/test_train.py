@@ -69,11 +69,11 @@ def test_fit_converges_and_best_weight_decay_wins(count, classes, dim, dropout):
     assert max(log.epoch for log in history) == history[-1].epoch < 3600
 
 
-def test_strong_decay_is_within_one_standard_error_of_the_best():
+def test_decay_is_strong_and_within_one_standard_error_of_the_best():
     for noise in (0.2, 0.5, 0.9):
         train, validation = make_clusters(300, 6, noise=noise), make_clusters(80, 6, seed=1)
         _, epoch, history = fit_head(
-            train, validation, ClassifySettings(), device=CPU, strong_decay=True
+            train, validation, ClassifySettings(), device=CPU, one_standard_error=True
         )
         assert [log.weight_decay for log in history] == [0.1, 0.01, 0.001, 0.0001]
         best = max(log.val_accuracy for log in history)
@@ -81,7 +81,7 @@ def test_strong_decay_is_within_one_standard_error_of_the_best():
         close = [log.val_accuracy >= best - error - 1e-9 for log in history]
         assert close[epoch - 1] and not any(close[: epoch - 1])
     _, _, (log,) = fit_head(
-        make_clusters(80), None, ClassifySettings(), device=CPU, strong_decay=True
+        make_clusters(80), None, ClassifySettings(), device=CPU, one_standard_error=True
     )
     assert log.weight_decay == 0.1
 
