@@ -18,12 +18,8 @@ from pipeline.enrolments import enrolled_count, image_count
 from pipeline.outputs import reserve_outputs
 from pipeline.processes import main_process_only
 from stages.checkpoints import ClassifierCheckpoint
-from stages.classifier.enrolment import (
-    EnrolledGallery,
-    enrolled_distances,
-    leave_out,
-    train_enrolled,
-)
+from stages.classifier.enrolled_typicality import enrolled_distances
+from stages.classifier.enrolment import EnrolledGallery, leave_out, train_enrolled
 from stages.classifier.train import DECAYS, TrainedClassifier
 from stages.errors import PipelineError
 from stages.network.embedding_net import to_device
