@@ -291,11 +291,12 @@ class EmbedThenClassify(ClassifierMixin, ImageEstimator):  # type: ignore[misc] 
             ValueError: If an image cannot be read.
         """
         vectors, classifier = self._embed_and_load(X)
-        from stages.evaluation.knn import nearest_distances
-        from stages.evaluation.typicality import typicality
+        from stages.evaluation.knn import knn
+        from stages.evaluation.typicality import classifier_typicality
 
-        distances = nearest_distances(vectors, classifier.gallery.vectors).numpy()
-        return typicality(distances, classifier.calibration_distances.numpy())
+        gallery = classifier.gallery
+        neighbours = knn(vectors, gallery.vectors, gallery.labels, k=1)
+        return classifier_typicality(neighbours.distance, neighbours.nearest, classifier)
 
     def _head_settings(self) -> ClassifySettings:
         return self._settings(ClassifySettings)

@@ -10,7 +10,7 @@ import torch
 from stages.checkpoints import ClassifierCheckpoint
 from stages.errors import PipelineError
 from stages.evaluation.knn import nearest_distances
-from stages.evaluation.typicality import typicality
+from stages.evaluation.typicality import enrolled_typicality, typicality
 from stages.network.classifier_graph import OUTPUTS
 from stages.network.head import probabilities
 from stages.network.inference import embed_images
@@ -42,13 +42,12 @@ class Parity:
     other_labels: int = 0
     levels: int = 0
 
-    def add(self, outputs: Outputs, expected: Outputs, calibration: np.ndarray) -> None:
+    def add(self, outputs: Outputs, expected: Outputs) -> None:
         """Compare the outputs for some images.
 
         Args:
             outputs: Outputs of onnxruntime, by the names of ``OUTPUTS``.
-            expected: ``vector``, ``probability`` and ``nearest_distance`` of PyTorch.
-            calibration: Distances that typicality compares with, float32, shape (n,).
+            expected: Outputs of :func:`expected_outputs`.
         """
         probability = np.exp(outputs["log_probabilities"])
         found = {
@@ -58,7 +57,7 @@ class Parity:
                 outputs["nearest_distance"] - expected["nearest_distance"]
             ),
             "typicality": _largest(
-                _outside(outputs["typicality"], expected["nearest_distance"], calibration)
+                _outside(outputs["typicality"], expected["lowest"], expected["highest"])
             ),
         }
         for name, value in found.items():
@@ -138,17 +137,20 @@ def expected_outputs(images: np.ndarray, classifier: ClassifierCheckpoint) -> Ou
         classifier: Classifier on the CPU.
 
     Returns:
-        ``vector``, float32 (B, D); ``probability``, float32 (B, classes); and
-        ``nearest_distance``, float32 (B,).
+        ``vector``, float32 (B, D); ``probability``, float32 (B, classes); ``nearest_distance``,
+        float32 (B,); and ``lowest`` and ``highest``, the range of typicality, float64 (B,).
     """
     batch = torch.from_numpy(images)
     vectors = embed_images(classifier.network, [batch], device=torch.device("cpu"))
     probability = probabilities(classifier.head, vectors, temperature=classifier.temperature)
     distances = nearest_distances(vectors, classifier.gallery.vectors)
+    lowest, highest = _typicality_range(vectors, distances.numpy(), classifier)
     return {
         "vector": vectors.numpy(),
         "probability": probability.numpy(),
         "nearest_distance": distances.numpy(),
+        "lowest": lowest,
+        "highest": highest,
     }
 
 
@@ -165,7 +167,7 @@ def compare_batches(
     Returns:
         The differences.
     """
-    parity, calibration = Parity(), classifier.calibration_distances.numpy()
+    parity = Parity()
     for number, block in enumerate(blocks):
         expected = expected_outputs(block, classifier)
         parity.images += len(block)
@@ -175,9 +177,7 @@ def compare_batches(
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
                 outputs = run(block[part])
-                parity.add(
-                    outputs, {name: value[part] for name, value in expected.items()}, calibration
-                )
+                parity.add(outputs, {name: value[part] for name, value in expected.items()})
     return parity
 
 
@@ -201,13 +201,13 @@ def compare_photos(
     Returns:
         The differences.
     """
-    parity, calibration = Parity(), classifier.calibration_distances.numpy()
+    parity = Parity()
     for pixels, fitted in photos:
         own = square(torch.from_numpy(pixels)).numpy()  # (1, C, S, S)
         levels = np.abs(own[0].astype(int) - fitted).max()
         parity.levels = max(parity.levels, int(levels))
         parity.images += 1
-        parity.add(run(pixels), expected_outputs(own, classifier), calibration)
+        parity.add(run(pixels), expected_outputs(own, classifier))
     return parity
 
 
@@ -216,19 +216,46 @@ def _largest(differences: np.ndarray) -> float:
     return float(np.abs(differences).max(initial=0))
 
 
-def _outside(values: np.ndarray, distances: np.ndarray, calibration: np.ndarray) -> np.ndarray:
-    """Return how far typicalities are outside the range that the distances allow.
+def _typicality_range(
+    vectors: torch.Tensor, nearest: np.ndarray, classifier: ClassifierCheckpoint
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest and highest typicality that rounding allows, float64 (B,) each.
 
     Typicality is a rank: where a calibration distance is as far as the image up to rounding, the
-    rank may differ by one. The range is that of all distances within the tolerance.
+    rank may differ by one. Where an old and a new class are equally near up to rounding, either may
+    be the nearest. The range is that of all distances within the tolerance.
+
+    Args:
+        vectors: Vectors of the images, float32, shape (B, D).
+        nearest: Their distances to the nearest gallery vector, float32, shape (B,).
+        classifier: The classifier.
     """
     tolerance = TOLERANCES["nearest_distance"]
-    lowest = typicality(distances + tolerance, calibration)
-    highest = typicality(distances - tolerance, calibration)
-    outside: np.ndarray = values - values.clip(lowest, highest)
-    if len(calibration) == 0:  # all are NaN, and must be
-        outside = np.where(np.isnan(values), 0.0, np.inf)
-    return outside
+    validation = classifier.validation_distances.numpy()
+    lowest = typicality(nearest + tolerance, validation)
+    highest = typicality(nearest - tolerance, validation)
+    gallery = classifier.gallery
+    is_new = torch.isin(gallery.labels, torch.tensor(classifier.new_classes, dtype=torch.int64))
+    if len(validation) == 0 or not is_new.any():
+        return lowest, highest
+    enrolled = classifier.enrolled_distances.numpy()
+    low_new = enrolled_typicality(nearest + tolerance, enrolled)
+    high_new = enrolled_typicality(nearest - tolerance, enrolled)
+    can_be_new = nearest_distances(vectors, gallery.vectors[is_new]).numpy() <= nearest + tolerance
+    can_be_old = np.zeros(len(nearest), dtype=bool)
+    if not is_new.all():
+        to_old = nearest_distances(vectors, gallery.vectors[~is_new]).numpy()
+        can_be_old = to_old <= nearest + tolerance
+    return (
+        np.minimum(np.where(can_be_old, lowest, 1), np.where(can_be_new, low_new, 1)),
+        np.maximum(np.where(can_be_old, highest, 0), np.where(can_be_new, high_new, 0)),
+    )
+
+
+def _outside(values: np.ndarray, lowest: np.ndarray, highest: np.ndarray) -> np.ndarray:
+    """Return how far typicalities are outside a range; infinity where only one of them is NaN."""
+    undefined = np.where(np.isnan(values), 0.0, np.inf)
+    return np.where(np.isnan(lowest), undefined, values - values.clip(lowest, highest))
 
 
 def _count_other_labels(found: np.ndarray, expected: np.ndarray) -> int:

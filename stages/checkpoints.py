@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from stages.records import Embeddings
@@ -40,8 +39,8 @@ class ClassifierCheckpoint:
         validation: Embeddings of the validation images, or None if there are none.
         validation_distances: Distance of each validation image to the nearest gallery image,
             float32, shape (V,) for V validation images.
-        enrolled_distances: Distance of enrolled images to the nearest other gallery image, float32,
-            shape (E,). Empty if none is enrolled.
+        enrolled_distances: Distance of enrolled images of new classes to the nearest other gallery
+            image, float32, shape (E,). Empty if none is enrolled.
         classes: Class names.
         record: JSON-compatible description of the run.
         embedding_digest: Digest of the embedding network that the head was trained on.
@@ -67,12 +66,7 @@ class ClassifierCheckpoint:
     k: int
 
     @property
-    def calibration_distances(self) -> Tensor:
-        """Distances that typicality compares with, float32, shape (V + E,).
-
-        Without validation images there are none: enrolled images alone say nothing about the
-        other classes.
-        """
-        if len(self.validation_distances) == 0:
-            return self.validation_distances
-        return torch.cat([self.validation_distances, self.enrolled_distances])
+    def new_classes(self) -> tuple[int, ...]:
+        """Return the indices of the classes that were added by enrolment."""
+        names = {name for item in self.record.get("enrolled", ()) for name in item["new_classes"]}
+        return tuple(label for label, name in enumerate(self.classes) if name in names)

@@ -252,6 +252,21 @@ def make_classifier(
     )
 
 
+def add_new_classes(
+    classifier: ClassifierCheckpoint, labels: Sequence[int], distances: torch.Tensor
+) -> ClassifierCheckpoint:
+    """Return a classifier in which some classes count as enrolled ones.
+
+    Args:
+        classifier: Classifier of all classes.
+        labels: Indices of the new classes.
+        distances: Distances of enrolled images, float32, shape (E,).
+    """
+    names = [classifier.classes[label] for label in labels]
+    record = {"enrolled": [{"new_classes": [name]} for name in names]}
+    return replace(classifier, record=record, enrolled_distances=distances)
+
+
 def evaluate_random(
     test: Embeddings,
     gallery: Embeddings,

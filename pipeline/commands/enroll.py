@@ -18,9 +18,9 @@ from pipeline.enrolments import enrolled_count, image_count
 from pipeline.outputs import refuse_existing, reserve_outputs
 from pipeline.processes import main_process_only
 from stages.checkpoints import ClassifierCheckpoint
+from stages.classifier.enrolled_typicality import enrolled_distances
 from stages.classifier.enrolment import (
     EnrolledGallery,
-    enrolled_distances,
     leave_out,
     left_out_fits,
     train_enrolled,

@@ -10,12 +10,15 @@ from pipeline.enrolments import describe_images, list_first
 from pipeline.numbers import count_of, format_share
 from pipeline.report.formats import format_difference
 from stages.checkpoints import ClassifierCheckpoint
+from stages.classifier.enrolled_typicality import enrolled_distances, left_out_typicality
 from stages.classifier.enrolment import EnrolledGallery, LeftOut, enrolled_k_limit
 from stages.classifier.train import TrainedClassifier
-from stages.evaluation.knn import knn
+from stages.evaluation.knn import knn, nearest_distances
 from stages.evaluation.paired_tests import mcnemar_test
 from stages.evaluation.statistics import wilson_interval
+from stages.evaluation.typicality import smallest_typicality
 from stages.records import Embeddings
+from stages.settings import REJECT
 
 METHODS = ("classifier", "kNN")
 
@@ -41,7 +44,8 @@ def describe_enrolment(
         lines.append(_changed_k(before, gallery, trained))
     lines += _old_classes(before, gallery, trained)
     limit, _ = enrolled_k_limit(gallery)
-    return "\n".join(lines + _new_images(images, left_out, chose_k=limit > 1))
+    lines += _new_images(images, left_out, chose_k=limit > 1)
+    return "\n".join(lines + _rejected_images(before, gallery))
 
 
 def _changed_k(
@@ -161,3 +165,19 @@ def _new_images(images: NewImages, left_out: LeftOut, *, chose_k: bool) -> list[
             f"{'it is' if single == 1 else 'each is'} the only one of its class"
         )
     return lines
+
+
+def _rejected_images(before: ClassifierCheckpoint, gallery: EnrolledGallery) -> list[str]:
+    """Say how many of the new images would be rejected as unknown, if any can be."""
+    if before.validation is None:
+        return []
+    validation = nearest_distances(before.validation.vectors, gallery.embeddings.vectors)
+    others = len(enrolled_distances(gallery)[0]) - 1  # without the image itself
+    values = left_out_typicality(gallery, validation)
+    if len(values) == 0 or smallest_typicality(max(len(validation), others)) >= REJECT:
+        return []
+    rejected = values < REJECT
+    return [
+        f"rejected as unknown (typicality below {REJECT:g}), each left out (95% CI):",
+        f"  {_share(rejected)}: {int(rejected.sum()):,} of {count_of(len(values), 'new image')}",
+    ]

@@ -18,7 +18,7 @@ from pipeline.numbers import count_of
 from stages.checkpoints import ClassifierCheckpoint
 from stages.errors import SettingsError
 from stages.evaluation.knn import knn
-from stages.evaluation.typicality import smallest_typicality, typicality
+from stages.evaluation.typicality import classifier_typicality, smallest_typicality
 from stages.network.embedding_net import to_device
 from stages.network.head import probabilities
 from stages.settings import REJECT
@@ -69,7 +69,7 @@ def predict(
     device = context.start()
     with reserved_output(out, images, [classifier]):
         checkpoint = load_classifier(classifier)
-        if note := _describe_resolution(checkpoint, reject):
+        if note := describe_resolution(checkpoint, reject):
             context.say(f"note: {note}")
         if not checkpoint.calibrated:
             context.say(
@@ -85,19 +85,37 @@ def predict(
     return given.readable
 
 
-def _describe_resolution(classifier: ClassifierCheckpoint, reject: float) -> str:
-    """Say why no image can be rejected, if that is so."""
-    count = len(classifier.calibration_distances)
-    if reject == 0 or smallest_typicality(count) < reject:
+def describe_resolution(classifier: ClassifierCheckpoint, reject: float) -> str:
+    """Say which images cannot be rejected, and why, if there are any.
+
+    Args:
+        classifier: The classifier.
+        reject: Typicality below which an image is rejected.
+
+    Returns:
+        A sentence, empty if all images can be rejected, or if none should be.
+    """
+    count = len(classifier.validation_distances)
+    if reject == 0:
         return ""
     if count == 0:
         return "no image is rejected as unknown: the classifier has no validation images"
-    kind = "validation image"
-    if len(classifier.enrolled_distances):
-        kind = "validation or enrolled image"
+    # One item per group of images: their nearest class, and the images they are compared with.
+    groups = [("an old class", count, count_of(count, "validation image"))]
+    if classifier.new_classes:
+        enrolled = len(classifier.enrolled_distances)
+        images = f"{count_of(enrolled, 'enrolled image')} of new classes"
+        groups.append(("a new class", enrolled, images))
+    few = [group for group in groups if smallest_typicality(group[1]) >= reject]
+    if not few:
+        return ""
+    who = "no image is rejected as unknown"
+    if len(few) < len(groups):
+        who = f"images whose nearest training image is of {few[0][0]} are not rejected as unknown"
+    smallest = min(smallest_typicality(size) for _, size, _ in few)
     return (
-        f"no image is rejected as unknown: with {count_of(count, kind)} typicality "
-        f"is at least {smallest_typicality(count):.2g}, and --reject is {reject:g}"
+        f"{who}: with {' and '.join(images for *_, images in few)} typicality "
+        f"is at least {smallest:.2g}, and --reject is {reject:g}"
     )
 
 
@@ -133,7 +151,7 @@ def _classify(
     ).max(dim=1)
     gallery = classifier.gallery
     neighbours = knn(vectors, gallery.vectors, gallery.labels, k=classifier.k)
-    typical = typicality(neighbours.distance, classifier.calibration_distances.numpy())
+    typical = classifier_typicality(neighbours.distance, neighbours.nearest, classifier)
     return [
         Predicted(
             path=path,

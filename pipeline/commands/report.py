@@ -192,7 +192,7 @@ def evaluate_run(
         gallery_ids=classified.gallery_ids,
         evaluation=evaluation,
         validation=classified.validation,
-        rejection_distance=rejection_distance(classified.calibration_distances.numpy()),
+        rejection_distance=rejection_distance(classified.validation_distances.numpy()),
     )
 
 

@@ -72,11 +72,22 @@ class EvaluatedRun:
 
     @property
     def calibration_count(self) -> int:
-        """Return the number of images that typicality compares with, the most of all folds."""
-        count = max(int(run.embedding["counts"]["val"]) for run in self.folds or (self,))
-        if count:
-            count += sum(item["distances"] for item in self.classifier.get("enrolled", ()))
-        return count
+        """Return the number of validation images, the most of all folds.
+
+        Typicality compares images near the classes that were trained on with them.
+        """
+        return max(int(run.embedding["counts"]["val"]) for run in self.folds or (self,))
+
+    @property
+    def enrolled_calibration_count(self) -> int | None:
+        """Return the number of enrolled images with which images near new classes are compared.
+
+        None without a new class.
+        """
+        enrolments = self.classifier.get("enrolled", ())
+        if not any(item["new_classes"] for item in enrolments):
+            return None
+        return sum(item["distances"] for item in enrolments)
 
     @property
     def calibrated(self) -> bool:

@@ -92,7 +92,8 @@ def unknown_view(run: EvaluatedRun) -> dict[str, Any]:
         "left_out": _left_out(scores),
         "methods": methods,
         "validation": count,
-        "kind": "validation or enrolled image" if run.enrolled else "validation image",
+        "enrolled": run.enrolled_calibration_count,
+        "enrolled_smallest": smallest_typicality(run.enrolled_calibration_count or 0),
         "smallest": smallest_typicality(count),
         "reject": REJECT,
     }

@@ -155,15 +155,14 @@ def _unseen_classes(run: EvaluatedRun) -> Finding | None:
 
 def _unknown_images(run: EvaluatedRun) -> Finding | None:
     """Return how many known and unknown images are rejected, and how well they are separated."""
-    validation = run.calibration_count
     if run.evaluation.unknown_prediction is None:
-        can_reject = smallest_typicality(validation) < REJECT
-        return None if can_reject else Finding("note", _no_rejection(validation))
+        can_reject = smallest_typicality(run.calibration_count) < REJECT
+        return None if can_reject else Finding("note", _no_rejection(run))
     known = run.evaluation.score("rejection_rate_known")
     unknown = run.evaluation.score("rejection_rate_unknown", UNSEEN)
     auroc = run.evaluation.score("unknown_auroc", UNSEEN)
     probability = run.evaluation.score("unknown_auroc_max_probability", UNSEEN)
-    text = _rejected_shares(unknown, known, validation)
+    text = _rejected_shares(unknown, known, run)
     if auroc.count:
         text += (
             " The distance to the nearest training image separates images of unseen classes from "
@@ -173,14 +172,18 @@ def _unknown_images(run: EvaluatedRun) -> Finding | None:
     return Finding("note", text)
 
 
-def _no_rejection(validation: int) -> str:
-    images = count_of(validation, "validation image")
-    return f"No image can be rejected as unknown with {images}: that needs {1 / REJECT:.0f}."
+def _no_rejection(run: EvaluatedRun) -> str:
+    images = count_of(run.calibration_count, "validation image")
+    enrolled = run.enrolled_calibration_count or 0
+    near = ""
+    if run.calibration_count and smallest_typicality(enrolled) < REJECT:
+        near = " near a class that was trained on"
+    return f"No image{near} can be rejected as unknown with {images}: that needs {1 / REJECT:.0f}."
 
 
-def _rejected_shares(unknown: Score, known: Score, validation: int) -> str:
-    if smallest_typicality(validation) >= REJECT:
-        return _no_rejection(validation)
+def _rejected_shares(unknown: Score, known: Score, run: EvaluatedRun) -> str:
+    if smallest_typicality(run.calibration_count) >= REJECT:
+        return _no_rejection(run)
     text = f"{format_percent(unknown.value)} of the images of unseen classes are rejected"
     if known.count:
         text += f", and {format_percent(known.value)} of the others"

@@ -16,9 +16,7 @@ from stages.classifier.calibration import K_CANDIDATES, MAX_K_QUERIES
 from stages.classifier.cross_fit import REPLICAS
 from stages.classifier.head_loss import class_weights_for, dropout_replicas, fit_weighted
 from stages.classifier.train import TrainedClassifier, train_classifier
-from stages.distance import exact_distances
 from stages.evaluation.knn import classify_left_out, default_k, knn
-from stages.evaluation.triplets_and_rankings import BLOCK
 from stages.network.head import Head, probabilities
 from stages.records import Embeddings, HeadLog
 from stages.settings import ClassifySettings
@@ -290,25 +288,3 @@ def _for_unit_vectors(head: Head, scale: float) -> Head:
     with torch.no_grad():
         head.linear.weight.mul_(scale)
     return head.cpu()
-
-
-def enrolled_distances(gallery: EnrolledGallery) -> tuple[Tensor, Tensor]:
-    """Return the distance of enrolled images to the nearest other gallery image.
-
-    An image that is the only one of its class has no such distance: it would be that to an image
-    of another class.
-
-    Args:
-        gallery: Old and enrolled embeddings.
-
-    Returns:
-        Distances, float32, shape (R,), and the rows of the images, int64, shape (R,).
-    """
-    vectors = gallery.embeddings.vectors
-    rows = gallery.repeated_rows(gallery.enrolled)
-    distances = [torch.empty(0)]
-    for block in rows.split(max(1, BLOCK // len(vectors))):
-        block_distances = exact_distances(vectors[block], vectors)  # (b, G)
-        block_distances[torch.arange(len(block)), block] = math.inf
-        distances.append(block_distances.amin(dim=1))
-    return torch.cat(distances), rows

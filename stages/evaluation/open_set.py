@@ -10,7 +10,7 @@ from stages.checkpoints import ClassifierCheckpoint
 from stages.evaluation.results import ENROLLED, Evaluation, PairedTest, Predictions, Score
 from stages.evaluation.scores import predict
 from stages.evaluation.statistics import share_score
-from stages.evaluation.unknown import define_unknown, unknown_scores
+from stages.evaluation.unknown import define_unknown, rejected, unknown_scores
 from stages.evaluation.unseen import evaluate_unseen
 from stages.records import Embeddings
 
@@ -61,7 +61,9 @@ def add_unseen(
             define_unknown(classifier),
         )
     if not unknown.all():
-        scores += _enrolled_scores(prediction.select(~unknown), known_labels[~unknown])
+        scores += _enrolled_scores(
+            prediction.select(~unknown), known_labels[~unknown], define_unknown(classifier)
+        )
     return replace(
         evaluation,
         scores=(*evaluation.scores, *scores, *result.scores),
@@ -73,17 +75,29 @@ def add_unseen(
     )
 
 
-def _enrolled_scores(prediction: Predictions, labels: np.ndarray) -> list[Score]:
-    """Return the accuracy of both methods on images of enrolled classes, labels int64 (N,)."""
+def _enrolled_scores(
+    prediction: Predictions, labels: np.ndarray, definitions: Mapping[str, str]
+) -> list[Score]:
+    """Return the scores of images of enrolled classes.
+
+    Args:
+        prediction: Predictions of N images.
+        labels: Their classes, int64, shape (N,).
+        definitions: Metric -> definition, from :func:`stages.evaluation.unknown.define_unknown`.
+
+    Returns:
+        The accuracy of both methods, and the share of images that are rejected as unknown.
+    """
+    images = "test images of classes that were not trained on and were enrolled later"
     scores = []
     for metric, predicted, method in (
         ("knn_accuracy", prediction.knn, "kNN"),
         ("classification_accuracy", prediction.classifier, "the classifier"),
     ):
         correct = (predicted == labels).astype(float)
-        definition = (
-            f"Share of images classified correctly by {method} among all classes; test images of "
-            "classes that were not trained on and were enrolled later"
-        )
+        definition = f"Share of images classified correctly by {method} among all classes; {images}"
         scores.append(share_score(metric, ENROLLED, correct, definition))
+    metric = "rejection_rate_known"
+    definition = f"{definitions[metric]}; {images}"
+    scores.append(share_score(metric, ENROLLED, rejected(prediction.typicality), definition))
     return scores

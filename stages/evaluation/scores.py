@@ -20,7 +20,7 @@ from stages.evaluation.statistics import mean_score, share_score, triplet_score
 from stages.evaluation.suspects import label_evidence
 from stages.evaluation.triplets_and_rankings import SplitMeasures, measure_gallery, measure_split
 from stages.evaluation.trunk_baselines import TrunkBaselines
-from stages.evaluation.typicality import typicality
+from stages.evaluation.typicality import classifier_typicality
 from stages.evaluation.unknown import define_unknown, rejection_scores
 from stages.network.head import energies, probabilities
 from stages.records import Embeddings
@@ -175,7 +175,6 @@ def predict(
     calibrated = probabilities(head, test.vectors, temperature=temperature).numpy()
     predicted = calibrated.argmax(1)
     rows = np.arange(len(test))
-    calibration = classifier.calibration_distances.numpy()
     left_out = np.full((3, len(test)), np.nan)
     if known:
         left_out = leave_classes_out(test, classifier)
@@ -187,7 +186,7 @@ def predict(
         triplet_accuracy=triplet_accuracy,
         nearest=neighbours.nearest,
         distance=neighbours.distance,
-        typicality=typicality(neighbours.distance, calibration),
+        typicality=classifier_typicality(neighbours.distance, neighbours.nearest, classifier),
         energy=energies(head, test.vectors).numpy(),
         left_out_distance=left_out[0],
         left_out_nearer=left_out[1],

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from stages.checkpoints import ClassifierCheckpoint
 from stages.settings import REJECT
 
 
@@ -36,6 +37,48 @@ def typicality(distances: np.ndarray, calibration: np.ndarray) -> np.ndarray:
         return np.full(len(distances), np.nan)
     closer = np.searchsorted(np.sort(calibration), distances, side="left")
     return np.asarray((1 + count - closer) / (count + 1))
+
+
+def classifier_typicality(
+    distances: np.ndarray, nearest: np.ndarray, classifier: ClassifierCheckpoint
+) -> np.ndarray:
+    """Compute the typicality of images for a classifier, possibly with enrolled classes.
+
+    The images are in two groups, because distances to few enrolled images differ from those to many
+    training images. If the nearest gallery image belongs to a class that was added by enrolment,
+    the distance is compared with those of enrolled images of such classes, each left out of the
+    gallery. Otherwise it is compared with those of the validation images.
+
+    Args:
+        distances: Euclidean distance of each image to the nearest gallery image, shape (N,).
+        nearest: Row of that gallery image, int64, shape (N,).
+        classifier: The classifier.
+
+    Returns:
+        Typicality in (0, 1], float64, shape (N,); NaN for all images without validation images. It
+        is 1 near a new class if no enrolled image has a distance.
+    """
+    result = typicality(distances, classifier.validation_distances.numpy())
+    new_classes = classifier.new_classes
+    if not new_classes or len(classifier.validation_distances) == 0:
+        return result
+    near_new = np.isin(classifier.gallery.labels.numpy()[nearest], new_classes)
+    result[near_new] = enrolled_typicality(
+        distances[near_new], classifier.enrolled_distances.numpy()
+    )
+    return result
+
+
+def enrolled_typicality(distances: np.ndarray, calibration: np.ndarray) -> np.ndarray:
+    """Return the typicality among enrolled images, float64, shape (N,); 1 if there are none.
+
+    Args:
+        distances: Distances of N images whose nearest gallery image is of a new class.
+        calibration: Distances of the enrolled images of new classes, shape (E,).
+    """
+    if len(calibration) == 0:
+        return np.ones(len(distances))
+    return typicality(distances, calibration)
 
 
 def smallest_typicality(count: int) -> float:

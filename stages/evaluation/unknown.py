@@ -35,14 +35,15 @@ def define_unknown(classifier: ClassifierCheckpoint | None = None) -> dict[str, 
     if classifier is None:
         text += "in the fold"
     else:
-        count = len(classifier.calibration_distances)
-        images = f"{count} validation images"
-        if count and len(classifier.enrolled_distances):
-            images = (
-                f"{len(classifier.validation_distances)} validation and "
-                f"{len(classifier.enrolled_distances)} enrolled images"
+        count = len(classifier.validation_distances)
+        text += f"a multiple of 1/{count + 1} with {count} validation images"
+        if count and classifier.new_classes:
+            enrolled = len(classifier.enrolled_distances)
+            text += (
+                "; for an image whose nearest training image is of an enrolled class, the share of "
+                f"{enrolled} enrolled images of such classes that are at least as far from the "
+                f"nearest other one, a multiple of 1/{enrolled + 1}"
             )
-        text += f"a multiple of 1/{count + 1} with {images}"
     return {
         name: metric.definition.format(reject=REJECT, typicality=text)
         for name, metric in METRICS.items()
@@ -67,9 +68,9 @@ def rejection_scores(
     """
     scores = []
     for metric, values in (
-        ("rejection_rate_known", _rejected(prediction.typicality)),
+        ("rejection_rate_known", rejected(prediction.typicality)),
         ("left_out_auroc", prediction.left_out_nearer),
-        ("left_out_rejection_rate", _rejected(prediction.left_out_typicality)),
+        ("left_out_rejection_rate", rejected(prediction.left_out_typicality)),
     ):
         values = values[order].mean(axis=1)
         if metric == "rejection_rate_known":
@@ -80,8 +81,8 @@ def rejection_scores(
     return scores
 
 
-def _rejected(typical: np.ndarray) -> np.ndarray:
-    """Return 1 for rejected images, 0 for others, NaN where typicality is undefined."""
+def rejected(typical: np.ndarray) -> np.ndarray:
+    """Return 1 for rejected images, 0 for others, NaN where typicality is undefined, (N,)."""
     return np.where(np.isnan(typical), np.nan, typical < REJECT)
 
 
@@ -193,7 +194,7 @@ def _rejected_unknown(
     unknown: Predictions, labels: np.ndarray, definitions: Mapping[str, str]
 ) -> Score:
     metric = "rejection_rate_unknown"
-    return _class_score(metric, UNSEEN, _rejected(unknown.typicality), labels, definitions[metric])
+    return _class_score(metric, UNSEEN, rejected(unknown.typicality), labels, definitions[metric])
 
 
 # A value per unknown image whose mean is the score, and one per known image that varies with it.

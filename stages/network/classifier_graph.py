@@ -18,7 +18,8 @@ class ClassifierGraph(nn.Module):
 
     It computes what :func:`stages.network.inference.embed_images`,
     :func:`stages.network.head.probabilities`, :func:`stages.evaluation.knn.nearest_distances` and
-    :func:`stages.evaluation.typicality.typicality` compute, without data-dependent control flow.
+    :func:`stages.evaluation.typicality.classifier_typicality` compute, without data-dependent
+    control flow.
 
     Args:
         classifier: Classifier on the CPU. Its tensors are shared, not copied.
@@ -26,7 +27,9 @@ class ClassifierGraph(nn.Module):
 
     gallery: Tensor
     squared_lengths: Tensor
-    calibration: Tensor
+    validation: Tensor
+    enrolled: Tensor
+    of_new_class: Tensor
 
     def __init__(self, classifier: ClassifierCheckpoint):
         super().__init__()
@@ -35,7 +38,11 @@ class ClassifierGraph(nn.Module):
         gallery = classifier.gallery.vectors
         self.register_buffer("gallery", gallery)
         self.register_buffer("squared_lengths", gallery.double().square().sum(1))
-        self.register_buffer("calibration", classifier.calibration_distances)
+        self.register_buffer("validation", classifier.validation_distances)
+        self.register_buffer("enrolled", classifier.enrolled_distances)
+        self.has_new_classes = len(classifier.new_classes) > 0
+        new_classes = torch.tensor(classifier.new_classes, dtype=torch.int64)
+        self.register_buffer("of_new_class", torch.isin(classifier.gallery.labels, new_classes))
         self.eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -47,15 +54,15 @@ class ClassifierGraph(nn.Module):
         Returns:
             Unit vectors, float32 (B, D); log-probabilities with the temperature, float32
             (B, classes); Euclidean distances to the nearest gallery vector, float32 (B,); and
-            typicalities, float32 (B,), NaN if the classifier has no calibration distances.
+            typicalities, float32 (B,), NaN if the classifier has no validation distances.
         """
         vectors: Tensor = self.network(images)  # (B, D)
         log_probabilities = F.log_softmax(self.head(vectors) / self.temperature, dim=1)
-        distances = self._nearest_distances(vectors)
-        return vectors, log_probabilities, distances, self._typicality(distances)
+        distances, rows = self._nearest(vectors)
+        return vectors, log_probabilities, distances, self._typicality(distances, rows)
 
-    def _nearest_distances(self, vectors: Tensor) -> Tensor:
-        """Return the distance to the nearest gallery vector, float32 (B,).
+    def _nearest(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the distance to the nearest gallery vector, float32 (B,), and its row, int64 (B,).
 
         float64, as in :func:`stages.distance.exact_distances`: a float32 product cannot tell
         distances below 0.001 apart.
@@ -64,15 +71,26 @@ class ClassifierGraph(nn.Module):
         products = queries @ self.gallery.double().T  # (B, G)
         squares = queries.square().sum(1, keepdim=True) - 2 * products + self.squared_lengths
         nearest = squares.amin(dim=1)
-        return torch.where(nearest > ZERO_DISTANCE, nearest, 0).sqrt().float()
+        distances = torch.where(nearest > ZERO_DISTANCE, nearest, 0).sqrt().float()
+        return distances, squares.argmin(dim=1)
 
-    def _typicality(self, distances: Tensor) -> Tensor:
-        """Return the typicality of distances, float32 (B,)."""
-        count = len(self.calibration)
-        if count == 0:
+    def _typicality(self, distances: Tensor, rows: Tensor) -> Tensor:
+        """Return the typicality of distances to gallery rows, float32 (B,)."""
+        if len(self.validation) == 0:
             return torch.full_like(distances, torch.nan)
-        farther = (self.calibration >= distances[:, None]).sum(dim=1)  # (B,)
-        return (1 + farther).float() / (count + 1)
+        values = _typicality_among(self.validation, distances)
+        if not self.has_new_classes:
+            return values
+        among_enrolled = torch.ones_like(distances)
+        if len(self.enrolled):
+            among_enrolled = _typicality_among(self.enrolled, distances)
+        return torch.where(self.of_new_class[rows], among_enrolled, values)
+
+
+def _typicality_among(calibration: Tensor, distances: Tensor) -> Tensor:
+    """Return the typicality of distances among n > 0 other ones, float32 (B,)."""
+    farther = (calibration >= distances[:, None]).sum(dim=1)  # (B,)
+    return (1 + farther).float() / (len(calibration) + 1)
 
 
 class AnySizeGraph(nn.Module):

@@ -1,15 +1,17 @@
 """The comparison with onnxruntime finds what differs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from factories import make_classifier, random_embeddings
+from factories import add_new_classes, make_classifier, random_embeddings
 
-from pipeline.onnx_parity import Parity, compare_batches, compare_photos
+from pipeline.onnx_parity import Parity, compare_batches, compare_photos, expected_outputs
 from stages.errors import PipelineError
-from stages.evaluation.typicality import typicality
 from stages.network.classifier_graph import OUTPUTS, ClassifierGraph
 from stages.network.square_graph import SquareGraph
+from stages.records import Embeddings
 
 
 @pytest.fixture
@@ -82,40 +84,80 @@ def test_another_label_is_an_error():
         "vector": np.zeros((1, 2)),
         "probability": probability,
         "nearest_distance": np.zeros(1),
+        "lowest": np.full(1, np.nan),
+        "highest": np.full(1, np.nan),
     }
     outputs = expected | {
         "log_probabilities": np.log(probability[:, ::-1]),
         "typicality": np.full(1, np.nan),
     }
     parity = Parity()
-    parity.add(outputs, expected, np.empty(0, np.float32))
+    parity.add(outputs, expected)
     with pytest.raises(PipelineError, match="1 labels differ"):
         parity.check()
     tied = expected | {"probability": np.array([[0.5, 0.5 - 1e-7, 1e-7]])}
     outputs["log_probabilities"] = np.log(np.array([[0.5 - 1e-7, 0.5, 1e-7]]))
     parity = Parity()
-    parity.add(outputs, tied, np.empty(0, np.float32))
+    parity.add(outputs, tied)
     parity.check()
+
+
+def with_calibration(vectors, labels, new_classes, validation, enrolled):
+    """Return a classifier of two classes with the given gallery and calibration distances."""
+    gallery = Embeddings(vectors, torch.tensor(labels), ("a", "b"))
+    classifier = add_new_classes(make_classifier(gallery), new_classes, torch.tensor(enrolled))
+    return replace(classifier, validation_distances=torch.tensor(validation))
+
+
+def accepts(classifier, images, value):
+    """Return whether the typicality of all images may have this value."""
+
+    def change(outputs):
+        outputs["typicality"][:] = value
+
+    parity = compare_batches(runner(classifier, change), classifier, iter([images]))
+    return parity.differences["typicality"] < 1e-6
 
 
 def test_typicality_may_be_one_rank_off_at_a_tie(classifier, images):
     """The image is as far as a calibration image, up to rounding."""
-    calibration = np.array([0.1, 0.5, 0.9], np.float32)
-    expected = {
-        "vector": np.zeros((1, 2)),
-        "probability": np.ones((1, 1)),
-        "nearest_distance": np.array([0.5], np.float32),
-    }
-    for distance, accepted in ((0.5, True), (0.5 + 1e-6, True), (0.91, False)):
-        outputs = {
-            "vector": np.zeros((1, 2)),
-            "log_probabilities": np.zeros((1, 1)),
-            "nearest_distance": expected["nearest_distance"],
-            "typicality": typicality(np.array([distance]), calibration),
-        }
-        parity = Parity()
-        parity.add(outputs, expected, calibration)
-        assert (parity.differences["typicality"] == 0) == accepted
+    image = images[:1]
+    distance = float(expected_outputs(image, classifier)["nearest_distance"][0])
+    tied = replace(
+        classifier, validation_distances=torch.tensor([0.01, distance + 1e-6, distance + 0.1])
+    )
+    assert accepts(tied, image, 0.75) and accepts(tied, image, 0.5)
+    assert not accepts(tied, image, 0.25) and not accepts(tied, image, 1.0)
+
+
+def test_the_group_is_that_of_the_nearest_image(images):
+    """Unless an old and a new class are equally near, up to rounding."""
+    image = images[:1]
+    vector = torch.from_numpy(
+        expected_outputs(image, make_classifier(random_embeddings(9, 2)))["vector"]
+    )
+    other = -vector
+    near = torch.nn.functional.normalize(vector + 1e-6 * torch.eye(8)[:1])
+    validation, enrolled = [1.0] * 4, [0.0] * 3  # typicality 1 if old, about 1/4 if new
+    for vectors, labels, values in (
+        ((vector, other), (0, 1), (True, False)),
+        ((other, vector), (0, 1), (False, True)),
+        ((vector, near), (0, 1), (True, True)),
+    ):
+        classifier = with_calibration(torch.cat(vectors), labels, (1,), validation, enrolled)
+        # The distance to `near` is below the tolerance, so all ranks of new classes are possible.
+        assert accepts(classifier, image, 1.0) or not values[0]
+        assert accepts(classifier, image, 0.25) == values[1]
+
+
+def test_an_enrolled_classifier_passes(classifier, images):
+    changed = add_new_classes(classifier, (1, 3), torch.rand(25) / 2)
+    compare_batches(runner(changed), changed, iter([images])).check()
+    with pytest.raises(PipelineError, match="typicality differs"):
+        forgetful = replace(changed, record={})  # compares all images with validation images
+        blocks = iter([np.concatenate([images] * 4)])
+        near_new = add_new_classes(classifier, range(5), torch.rand(25) / 2)
+        compare_batches(runner(forgetful), near_new, blocks).check()
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2])

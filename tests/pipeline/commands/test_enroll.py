@@ -59,10 +59,11 @@ def test_new_and_known_classes(workspace, source, tmp_path):
         "images": {"birch": 2, "oak": 4, "yew": 1},
         "new_classes": ["oak", "yew"],
         "copies": 0,
-        "distances": 6,
+        "distances": 4,
         "skipped": [],
     }
-    assert len(after.enrolled_distances) == 6
+    assert len(after.enrolled_distances) == 4  # neither of birch, nor of the only yew
+    assert after.new_classes == (3, 4)
     changed = {"classes", "gallery_ids", "k", "temperature", "calibrated", "epoch", "history"}
     for name, value in before.record.items():
         assert name in changed or after.record[name] == value, name
@@ -75,6 +76,10 @@ def test_new_and_known_classes(workspace, source, tmp_path):
         assert part in text
     assert "24 validation images" in text and "6 new images, each left out" in text
     assert "unknown for 1 new image" in text
+    assert text.splitlines()[-2].startswith(
+        "rejected as unknown (typicality below 0.05), each left"
+    )
+    assert "of 6 new images" in text.splitlines()[-1]
 
 
 def test_predict_returns_the_new_class_from_the_file_alone(
@@ -105,11 +110,11 @@ def test_enrolling_again_adds_to_the_record(workspace, source, tmp_path):
     assert [item["distances"] for item in once.record["enrolled"]] == [2]
     items = twice.record["enrolled"]
     # The first image of oak has another one of its class now.
-    assert [item["distances"] for item in items] == [3, 4]
+    assert [item["distances"] for item in items] == [3, 2]
     assert [item["new_classes"] for item in items] == [["oak", "yew"], []]
     assert items[1]["images"] == {"ash": 2, "oak": 2} and items[1]["copies"] == 1
     assert items[1]["classifier_digest"] == once.digest
-    assert len(twice.calibration_distances) == 24 + 7
+    assert len(twice.validation_distances) == 24 and len(twice.enrolled_distances) == 5
     with pytest.raises(DataError, match="nothing to enrol"):
         enrol(source("three", oak=3, ash=2), second, tmp_path / "3.safetensors")
     assert not (tmp_path / "3.safetensors").exists()
@@ -245,7 +250,8 @@ def test_without_validation_images_the_cost_is_unknown(workspace, source, tmp_pa
     text = enrol(source(oak=2), paths[1], tmp_path / "out.safetensors")
     assert "cost for the old classes is unknown" in text
     enrolled = load_classifier(tmp_path / "out.safetensors")
-    assert not enrolled.calibrated and len(enrolled.calibration_distances) == 0
+    assert not enrolled.calibrated and len(enrolled.validation_distances) == 0
+    assert "rejected" not in text
     report(paths[0], tmp_path / "out.safetensors", out=tmp_path / "r", context=QUIET)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipeline.commands.report import report
 from pipeline.report.summary import verdicts
+from stages.settings import REJECT
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,14 @@ def test_report_states_what_was_enrolled(workspace, enrolled_report):
     assert scores.loc["rejection_rate_unknown", "test-unseen"]["count"] == 6
     assert scores.loc["unknown_auroc", "test-unseen"]["count"] == 6
     assert scores.loc["precision_at_1", "test-unseen"]["count"] == 12
-    assert "24 validation and" in scores.loc["rejection_rate_known", "test"]["definition"]
+    for name in ("test", "test-enrolled"):
+        row = scores.loc["rejection_rate_known", name]
+        typical = predictions[predictions["split"] == name]["typicality"]
+        assert row["value"] == pytest.approx((typical < REJECT).mean(), abs=1e-6)
+        assert row["count"] == len(typical) and row["ci_low"] <= row["value"] <= row["ci_high"]
+        assert "24 validation images" in row["definition"]
+        assert "9 enrolled images of such classes" in row["definition"]
+    assert "were enrolled later" in row["definition"]
     classes = pd.read_csv(root / "r" / "classes.csv")
     assert set(classes["class"]) == {*OLD, "oak"}
     assert classes[classes["class"] == "oak"]["count"].tolist() == [0, 0]
@@ -69,6 +77,7 @@ def test_report_states_what_was_enrolled(workspace, enrolled_report):
     assert runs[0].evaluation.leaked == (2,) and runs[0].evaluation.enrolled_copies == 1
     assert scores.loc["knn_accuracy", "test-without-duplicates"]["count"] == 14
     page = (root / "r" / "report.html").read_text(encoding="utf-8")
+    assert "9 enrolled images of such classes" in page and "so few cannot reject" in page
     for text in ("\n".join(verdicts(runs)), page):
         assert "8 images of 1 new class (oak)" in text and str(root / "one") in text
         assert "of 2 known classes" in text or "of 3 known classes" in text

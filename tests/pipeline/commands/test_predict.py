@@ -12,15 +12,23 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from checkpoint_files import make_gallery, make_network, make_validation
-from factories import QUIET, TINY, make_record
+from factories import (
+    QUIET,
+    TINY,
+    add_new_classes,
+    make_classifier,
+    make_record,
+    random_embeddings,
+)
 from PIL import Image
 
 from pipeline import image_vectors
 from pipeline.checkpoint import load_classifier, save_classifier
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
-from pipeline.commands.predict import predict, predict_images
+from pipeline.commands.predict import describe_resolution, predict, predict_images
 from pipeline.commands.report import report
 from pipeline.data.folder import find_image_files
 from pipeline.image_vectors import embed_files
@@ -302,3 +310,29 @@ def test_closed_pipe_is_no_error(trained, classifier, tmp_path):
     )
     assert result.stdout == ",".join(COLUMNS) + "\n"
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("validation", "enrolled", "text"),
+    [
+        (25, None, ""),
+        (25, 20, ""),
+        (0, 20, "the classifier has no validation images"),
+        (9, None, "no image is rejected as unknown: with 9 validation images typicality is at "),
+        (
+            9,
+            1,
+            "no image is rejected as unknown: with 9 validation images and 1 enrolled image of ",
+        ),
+        (9, 20, "is of an old class are not rejected as unknown: with 9 validation images typical"),
+        (25, 19, "is of a new class are not rejected as unknown: with 19 enrolled images of new "),
+    ],
+)
+def test_images_that_cannot_be_rejected_are_explained(validation, enrolled, text):
+    classifier = make_classifier(random_embeddings(20, 2))
+    classifier = replace(classifier, validation_distances=torch.rand(validation))
+    if enrolled is not None:
+        classifier = add_new_classes(classifier, (1,), torch.rand(enrolled))
+    note = describe_resolution(classifier, REJECT)
+    assert text in note and bool(note) == bool(text)
+    assert describe_resolution(classifier, 0) == ""

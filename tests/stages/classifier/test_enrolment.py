@@ -5,12 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from factories import pairwise_distances, random_embeddings
+from factories import random_embeddings
 
 from stages.classifier.enrolment import (
     EnrolledGallery,
     choose_enrolled_k,
-    enrolled_distances,
     largest_k,
     leave_out,
     left_out_fits,
@@ -186,18 +185,7 @@ def test_nothing_to_leave_out():
     trained = train_enrolled(gallery, None, SETTINGS, device=CPU)
     left_out = leave_out(gallery, trained, SETTINGS, device=CPU)
     assert left_out.fits == 0 and all(len(values) == 0 for values in left_out[:4])
-    assert trained.k == 1 and len(enrolled_distances(gallery)[0]) == 0
-
-
-@pytest.mark.parametrize("block", [2**21, 100])
-def test_distances_are_those_to_the_nearest_other_image(monkeypatch, block):
-    monkeypatch.setattr("stages.classifier.enrolment.BLOCK", block)
-    gallery = make_gallery(30, (1, 3), known=2)
-    distances, rows = enrolled_distances(gallery)
-    assert rows.tolist() == [30, 31, 33, 34, 35]  # not 32, the only image of its class
-    expected = pairwise_distances(gallery.embeddings.vectors, gallery.embeddings.vectors)
-    np.fill_diagonal(expected, np.inf)
-    np.testing.assert_allclose(distances, expected[rows].min(axis=1), atol=1e-6)
+    assert trained.k == 1
 
 
 def test_old_classes_keep_their_accuracy():

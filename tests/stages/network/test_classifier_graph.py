@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from factories import make_classifier, random_embeddings
+from factories import add_new_classes, make_classifier, random_embeddings
 from torch import nn
 
 from pipeline.onnx_parity import expected_outputs
-from stages.evaluation.typicality import typicality
+from stages.evaluation.knn import knn
+from stages.evaluation.typicality import classifier_typicality, typicality
 from stages.network.classifier_graph import OUTPUTS, AnySizeGraph, ClassifierGraph
 from stages.network.square_graph import SquareGraph
 from stages.records import Embeddings
@@ -51,21 +52,32 @@ def test_outputs_equal_the_separate_functions(images, validation):
     np.testing.assert_allclose(
         np.exp(outputs["log_probabilities"]), expected["probability"], atol=1e-6
     )
-    calibration = classifier.calibration_distances.numpy()
+    calibration = classifier.validation_distances.numpy()
     shares = typicality(outputs["nearest_distance"], calibration)
     np.testing.assert_allclose(outputs["typicality"], shares, rtol=1e-6)
     assert np.isnan(shares).all() == (not validation)
 
 
-def test_enrolled_distances_count():
+@pytest.mark.parametrize("count", [0, 1, 25])
+@pytest.mark.parametrize("validation", [True, False])
+def test_images_near_new_classes_are_compared_with_enrolled_ones(count, validation):
+    queries = random_embeddings(50, 5, seed=3)
     classifier = make_classifier(
-        random_embeddings(40, 5), validation=random_embeddings(9, 5, seed=2)
+        random_embeddings(60, 5, noise=0.4),
+        validation=random_embeddings(30, 5, seed=2) if validation else None,
     )
-    images = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-    classifier = replace(classifier, validation_distances=torch.zeros(9))
-    assert apply(classifier, images)["typicality"] == np.float32(1 / 10)
-    classifier = replace(classifier, enrolled_distances=torch.full((10,), 2.0))
-    assert apply(classifier, images)["typicality"] == np.float32(11 / 20)
+    enrolled = 0.5 * torch.rand(count, generator=torch.Generator().manual_seed(1))
+    changed = add_new_classes(classifier, (1, 3), enrolled)
+    changed = replace(changed, network=Lookup(queries.vectors))
+    images = torch.zeros(50, 1, 8, 8, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.arange(50)
+    gallery = classifier.gallery
+    nearest = knn(queries.vectors, gallery.vectors, gallery.labels, k=1)
+    expected = classifier_typicality(nearest.distance, nearest.nearest, changed)
+    np.testing.assert_allclose(apply(changed, images)["typicality"], expected, rtol=1e-6)
+    if validation:
+        ungrouped = classifier_typicality(nearest.distance, nearest.nearest, classifier)
+        assert (abs(expected - ungrouped) > 0.05).any()
 
 
 def test_small_distances_are_exact():
