@@ -17,11 +17,10 @@ from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset, Entry, Source
 from pipeline.data.decode import FACT
 from pipeline.data.splits import split_source
-from pipeline.report.evaluated_run import EvaluatedRun
 from stages.checkpoints import ClassifierCheckpoint
 from stages.evaluation.baselines import Baseline
 from stages.evaluation.knn import nearest_distances
-from stages.evaluation.results import Evaluation, LabelEvidence
+from stages.evaluation.results import Evaluation
 from stages.evaluation.scores import evaluate_split
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet
@@ -333,24 +332,3 @@ def interval_coverage(
         low, high = draw()
         covered += low <= truth <= high
     return covered / draws
-
-
-def with_suspects(run: EvaluatedRun, own: dict[str, list[float]]) -> EvaluatedRun:
-    """Return a run in which the labels of some images are doubtful.
-
-    Args:
-        run: Evaluated run with validation images.
-        own: Probability of the label of the first images, by split. The rest of the probability
-            belongs to the next class. All other labels have probability 1.
-    """
-    evidence = {}
-    for name, split in (("test", run.images), ("val", run.data.validation)):
-        labels = split.labels.numpy()
-        rows, classes = np.arange(len(labels)), len(split.classes)
-        probabilities = np.zeros((len(labels), classes), np.float32)
-        probabilities[rows, labels] = 1
-        for row, value in enumerate(own.get(name, [])):
-            probabilities[row, labels[row]] = value
-            probabilities[row, (labels[row] + 1) % classes] = 1 - value
-        evidence[name] = LabelEvidence(labels, probabilities, np.ones(len(labels), bool))
-    return replace(run, evaluation=replace(run.evaluation, evidence=evidence))

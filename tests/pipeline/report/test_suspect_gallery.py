@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from factories import with_suspects
+from suspect_runs import with_suspects
 
 from pipeline.report.galleries import GALLERY_SIZE
 from pipeline.report.suspect_gallery import build_suspect_gallery

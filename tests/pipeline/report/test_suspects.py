@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from factories import with_suspects
+from suspect_runs import with_suspects
 
 from pipeline.report.suspect_gallery import build_suspect_gallery
 from pipeline.report.suspects import SUSPECT_COLUMNS, list_suspects, suspect_table
