@@ -87,7 +87,7 @@ class EvaluatedRun:
         enrolments = self.classifier.get("enrolled", ())
         if not any(item["new_classes"] for item in enrolments):
             return None
-        return sum(item["distances"] for item in enrolments)
+        return sum(int(item["distances"]) for item in enrolments)
 
     @property
     def calibrated(self) -> bool:
