@@ -174,7 +174,7 @@ def test_one_class_and_an_enrolled_classifier(tmp_path):
 def test_failing_parity_writes_nothing(classifier, tmp_path, monkeypatch):
     out = tmp_path / "deep" / "model.onnx"
     # All distances in the file are 0.
-    monkeypatch.setattr("stages.network.classifier_graph.ZERO_DISTANCE", 5.0)
+    monkeypatch.setattr("stages.network.classifier_graph.SQUARED_RESOLUTION", 5.0)
     with pytest.raises(PipelineError, match="nearest_distance differs by"):
         export(classifier, out=out, context=QUIET)
     assert {path.name for path in tmp_path.iterdir()} == {"c.safetensors"}
