@@ -41,12 +41,13 @@ def reserve_outputs(
         yield
 
 
-def refuse_existing(path: Path, force: bool) -> None:
+def refuse_existing(path: Path, force: bool, *, alternative: str = "another --out") -> None:
     """Raise an error on all ranks if an output exists and may not be replaced.
 
     Args:
         path: File that the command will write. It is reserved, so no other run creates it.
         force: Allow it to be replaced.
+        alternative: What to use instead, for the message.
 
     Raises:
         PipelineError: If the file exists and ``force`` is False.
@@ -54,7 +55,7 @@ def refuse_existing(path: Path, force: bool) -> None:
 
     def check() -> None:
         if path.exists() and not force:
-            raise PipelineError(f"{path}: exists; use another --out, or --force to replace it")
+            raise PipelineError(f"{path}: exists; use {alternative}, or --force to replace it")
 
     main_process_only(check)
 

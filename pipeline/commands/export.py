@@ -13,10 +13,10 @@ from PIL import Image
 from pipeline.checkpoint import load_classifier
 from pipeline.context import RunContext
 from pipeline.data.dataset import Skipped
-from pipeline.data.decode import decode_files
+from pipeline.data.decode import decode_files, read_image
 from pipeline.data.folder import find_image_files
 from pipeline.data.image_paths import require_readable
-from pipeline.data.resizing import fit_to_square, to_channels
+from pipeline.data.resizing import RESIZES_ROWS_FIRST, fit_to_square, to_channels
 from pipeline.device import restore_torch_settings
 from pipeline.files import write_atomically
 from pipeline.numbers import count_of
@@ -28,7 +28,7 @@ from pipeline.onnx_parity import (
     compare_photos,
     run_onnx,
 )
-from pipeline.outputs import reserve_outputs
+from pipeline.outputs import refuse_existing, reserve_outputs
 from pipeline.processes import world_size_of_torchrun
 from stages.checkpoints import ClassifierCheckpoint
 from stages.errors import PipelineError
@@ -36,6 +36,7 @@ from stages.network.classifier_graph import OUTPUTS, AnySizeGraph, ClassifierGra
 from stages.network.square_graph import SquareGraph
 
 BLOCK = BATCH_SIZES[-1]  # images per block of the comparison
+MAX_COMPARED_PIXELS = 25_000_000  # any-size files need 35 bytes per pixel and more
 
 
 @restore_torch_settings()
@@ -56,7 +57,7 @@ def export(
     Args:
         classifier: Checkpoint of stage two. No other file is needed.
         images: Files and folders of images for the comparison. Empty: parts of the two photographs
-            that scikit-learn brings.
+            that scikit-learn contains.
         out: ONNX file to write. Its input is a batch of square images.
         context: Output options.
         force: Replace existing files.
@@ -85,15 +86,14 @@ def export(
     files = [out] if any_size is None else [out, any_size]
     with reserve_outputs(files, inputs=[classifier, *images]):
         for file in files:
-            if file.exists() and not force:
-                raise PipelineError(f"{file}: exists; use another path, or --force to replace it")
+            refuse_existing(file, force, alternative="another path")
         checkpoint = load_classifier(classifier)
         blocks = _blocks(images, checkpoint, context)
         blocks = chain([next(blocks)], blocks)  # finds unreadable images before the long work
         graph = ClassifierGraph(checkpoint)
         results = [_export_squares(graph, checkpoint, blocks)]
         if any_size is not None:
-            results.append(_export_any_size(graph, checkpoint))
+            results.append(_export_any_size(graph, checkpoint, images))
         for file, (content, _) in zip(files, results, strict=True):
             write_atomically(file, content)
     classes, vectors = len(checkpoint.classes), len(checkpoint.gallery)
@@ -122,10 +122,14 @@ def _export_squares(
     return content, _describe(parity, f" in batches of {', '.join(map(str, BATCH_SIZES))}")
 
 
-def _export_any_size(graph: ClassifierGraph, checkpoint: ClassifierCheckpoint) -> tuple[bytes, str]:
+def _export_any_size(
+    graph: ClassifierGraph, checkpoint: ClassifierCheckpoint, images: Sequence[Path]
+) -> tuple[bytes, str]:
     """Return the ONNX file for an image of any size, and the result of its comparison."""
     read = checkpoint.record["read"]
-    square = SquareGraph(read["size"], read["channels"], read["resize"])
+    square = SquareGraph(
+        read["size"], read["channels"], read["resize"], rows_first=RESIZES_ROWS_FIRST
+    )
     content = to_onnx(
         AnySizeGraph(square, graph),
         torch.zeros(40, 30, 3, dtype=torch.uint8),
@@ -133,11 +137,10 @@ def _export_any_size(graph: ClassifierGraph, checkpoint: ClassifierCheckpoint) -
         names=("image", OUTPUTS),
         metadata=make_metadata(checkpoint),
     )
-    photos = [(np.array(photo), _fit(photo, read)) for photo in sample_photos()]
+    photos = ((np.array(photo.convert("RGB")), _fit(photo, read)) for photo in _photos(images))
     parity = compare_photos(run_onnx(content, "image"), checkpoint, square, photos)
-    parity.check()
-    detail = f" with pixels that differ by up to {parity.levels} of 255"
-    return content, _describe(parity, detail)
+    pixels = f"pixels that differ by up to {parity.levels} of 255"
+    return content, _describe(parity, f" with {pixels if parity.levels else 'equal pixels'}")
 
 
 def _describe(parity: Parity, detail: str) -> str:
@@ -176,6 +179,24 @@ def _blocks(
         if squares:
             yield np.stack(squares)
     require_readable(images, skipped, count, effect="and nothing was written")
+
+
+def _photos(images: Sequence[Path]) -> Iterator[Image.Image]:
+    """Yield up to 64 readable images in their size, one at a time.
+
+    Without one of at most ``MAX_COMPARED_PIXELS``, yield those of :func:`sample_photos`.
+    """
+    number = 0
+    for file in (file for path in images for file in find_image_files(path)):
+        photo = read_image(str(file))
+        if isinstance(photo, str) or photo.width * photo.height > MAX_COMPARED_PIXELS:
+            continue
+        yield photo
+        number += 1
+        if number == BLOCK:
+            return
+    if not number:
+        yield from sample_photos()
 
 
 def sample_photos() -> list[Image.Image]:

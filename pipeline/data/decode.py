@@ -114,6 +114,18 @@ def read_pixels(path: str, *, size: int, channels: int, resize: str) -> Pixels |
         return _reason(error)
 
 
+def read_image(path: str) -> Image.Image | str:
+    """Decode an image file in its size: mode ``L`` or ``RGB``, or the reason why it cannot be read.
+
+    An unreadable file causes no error.
+    """
+    try:
+        with _open(path) as opened, warnings.catch_warnings(action="ignore"):
+            return _decode(_check_and_read(opened))
+    except Exception as error:  # as in `_decode_file`
+        return _reason(error)
+
+
 def _decode_file(path: str, size: int | None, channels: int | None, resize: str) -> Outcome:
     try:
         with _open(path) as opened:

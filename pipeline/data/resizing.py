@@ -5,9 +5,12 @@ Worker processes import this module. It must not import torch, which takes secon
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
+# From this version on, Pillow resizes the rows of some images before their columns.
+RESIZES_ROWS_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 
 
 def fit_to_square(image: Image.Image, size: int, resize: str) -> Pixels:

@@ -5,9 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.checkpoints import ClassifierCheckpoint
+from stages.distance import SQUARED_RESOLUTION
 from stages.network.square_graph import SquareGraph
-
-ZERO_DISTANCE = 1e-14  # square of 1e-7, which `exact_distances` takes for 0
 
 # Names of the outputs of `ClassifierGraph`, in order.
 OUTPUTS = ("vector", "log_probabilities", "nearest_distance", "typicality")
@@ -71,7 +70,7 @@ class ClassifierGraph(nn.Module):
         products = queries @ self.gallery.double().T  # (B, G)
         squares = queries.square().sum(1, keepdim=True) - 2 * products + self.squared_lengths
         nearest = squares.amin(dim=1)
-        distances = torch.where(nearest > ZERO_DISTANCE, nearest, 0).sqrt().float()
+        distances = torch.where(nearest > SQUARED_RESOLUTION, nearest, 0).sqrt().float()
         return distances, squares.argmin(dim=1)
 
     def _typicality(self, distances: Tensor, rows: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ Pillow resizes 8-bit images in two passes, with weights that are multiples of 2^
 after each pass. This module does the same with whole numbers in float64, so the pixels are equal.
 ONNX's operator Resize does not round in between: a tenth of its pixels differ by one grey level.
 
-Pillow resizes columns first. From version 13 on it resizes rows first where they shrink by more
-than twice as many pixels, as in images that are more than about twice as high as wide. There, up to
-a fifth of the pixels differ by one grey level.
+Pillow resizes columns first. From version 13 on it resizes rows first if they shrink by more pixels
+than zero and more than twice as many as columns. The rounding in between makes the order visible:
+some pixels differ by one grey level. ``rows_first`` selects the rule.
 """
 
 import torch
@@ -23,15 +23,18 @@ class SquareGraph(nn.Module):
         size: Side of the square in pixels.
         channels: 1 or 3.
         resize: ``pad-repeat``, ``pad``, ``crop`` or ``stretch``.
+        rows_first: Resize rows first where Pillow 13 does. Else columns are always first, as in
+            older versions.
 
     Example:
         >>> SquareGraph(8, 1, "pad-repeat")(torch.zeros(20, 30, 3, dtype=torch.uint8)).shape
         torch.Size([1, 1, 8, 8])
     """
 
-    def __init__(self, size: int, channels: int, resize: str):
+    def __init__(self, size: int, channels: int, resize: str, *, rows_first: bool = False):
         super().__init__()
         self.size, self.channels, self.resize = size, channels, resize
+        self.rows_first = rows_first
 
     def forward(self, image: Tensor) -> Tensor:
         """Fit an image to a square.
@@ -49,6 +52,13 @@ class SquareGraph(nn.Module):
         columns, column_is_inside = self._weights(width, longest, shortest)  # (S, W)
         pixels = image.permute(2, 0, 1).double()  # (3, H, W)
         square = _rounded(rows @ _rounded(pixels @ columns.T))  # (3, S, S)
+        if self.rows_first:
+            # Both orders are computed: a branch that depends on sizes is hard to translate.
+            removed_rows = height - self._target(height, longest)
+            removed_columns = width - self._target(width, longest)
+            is_rows_first = removed_rows > (2 * removed_columns).clamp(min=0)
+            swapped = _rounded(_rounded(rows @ pixels) @ columns.T)
+            square = torch.where(is_rows_first, swapped, square)
         if self.resize == "pad":
             square = self._fill(square, row_is_inside[:, None] & column_is_inside)
         if self.channels == 1:
@@ -56,6 +66,15 @@ class SquareGraph(nn.Module):
             square = ((square * grey).sum(0, keepdim=True) + 2**15) / 2**16
             square = square.floor()  # (1, S, S)
         return square.to(torch.uint8)[None]
+
+    def _target(self, side: int, longest: Tensor) -> Tensor:
+        """Return how many rows or columns a side is resized to, float64, shape ()."""
+        size = torch.full_like(longest, self.size)
+        if self.resize in ("crop", "stretch"):
+            return size
+        # A number over a tensor would be computed as its product with the tensor's inverse, which
+        # rounds differently: 28 / 280 * 235 is 23.5 and becomes 24, not 23.
+        return (side * (size / longest)).round().clamp(min=1)
 
     def _weights(self, side: int, longest: Tensor, shortest: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weights of an image's rows, or of its columns, for those of the square.
@@ -71,16 +90,13 @@ class SquareGraph(nn.Module):
         """
         length = torch.full((), side, dtype=torch.float64)
         positions = torch.arange(self.size, dtype=torch.float64)  # (S,)
-        start, target = torch.zeros_like(length), torch.full_like(length, self.size)
+        start, target = torch.zeros_like(length), self._target(side, longest)
         if self.resize == "crop":
             start, length = (length - shortest) / 2, shortest
-        elif self.resize in ("pad", "pad-repeat"):
-            target = (length * (self.size / longest)).round().clamp(min=1)
-            # Subtract the first row of a centred image, or repeat.
-            if self.resize == "pad":
-                positions = positions - ((self.size - target) / 2).floor()
-            else:
-                positions = positions - target * (positions / target).floor()
+        elif self.resize == "pad":  # subtract the first row of a centred image
+            positions = positions - ((self.size - target) / 2).floor()
+        elif self.resize == "pad-repeat":
+            positions = positions - target * (positions / target).floor()
         inside = (positions >= 0) & (positions < target)
         scale = length / target
         support = scale.clamp(min=1)

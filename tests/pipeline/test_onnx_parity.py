@@ -1,4 +1,4 @@
-"""The comparison with onnxruntime finds what differs."""
+"""The comparison with onnxruntime reports differences."""
 
 from dataclasses import replace
 
@@ -160,18 +160,61 @@ def test_an_enrolled_classifier_passes(classifier, images):
         compare_batches(runner(forgetful), near_new, blocks).check()
 
 
-@pytest.mark.parametrize("levels", [0, 1, 2])
-def test_resized_pixels_may_differ_by_one_level(classifier, levels):
-    square, pixels = SquareGraph(8, 1, "stretch"), np.full((9, 7, 3), 100, np.uint8)
+def photo_runner(classifier, square, change=lambda outputs: None):
+    """Return a function that runs a classifier of images of any size."""
 
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
-        return runner(classifier)(square(torch.from_numpy(image)).numpy())
+        return runner(classifier, change)(square(torch.from_numpy(image)).numpy())
 
-    fitted = np.full((1, 8, 8), 100 + levels, np.uint8)
-    parity = compare_photos(run, classifier, square, [(pixels, fitted)])
-    assert parity.levels == levels
-    if levels < 2:
-        parity.check()
-    else:
+    return run
+
+
+@pytest.mark.parametrize("levels", [0, 1, 2])
+def test_resized_pixels_may_differ_by_one_level(classifier, levels, monkeypatch):
+    """The reported differences are those from the results for Pillow's pixels."""
+    monkeypatch.setattr("pipeline.onnx_parity.PIXEL_MARGIN", 1.0)
+    square, pixels = SquareGraph(8, 1, "stretch"), np.full((9, 7, 3), 100, np.uint8)
+    run = photo_runner(classifier, square)
+    fitted = np.full((1, 8, 8), 100, np.uint8)
+    fitted[:, :4] += levels
+    if levels == 2:
         with pytest.raises(PipelineError, match="2 grey levels"):
-            parity.check()
+            compare_photos(run, classifier, square, [(pixels, fitted)])
+        return
+    parity = compare_photos(run, classifier, square, [(pixels, fitted)])
+    assert (parity.images, parity.levels) == (1, levels)
+    expected = expected_outputs(fitted[None], classifier)
+    vector = np.abs(run(pixels)["vector"] - expected["vector"]).max()
+    assert parity.differences["vector"] == pytest.approx(vector)
+    assert (vector > 1e-5) == (levels == 1)
+
+
+@pytest.mark.parametrize(("margin", "accepted"), [(0.02, True), (0.001, False)])
+def test_other_pixels_may_change_labels_of_almost_equal_probability(
+    classifier, margin, accepted, monkeypatch
+):
+    monkeypatch.setattr("pipeline.onnx_parity.PIXEL_MARGIN", margin)
+    results = [{"probability": np.array([[0.5, 0.5]])}, {"probability": np.array([[0.495, 0.505]])}]
+    for result in results:
+        result |= {"vector": np.zeros((1, 2)), "nearest_distance": np.zeros(1)}
+    outputs = results[0] | {
+        "log_probabilities": np.log(results[0]["probability"]),
+        "typicality": np.ones(1),
+    }
+    remaining = iter(results)
+    monkeypatch.setattr("pipeline.onnx_parity.expected_outputs", lambda *_: next(remaining))
+    square, pixels = SquareGraph(8, 1, "stretch"), np.full((8, 8, 3), 100, np.uint8)
+    photos = [(pixels, np.full((1, 8, 8), 101, np.uint8))]
+    if accepted:
+        parity = compare_photos(lambda _: outputs, classifier, square, photos)
+        assert parity.describe().startswith("1 labels differ, of almost equally probable")
+    else:
+        with pytest.raises(PipelineError, match="1 labels differ"):
+            compare_photos(lambda _: outputs, classifier, square, photos)
+
+
+def test_another_translation_is_an_error_with_equal_pixels(classifier):
+    square, pixels = SquareGraph(8, 1, "stretch"), np.full((8, 8, 3), 100, np.uint8)
+    run = photo_runner(classifier, square, add("vector", 2e-5))
+    with pytest.raises(PipelineError, match="vector differs by"):
+        compare_photos(run, classifier, square, [(pixels, np.full((1, 8, 8), 100, np.uint8))])

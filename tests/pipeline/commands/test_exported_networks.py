@@ -15,7 +15,12 @@ from pipeline.data.decode import decode_files
 from stages.network.embedding_net import EmbeddingNet
 from stages.settings import RESIZES, ReadSettings
 
-OWN_NETWORKS = [("conv", 8, 1), ("conv", 100, 3), ("conv-deep", 33, 3), ("conv-deep", 70, 1)]
+# conv with one channel is exported by the test of images of any size.
+OWN_NETWORKS = [
+    pytest.param("conv", 100, 3, marks=pytest.mark.slow),
+    ("conv-deep", 33, 3),
+    pytest.param("conv-deep", 70, 1, marks=pytest.mark.slow),
+]
 LIBRARY_NETWORKS = [
     "torchvision:resnet18",
     "torchvision:inception_v3",
@@ -70,7 +75,7 @@ def test_own_networks(name, size, channels, tmp_path):
     ],
 )
 def test_images_of_any_size(resize, tmp_path):
-    check_network(tmp_path, "conv", 30, 1, resize=resize, any_size=tmp_path / "any.onnx")
+    check_network(tmp_path, "conv", 30, 1, resize=resize, any_size=tmp_path / "any.onnx", high=True)
 
 
 @pytest.mark.slow
@@ -93,6 +98,7 @@ def check_network(
     *,
     resize: str = "pad-repeat",
     any_size: Path | None = None,
+    high: bool = False,
 ) -> None:
     """Export an untrained network, and compare its vector of a photograph."""
     torch.manual_seed(0)
@@ -100,8 +106,12 @@ def check_network(
     read = asdict(ReadSettings(size=size, channels=channels, resize=resize))
     classifier = write_classifier(folder / "c.safetensors", network, read=read)
     photo, out = folder / "photo.png", folder / "model.onnx"
-    sample_photos()[0].save(photo)
-    export(classifier, [photo], out=out, context=QUIET, any_size=any_size)
+    image = sample_photos()[0]
+    if high:  # Pillow 13 resizes rows first
+        image = image.resize((90, 310))
+    image.save(photo)
+    text = export(classifier, [photo], out=out, context=QUIET, any_size=any_size)
+    assert ("on 1 image with equal pixels: equal labels" in text) == (any_size is not None)
     (decoded,) = decode_files([str(photo)], size=size, channels=channels, resize=resize)
     square = np.frombuffer(decoded.pixels, np.uint8).reshape(1, *decoded.shape)
     with torch.no_grad():
