@@ -22,7 +22,6 @@ from stages.evaluation.knn import nearest_distances
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet, build_network, describe_mismatch
 from stages.network.head import Head
-from stages.network.pretrained import LibraryTrunk
 from stages.records import Embeddings
 
 
@@ -283,19 +282,22 @@ def _build_network(path: Path, header: Header, tensors: Mapping[str, Tensor]) ->
 
 
 def _is_complete(network: EmbeddingNet) -> bool:
-    """Return True if no tensor that a network needs is left on the meta device.
+    """Return True if no tensor of a network is left on the meta device.
 
-    Library networks may have tensors that are not in their state.
+    Library networks may have tensors that are not in their state: buffers that are not saved, and
+    attributes. An operation on a meta tensor need not be an error, so a trial would not find them.
+    Lists, tuples, sets and dictionaries are searched, other objects are not.
     """
-    if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
-        return False
-    if isinstance(network.trunk, LibraryTrunk):
-        side = network.trunk.side
-        try:
-            with torch.no_grad():
-                network.trunk(torch.zeros(1, 3, side, side))
-        except RuntimeError:
+    # Parameters, buffers and submodules are in dictionaries among a module's attributes.
+    values: list[object] = [vars(module) for module in network.modules()]
+    seen: set[int] = set()
+    while values:
+        value = values.pop()
+        if isinstance(value, Tensor) and value.is_meta:
             return False
+        if isinstance(value, (list, tuple, set, dict)) and id(value) not in seen:
+            seen.add(id(value))  # a list may contain itself
+            values += value.values() if isinstance(value, dict) else value
     return True
 
 

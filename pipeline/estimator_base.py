@@ -4,6 +4,7 @@ torch is imported by the first call of ``fit``, ``transform`` or ``predict``, no
 """
 
 import os
+import threading
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from pipeline.context import RunContext
     from pipeline.data.dataset import Dataset
     from pipeline.image_vectors import Embedder
+
+# The commands change settings of the whole process, so one thread at a time runs them.
+_RUNNING = threading.RLock()
 
 Settings = TypeVar("Settings", ReadSettings, EmbedSettings, ClassifySettings)
 
@@ -123,6 +127,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         images = check_images(X)
         labels = check_labels(y, images)
         with (
+            _RUNNING,
             pipeline_errors_as_value_errors(),
             TemporaryDirectory(prefix="embedding-", ignore_cleanup_errors=True) as folder,
         ):
@@ -163,7 +168,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         from pipeline.image_vectors import embed_arrays
         from stages.network.embedding_net import to_device
 
-        with pipeline_errors_as_value_errors(), restore_torch_settings():
+        with _RUNNING, pipeline_errors_as_value_errors(), restore_torch_settings():
             device = self._context().start()
             if self._embedder is None:
                 self._embedder = _checkpoint_from_bytes(self.checkpoint_)

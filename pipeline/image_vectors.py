@@ -68,7 +68,8 @@ def embed_files(
     Images are prepared as in training. On a CPU, threads share the files of a block; each decodes
     and embeds its part on one core. That is faster than worker processes that decode, which compete
     with the network for the cores. The processes of a distributed run share the work too, and each
-    gets all vectors.
+    gets all vectors. While the generator is suspended, torch uses one core in threads that the
+    caller starts.
 
     Args:
         paths: Paths of image files, the same in all processes. They are taken as they are needed,

@@ -40,6 +40,7 @@ def open_gallery(path: Path, embedding: Path | None) -> tuple[Gallery, Embedder]
         DataError: If the file is missing, damaged or lacks a column, or the embedding is missing or
             another one.
         CheckpointError: If a safetensors file or the embedding cannot be used.
+        PipelineError: If the package pyarrow is missing for a ``.parquet`` file.
     """
     read = READERS.get(path.suffix.lower())
     if read is None:

@@ -30,13 +30,17 @@ def file_blocks(path: Path, offset: int, shape: tuple[int, int]) -> Blocks:
     """
     opened = _state(os.stat(path))
 
+    def check(file: BinaryIO) -> None:
+        if _state(os.fstat(file.fileno())) != opened:
+            raise DataError(f"{path}: has changed since it was opened; search it again")
+
     def blocks() -> Iterator[Tensor]:
         try:
             with path.open("rb") as file:
-                if _state(os.fstat(file.fileno())) != opened:
-                    raise DataError(f"{path}: has changed since it was opened; search it again")
+                check(file)
                 file.seek(offset)
                 yield from read_rows(path, file, shape)
+                check(file)  # it may have changed while it was read
         except OSError as error:
             raise unreadable(path, error) from error
 

@@ -68,13 +68,25 @@ def check_format(out: Path) -> str:
     if ending not in FORMATS:
         raise PipelineError(f"{out}: unknown ending; use {', '.join(FORMATS)}")
     if ending == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            raise PipelineError(
-                f"{out}: needs the package pyarrow; run pip install 'embedding-pipeline[parquet]'"
-            ) from error
+        require_pyarrow(out)
     return ending
+
+
+def require_pyarrow(path: Path) -> None:
+    """Check that Parquet files can be read and written.
+
+    Args:
+        path: The file, for the message.
+
+    Raises:
+        PipelineError: If the package pyarrow is not installed.
+    """
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise PipelineError(
+            f"{path}: needs the package pyarrow; run pip install 'embedding-pipeline[parquet]'"
+        ) from error
 
 
 def check_ids(out: Path, ids: Sequence[str]) -> None:

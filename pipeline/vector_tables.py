@@ -6,11 +6,12 @@ The formats are those of :mod:`pipeline.vector_files`.
 import csv
 import os
 import struct
+import warnings
 import zipfile
 import zlib
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +21,22 @@ from torch import Tensor
 
 from pipeline.escape import unescape_formula
 from pipeline.vector_blocks import DTYPE, Blocks, file_blocks, read_rows, unreadable
+from pipeline.vector_files import require_pyarrow
 from stages.errors import DataError
 from stages.settings import MAX_DIM
 
 ADVICE = "create the file with `pipeline vectors`"
+DAMAGE: tuple[type[Exception], ...] = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError),
+    RuntimeError,  # encrypted, or an unknown compression
+    SystemError,  # numpy, for text that is not Unicode
+)
+with suppress(ImportError):  # a Python without it reports LZMA by a RuntimeError
+    from lzma import LZMAError
+
+    DAMAGE += (LZMAError,)
 TEXT_BYTES = 2**22  # of an array of texts that are read at once
+MAX_TEXT_BYTES = 4 * 65_536  # of one text, which is longer than any path
 
 
 class VectorTable(NamedTuple):
@@ -74,10 +86,7 @@ def _open_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
-    except (
-        *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError),
-        RuntimeError,  # encrypted, or an unknown compression
-    ) as error:
+    except DAMAGE as error:
         raise DataError(f"{path}: damaged: no complete .npz file ({error}); {ADVICE}") from error
 
 
@@ -92,13 +101,14 @@ def _open_array(path: Path, archive: zipfile.ZipFile, name: str) -> Iterator[tup
         ) from None
     with archive.open(entry) as member:
         version = np.lib.format.read_magic(member)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
+        if version != (1, 0):  # the others are for headers that numpy rejects by default
             raise ValueError(f"{name} has the format version {version}")
-        shape, is_fortran, dtype = read_header(member)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of headers that Python 2 has written
+                shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(member)
+        except Exception as error:  # numpy parses it as Python, and raises many kinds of errors
+            raise ValueError(f"the header of {name} is invalid") from error
         if is_fortran and len(shape) > 1:
             raise DataError(f"{path}: {name} is stored by columns; store it by rows")
         yield member, shape, dtype
@@ -146,6 +156,11 @@ def _npz_texts(
     with _open_array(path, archive, name) as (member, shape, dtype):
         if dtype.kind != "U" or shape != expected:
             raise DataError(f"{path}: {name} is {dtype} {shape}; it needs texts {expected}")
+        if dtype.itemsize > MAX_TEXT_BYTES:
+            raise DataError(
+                f"{path}: {name} has texts of {dtype.itemsize // 4:,} characters; it may have at "
+                f"most {MAX_TEXT_BYTES // 4:,}"
+            )
         count, texts = int(np.prod(shape, dtype=int)), []
         if dtype.itemsize == 0:
             return [""] * count
@@ -236,15 +251,13 @@ def read_parquet(path: Path) -> VectorTable:
         The content.
 
     Raises:
-        DataError: If the file is damaged, lacks a column, or the package pyarrow is missing.
+        DataError: If the file is damaged or lacks a column.
+        PipelineError: If the package pyarrow is missing.
     """
-    try:
-        import pyarrow as pa
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise DataError(
-            f"{path}: needs the package pyarrow; run pip install 'embedding-pipeline[parquet]'"
-        ) from error
+    require_pyarrow(path)
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
     try:
         with ParquetFile(path) as file:
             schema = file.schema_arrow

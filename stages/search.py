@@ -14,6 +14,8 @@ from stages.gallery import Gallery
 PART_VALUES = 2**21  # values of the vectors or of the distances that are in memory at once
 FIRST_PART = 1024  # vectors
 KEPT_KEYS = 2**21  # neighbours of all queries that are in memory at once
+MAX_ROWS = 2**32  # a row is half of a key
+MAX_LENGTH = 1e18  # squared lengths, and sums of a few of them, are finite in float32
 # Sorts behind every neighbour: the distance is infinite.
 NO_NEIGHBOUR = np.int64(0x7F800000_FFFFFFFF)
 
@@ -50,8 +52,9 @@ def search(queries: Tensor, gallery: Gallery, *, k: int) -> Matches:
         The rows and distances of the K = min(k, G) nearest of the G gallery vectors.
 
     Raises:
-        ValueError: If ``k`` is below 1 or a query is not finite.
-        DataError: If the gallery does not have as many vectors as ids.
+        ValueError: If ``k`` is below 1, or a query is not finite or longer than 1e18.
+        DataError: If the gallery is too large, does not have as many vectors as ids, or has a
+            vector that is not finite or longer than 1e18.
 
     Example:
         >>> from stages.gallery import gallery_of
@@ -60,8 +63,11 @@ def search(queries: Tensor, gallery: Gallery, *, k: int) -> Matches:
         >>> matches.rows.tolist(), matches.distances.tolist()
         ([[1, 0]], [[0.0, 1.4142135381698608]])
     """
-    if k < 1 or not bool(torch.isfinite(queries).all()):
-        raise ValueError(f"k = {k}; give at least 1, and finite queries")
+    # This comparison is false for NaN and infinity too.
+    if k < 1 or not bool((torch.linalg.vector_norm(queries, dim=1) <= MAX_LENGTH).all()):
+        raise ValueError(f"k = {k}; give at least 1, and queries that are unit vectors")
+    if len(gallery) > MAX_ROWS:
+        raise DataError(f"vectors: {len(gallery):,}; search at most {MAX_ROWS:,}")
     k = min(k, len(gallery))
     if k == 0 or len(queries) == 0:
         return Matches(torch.empty(len(queries), k).long(), torch.empty(len(queries), k))
@@ -206,10 +212,16 @@ def _scores(queries: Tensor, part: Tensor) -> tuple[Tensor, float]:
 
     Returns:
         Scores, shape (n, Q), and the largest error of a squared distance.
+
+    Raises:
+        DataError: If a gallery vector is not finite or longer than 1e18.
     """
     lengths = torch.linalg.vector_norm(part, dim=1).square_()  # (n,) squared
+    longest = float(lengths.max())
+    if not longest <= MAX_LENGTH**2:  # NaN too
+        raise DataError("vectors: not finite, or too long; give unit vectors")
     # The product with one column takes four times as long as that with two.
     columns = queries if len(queries) > 1 else queries.repeat(2, 1)
     scores = torch.addmm(lengths[:, None], part, columns.T, alpha=-2)[:, : len(queries)]
-    scale = float(lengths.max()) + float(queries.square().sum(1).max())
+    scale = longest + float(queries.square().sum(1).max())
     return scores, 4 * (part.shape[1] + 4) * torch.finfo(part.dtype).eps * scale

@@ -1,6 +1,8 @@
 """Vectors files in the formats that contain no embedding network, for the tests."""
 
 import csv
+import struct
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,20 @@ def write_npz(path: Path, *, compress: bool = False, **arrays: Any) -> None:
     """Write arrays, without those that are None."""
     present = {name: np.asarray(values) for name, values in arrays.items() if values is not None}
     (np.savez_compressed if compress else np.savez)(path, **present)
+
+
+def replace_member(path: Path, name: str, content: bytes, method: int = zipfile.ZIP_STORED) -> None:
+    """Write an archive anew, with correct checksums and another content of one member."""
+    with zipfile.ZipFile(path) as archive:
+        members = {entry: archive.read(entry) for entry in archive.namelist()}
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for entry, value in members.items():
+            archive.writestr(entry, content if entry == name else value)
+
+
+def npy(header: str, values: bytes = b"") -> bytes:
+    """Return an array file with any header."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + values
 
 
 def write_csv(

@@ -12,10 +12,9 @@ from PIL import Image
 
 from pipeline.checkpoint import load_classifier
 from pipeline.context import RunContext
-from pipeline.data.dataset import Skipped
 from pipeline.data.decode import decode_files, read_image
 from pipeline.data.folder import find_image_files
-from pipeline.data.image_paths import require_readable
+from pipeline.data.image_paths import GivenImages
 from pipeline.data.resizing import RESIZES_ROWS_FIRST, fit_to_square, to_channels
 from pipeline.device import restore_torch_settings
 from pipeline.files import write_atomically
@@ -56,8 +55,8 @@ def export(
 
     Args:
         classifier: Checkpoint of stage two. No other file is needed.
-        images: Files and folders of images for the comparison. Empty: parts of the two photographs
-            that scikit-learn contains.
+        images: Files and folders of images for the comparison; ``-`` stands for paths on standard
+            input, one per line. Empty: parts of the two photographs that scikit-learn contains.
         out: ONNX file to write. Its input is a batch of square images.
         context: Output options.
         force: Replace existing files.
@@ -159,26 +158,23 @@ def _blocks(
     if not images:
         yield np.stack([_fit(photo, read) for photo in sample_photos()])
         return
-    named = {str(path) for path in images}
-    files = (file for path in images for file in find_image_files(path))
-    skipped, count = list[Skipped](), 0
-    while paths := [str(path) for path in islice(files, BLOCK)]:
-        outcomes = decode_files(
-            paths, size=read["size"], channels=read["channels"], resize=read["resize"]
-        )
-        squares = []
-        for path, outcome in zip(paths, outcomes, strict=True):
-            if isinstance(outcome, str):
-                skipped.append(Skipped(path, outcome))
-                context.say(f"skipped: {path}: {outcome}")
-            else:
-                squares.append(np.frombuffer(outcome.pixels, np.uint8).reshape(outcome.shape))
-        count += len(squares)
-        if any(row.path in named for row in skipped):
-            break
-        if squares:
-            yield np.stack(squares)
-    require_readable(images, skipped, count, effect="and nothing was written")
+    given, effect = GivenImages(images, context.say), "and nothing was written"
+    for batch in given.batches():
+        while paths := list(islice(batch, BLOCK)):
+            outcomes = decode_files(
+                paths, size=read["size"], channels=read["channels"], resize=read["resize"]
+            )
+            squares = []
+            for path, outcome in zip(paths, outcomes, strict=True):
+                if isinstance(outcome, str):
+                    given.count(path, outcome)
+                else:
+                    given.count(path, "")
+                    squares.append(np.frombuffer(outcome.pixels, np.uint8).reshape(outcome.shape))
+            if squares:
+                given.require_readable(effect)
+                yield np.stack(squares)
+    given.require_readable(effect)
 
 
 def _photos(images: Sequence[Path]) -> Iterator[Image.Image]:

@@ -8,17 +8,13 @@ from pathlib import Path
 
 from pipeline.checkpoint import load_embedder
 from pipeline.context import RunContext
-from pipeline.data.dataset import Skipped
-from pipeline.data.folder import find_labelled_images
-from pipeline.data.image_paths import paths_from_stdin, require_readable
+from pipeline.data.image_paths import GivenImages
 from pipeline.device import restore_torch_settings
 from pipeline.image_vectors import embed_files
 from pipeline.outputs import refuse_existing, reserve_outputs
 from pipeline.processes import assert_equal_across_ranks, is_main_process, main_process_only
 from pipeline.vector_files import VectorRows, check_format, check_ids, write_vectors
 from stages.checkpoints import EmbeddingCheckpoint
-from stages.distributed import rank_and_world_size
-from stages.errors import DataError, PipelineError
 from stages.network.embedding_net import to_device
 
 
@@ -63,52 +59,42 @@ def vectors(
     """
     device = context.start()
     check_format(out)
-    if Path("-") in images and rank_and_world_size()[1] > 1:
-        raise PipelineError(
-            "-: several processes cannot share standard input; give files or folders"
-        )
+    given = GivenImages(images, context.say)
     with reserve_outputs([out], inputs=[checkpoint, *images]):
         refuse_existing(out, force)
         embedder = load_embedder(checkpoint)
         to_device(embedder.network, device)
-        arguments = list(paths_from_stdin(images))
-        if not arguments:
-            raise DataError("-: no path on standard input; give one path per line")
-        paths, labels = _find_images(arguments)
+        paths, labels = _find_images(given)
         check_ids(out, paths)
-        skipped: list[Skipped] = []
 
         def rows() -> Iterator[VectorRows]:
             remaining = iter(labels)
             with context.bar("embedding", len(paths), unit="image") as bar:
                 for block in embed_files(paths, embedder, device=device):
-                    for path, reason in block.skipped:
-                        context.say(f"skipped: {path}: {reason}")
-                    skipped.extend(block.skipped)
+                    for path, reason in zip(block.paths, block.reasons, strict=True):
+                        given.count(path, reason)
                     own_labels = islice(remaining, len(block.paths))
                     outcomes = zip(own_labels, block.reasons, strict=True)
                     readable = [label for label, reason in outcomes if not reason]
                     yield VectorRows(block.readable, readable, block.vectors)
                     bar.update(len(block.paths))
-            if len(skipped) == len(paths):
-                # An error in here leaves no file behind.
-                require_readable(arguments, skipped, 0, effect="no file was written")
+            if not given.readable:  # an error in here leaves no file behind
+                given.require_readable("no file was written")
 
         count = _write(out, rows(), embedder)
-    require_readable(arguments, skipped, count, effect=f"{out} is written without them")
+    given.require_readable(f"{out} is written without them")
     return count
 
 
-def _find_images(arguments: Iterable[Path]) -> tuple[list[str], list[str]]:
+def _find_images(given: GivenImages) -> tuple[list[str], list[str]]:
     """Return the paths of all image files, and their labels, empty if unknown."""
     paths: list[str] = []
     labels: list[str] = []
     digest = hashlib.sha256()
-    for argument in arguments:
-        for path, label in find_labelled_images(argument):
-            paths.append(str(path))
-            labels.append(sys.intern(label))  # one text per class, not per image
-            digest.update(f"{path}\0".encode(errors="backslashreplace"))
+    for path, label in given.labelled():
+        paths.append(path)
+        labels.append(sys.intern(label))  # one text per class, not per image
+        digest.update(f"{path}\0".encode(errors="backslashreplace"))
     listing = f"{len(paths)} files, {digest.hexdigest()[:12]}"
     assert_equal_across_ranks("images", listing, "give every machine the same images")
     return paths, labels

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from pipeline.data.dataset import Skipped
-from pipeline.data.folder import IMAGE_SUFFIXES, find_image_files
+from pipeline.data.folder import IMAGE_SUFFIXES, find_labelled_images
 from stages.distributed import rank_and_world_size
 from stages.errors import DataError
 
@@ -55,20 +55,31 @@ class GivenImages:
         An iterator ends where the next path would have to be waited for. So the images of a slow
         producer are processed as they arrive, and those of a fast one in one large batch.
         """
-        for is_stdin, group in groupby(self.images, key=lambda path: path == STDIN):
-            for paths in _batches_on_stdin() if is_stdin else [iter(list(group))]:
-                yield self._files(paths)
+        for paths in self._given():
+            yield (path for path, _ in self._files(paths))
 
-    def _files(self, paths: Iterable[Path]) -> Iterator[str]:
+    def labelled(self) -> Iterator[tuple[str, str]]:
+        """Yield the paths of all image files, with their labels.
+
+        See :func:`pipeline.data.folder.find_labelled_images`; unknown labels are empty.
+        """
+        for paths in self._given():
+            yield from self._files(paths)
+
+    def _given(self) -> Iterator[Iterator[Path]]:
+        for is_stdin, group in groupby(self.images, key=lambda path: path == STDIN):
+            yield from _batches_on_stdin() if is_stdin else [iter(list(group))]
+
+    def _files(self, paths: Iterable[Path]) -> Iterator[tuple[str, str]]:
         for path in paths:
-            for file in find_image_files(path):
+            for file, label in find_labelled_images(path):
                 self._named.append(file == path)
-                yield str(file)
+                yield str(file), label
 
     def count(self, path: str, reason: str) -> None:
         """Count an image, and report it if it could not be read.
 
-        The images are counted in the order of :meth:`batches`.
+        The images are counted in the order of :meth:`batches` or :meth:`labelled`.
 
         Args:
             path: Path of the image.
@@ -125,49 +136,6 @@ def protected_paths(images: Sequence[Path], out: Path) -> list[Path]:
     if (may_be_listed and out.suffix.lower() in IMAGE_SUFFIXES) or (from_stdin and _is_stdin(out)):
         paths.append(out)
     return paths
-
-
-def paths_from_stdin(images: Iterable[Path]) -> Iterator[Path]:
-    """Replace the argument ``-`` by the paths on standard input, one per line.
-
-    Args:
-        images: Arguments of the command.
-
-    Yields:
-        Paths, read as they are needed.
-    """
-    for image in images:
-        if image == STDIN:
-            for paths in _batches_on_stdin():
-                yield from paths
-        else:
-            yield image
-
-
-def require_readable(
-    images: Sequence[Path], skipped: Sequence[Skipped], readable: int, *, effect: str
-) -> None:
-    """Raise an error if a named image could not be read, or no image at all.
-
-    Unreadable images in folders are tolerated.
-
-    Args:
-        images: Files and folders that the user has given.
-        skipped: Images that could not be read.
-        readable: Number of images that could be read.
-        effect: What the output has for the skipped images, for the message.
-
-    Raises:
-        DataError: As described.
-    """
-    if not readable and not skipped:
-        raise _no_image(images[0])
-    named = {str(path) for path in images}
-    missed = [row for row in skipped if row.path in named]
-    if missed or not readable:
-        path, reason = (missed or skipped)[0]
-        number = f"{len(missed or skipped)} of {readable + len(skipped)} images"
-        raise DataError(f"{path}: {reason}; {number} could not be read, {effect}")
 
 
 def _no_image(place: Path) -> DataError:

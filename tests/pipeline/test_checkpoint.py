@@ -102,6 +102,27 @@ def test_loaded_network_equals_the_saved_one(tmp_path, monkeypatch, name, device
     assert len(set(trained)) == 2
 
 
+@pytest.mark.parametrize("as_attribute", [lambda value: value, lambda value: [0, {"a": (value,)}]])
+def test_tensors_outside_the_state_are_complete(saved, monkeypatch, as_attribute):
+    """torch may compute with a tensor that has no memory, and without an error."""
+    path, network = saved
+    build = checkpoint_module.build_network
+
+    def build_with_hidden_tensor(config):
+        built = build(config)
+        built.trunk.hidden = as_attribute(torch.ones(3))
+        return built
+
+    monkeypatch.setattr(checkpoint_module, "build_network", build_with_hidden_tensor)
+    devices = record_devices(monkeypatch)
+    loaded = load_embedding(path).network
+    assert devices == ["meta", "cpu"]
+    hidden = loaded.trunk.hidden
+    hidden = hidden[1]["a"][0] if isinstance(hidden, list) else hidden
+    assert hidden.tolist() == [1, 1, 1]
+    assert state_digest(loaded.state_dict()) == state_digest(network.state_dict())
+
+
 def test_network_does_not_change_with_its_file(saved):
     path, network = saved
     loaded = load_embedding(path).network

@@ -14,11 +14,17 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    StratifiedKFold,
+    StratifiedShuffleSplit,
+    cross_val_score,
+)
 from sklearn.pipeline import make_pipeline
 
 from pipeline.checkpoint import load_classifier, load_embedding
@@ -256,10 +262,29 @@ def test_a_pipeline_is_cross_validated(images):
 
 def test_grid_search_chooses_parameters(images):
     """Numbers of a grid may be numpy's."""
-    grid = {"margin": np.array([0.1, 0.3]), "epochs": np.array([1, 2])}
-    search = GridSearchCV(EmbedThenClassify(**TINY), grid, cv=2, error_score="raise").fit(*images)
+    grid = {"margin": np.array([0.1, 0.3]), "epochs": np.array([1])}
+    folds = StratifiedShuffleSplit(1, random_state=0)
+    search = GridSearchCV(EmbedThenClassify(**TINY), grid, cv=folds, error_score="raise")
+    search.fit(*images)
     assert set(search.best_params_) == {"margin", "epochs"}
     assert search.predict(images[0][:7]).shape == (7,)
+
+
+def test_threads_do_not_change_each_other(images):
+    """The commands change settings of the process, such as deterministic algorithms."""
+
+    def fit_and_transform(seed: int) -> np.ndarray:
+        return TripletEmbedding(**TINY, seed=seed).fit(*images).transform(images[0])
+
+    torch.use_deterministic_algorithms(False)  # as outside the tests
+    try:
+        expected = [fit_and_transform(seed) for seed in range(2)]
+        jobs = [joblib.delayed(fit_and_transform)(seed) for seed in range(2)]
+        results = joblib.Parallel(n_jobs=2, backend="threading")(jobs)
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(True)
+    assert np.array_equal(results, expected) and not np.array_equal(*expected)
 
 
 @pytest.mark.slow

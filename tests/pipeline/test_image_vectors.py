@@ -48,18 +48,21 @@ def threads(request):
     torch.set_num_threads(before)
 
 
-def expected_vectors(paths, embedder) -> torch.Tensor:
-    """Decode and embed one image at a time."""
-    vectors = []
+@pytest.fixture(scope="module")
+def expected(paths, embedder) -> torch.Tensor:
+    """Vectors of the readable images, decoded and embedded one image at a time."""
+    before, vectors = torch.get_num_threads(), []
+    torch.set_num_threads(1)  # several threads wait for each other at every small image
     for outcome in decode_files(paths, **READ):
         if not isinstance(outcome, str):
             pixels = np.frombuffer(outcome.pixels, np.uint8).reshape(1, *outcome.shape)
             images = torch.from_numpy(pixels.copy())
             vectors.append(embed_images(embedder.network, [images], device=CPU))
+    torch.set_num_threads(before)
     return torch.cat(vectors)
 
 
-def test_vectors_equal_those_of_the_pixels(paths, embedder, threads):
+def test_vectors_equal_those_of_the_pixels(paths, embedder, expected, threads):
     blocks = list(embed_files(paths, embedder, device=CPU))
     assert [len(block.paths) for block in blocks] == [128, 128, 44]
     assert [path for block in blocks for path in block.paths] == paths
@@ -70,7 +73,6 @@ def test_vectors_equal_those_of_the_pixels(paths, embedder, threads):
     assert [path for block in blocks for path in block.readable] == [
         path for path in paths if path not in {row.path for row in skipped}
     ]
-    expected = expected_vectors(paths, embedder)
     assert vectors.dtype == torch.float32 and vectors.shape == (297, 8)
     torch.testing.assert_close(vectors, expected, atol=1e-6, rtol=0)
     assert (expected[0] - expected[1]).norm() > 1e-3  # a wrong order would be noticed
@@ -93,7 +95,7 @@ def test_no_image_is_readable(tmp_path, embedder, threads):
     assert block.vectors.shape == (0, 8) and len(block.skipped) == 2
 
 
-def test_other_devices_get_a_whole_block(paths, embedder, threads, monkeypatch):
+def test_other_devices_get_a_whole_block(paths, embedder, expected, threads, monkeypatch):
     sizes, devices = [], set()
 
     def embed(network, blocks, *, device):
@@ -106,7 +108,7 @@ def test_other_devices_get_a_whole_block(paths, embedder, threads, monkeypatch):
     blocks = list(embed_files(paths, embedder, device=torch.device("cuda")))
     assert sizes == [127, 127, 43] and devices == {"cuda"}
     vectors = torch.cat([block.vectors for block in blocks])
-    torch.testing.assert_close(vectors, expected_vectors(paths, embedder), atol=1e-6, rtol=0)
+    torch.testing.assert_close(vectors, expected, atol=1e-6, rtol=0)
 
 
 def test_warning_filters_and_threads_are_restored(paths, embedder, monkeypatch):

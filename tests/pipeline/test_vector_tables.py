@@ -1,14 +1,23 @@
 """Files of vectors without an embedding network, edited in many ways."""
 
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from checkpoint_files import make_network
 from factories import unit_vectors
-from vector_table_files import assert_not_opened, write_csv, write_npz, write_parquet
+from vector_table_files import (
+    assert_not_opened,
+    npy,
+    replace_member,
+    write_csv,
+    write_npz,
+    write_parquet,
+)
 
 from pipeline.open_gallery import open_gallery
 from stages.network.digest import state_digest
@@ -68,6 +77,78 @@ def test_npz_with_a_header_that_promises_too_much(tmp_path, embedding):
         assert changed != content
         path.write_bytes(changed)
         assert_not_opened(path, embedding=embedding)
+
+
+NPY_HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (5, 8)}"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("", "{5L", "  x\n y\n", "'", "{[1]: 2}", "{1: 2, 'a': 3}", "()", "\0", "[" * 500),
+        *("-" * 9000 + "1", "1" + "+1" * 3000),
+        NPY_HEADER.replace("'<f4'", "()"),
+        NPY_HEADER.replace("'<f4'", "'\\ud800'"),
+        NPY_HEADER.replace("'<f4'", "{'a': 1}"),
+        NPY_HEADER + " " * 20_000,
+    ],
+)
+def test_npz_with_an_invalid_header(header, tmp_path, embedding):
+    path = tmp_path / "v.npz"
+    write_npz(path, vectors=VECTORS, ids=IDS, embedding_digest=DIGEST)
+    replace_member(path, "vectors.npy", npy(header, VECTORS.numpy().tobytes()))
+    assert_not_opened(path, "damaged", "the header of vectors", embedding=embedding)
+
+
+def test_npz_of_python_2_is_read_without_a_warning(tmp_path, embedding):
+    path, values = tmp_path / "v.npz", VECTORS.numpy().tobytes()
+    write_npz(path, vectors=VECTORS, ids=IDS, embedding_digest=DIGEST)
+    replace_member(path, "vectors.npy", npy(NPY_HEADER.replace("(5, 8)", "(5L, 8L)"), values))
+    assert torch.equal(torch.cat(list(open_gallery(path, embedding)[0].blocks())), VECTORS)
+
+
+def test_npz_with_a_header_of_4_gb(tmp_path, embedding):
+    """It would be read into memory before it is found to be too long."""
+    path = tmp_path / "v.npz"
+    write_npz(path, vectors=VECTORS, ids=IDS, embedding_digest=DIGEST)
+    replace_member(path, "vectors.npy", b"\x93NUMPY\x02\x00" + b"\xff" * 4 + bytes(1000))
+    assert_not_opened(path, "damaged", "version", embedding=embedding)
+
+
+def test_npz_with_text_that_is_not_unicode(tmp_path, embedding):
+    path = tmp_path / "v.npz"
+    write_npz(path, vectors=VECTORS, ids=IDS, embedding_digest=DIGEST)
+    header = "{'descr': '<U1', 'fortran_order': False, 'shape': (5,)}"
+    replace_member(path, "ids.npy", npy(header, b"\xff" * 20))
+    assert_not_opened(path, "damaged", embedding=embedding)
+
+
+def test_npz_with_a_damaged_lzma_stream(tmp_path, embedding):
+    pytest.importorskip("lzma")
+    path, vectors = tmp_path / "v.npz", unit_vectors(500, 8, seed=3)
+    write_npz(path, vectors=vectors, ids=[str(row) for row in range(500)], embedding_digest=DIGEST)
+    replace_member(path, "", b"", zipfile.ZIP_LZMA)
+    open_gallery(path, embedding)
+    content = bytearray(path.read_bytes())
+    start = zipfile.ZipFile(path).getinfo("vectors.npy").header_offset
+    for first in (60, 400):  # the start of the stream, and within it
+        changed = bytearray(content)
+        changed[start + first : start + first + 200] = bytes([255]) * 200
+        path.write_bytes(changed)
+        assert_not_opened(path, "damaged", embedding=embedding)
+
+
+def test_npz_with_a_long_text_takes_no_memory(tmp_path, embedding):
+    path = tmp_path / "v.npz"
+    write_npz(path, vectors=VECTORS, ids=IDS, embedding_digest=DIGEST)
+    header = "{'descr': '<U1000000', 'fortran_order': False, 'shape': ()}"
+    digest = npy(header, DIGEST.encode("utf-32-le") + bytes(4_000_000 - 4 * len(DIGEST)))
+    replace_member(path, "embedding_digest.npy", digest, zipfile.ZIP_DEFLATED)
+    del digest
+    tracemalloc.start()
+    assert_not_opened(path, "embedding_digest", "1,000,000 characters", embedding=embedding)
+    assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

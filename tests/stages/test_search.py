@@ -171,7 +171,34 @@ def test_few_distances_are_computed_exactly(monkeypatch):
         assert sum(pairs) < most * len(queries)
 
 
-@pytest.mark.parametrize("k, value", [(0, 1.0), (-1, 1.0), (1, torch.nan), (1, torch.inf)])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e20, -3e38])
+@pytest.mark.parametrize("row", [0, 250, 299])
+def test_invalid_gallery_vector(value, row, part_values):
+    vectors = unit_vectors(300, 8, seed=16)
+    vectors[row, 3] = value
+    with pytest.raises(DataError, match="unit vectors"):
+        search(unit_vectors(2, 8, seed=17), make_gallery(vectors), k=1)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3, 1e9, 9e17])
+def test_other_lengths_are_exact_too(scale):
+    vectors = scale * unit_vectors(300, 8, seed=18)
+    assert_exact(vectors[:9], vectors, 7)
+
+
+def test_rows_must_fit_into_keys():
+    class Large(Gallery):
+        def __len__(self) -> int:
+            return 2**32 + 1
+
+    gallery = Large(lambda: pytest.fail("read"), (), torch.empty(0).long(), (), "d")
+    with pytest.raises(DataError, match="4,294,967,297; search at most 4,294,967,296"):
+        search(torch.eye(2), gallery, k=1)
+
+
+@pytest.mark.parametrize(
+    "k, value", [(0, 1.0), (-1, 1.0), (1, torch.nan), (1, torch.inf), (1, 1e20)]
+)
 def test_invalid_arguments(k, value):
     queries = torch.tensor([[value, 0.0]])
     with pytest.raises(ValueError):

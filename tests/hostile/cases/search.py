@@ -1,5 +1,6 @@
 """`pipeline search`: files of vectors that are damaged, edited, of another kind or embedding."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hostile.prepare import (
     steps,
     truncated,
 )
-from vector_table_files import ENDINGS, write_table
+from vector_table_files import ENDINGS, npy, replace_member, write_table
 
 from pipeline.checkpoint import load_classifier
 from pipeline.tensor_files import save_tensors
@@ -56,6 +57,25 @@ def table(ending: str, *more: str) -> str:
     """Return the command that searches a file without an embedding network."""
     embedding = more or ("--embedding", EMBEDDING)
     return " ".join(["search photos/ash/0.png --within", f"photos{ending}", *embedding])
+
+
+def edited_npz(name: str, content: bytes, method: int = zipfile.ZIP_STORED) -> Step:
+    """Write the files of vectors, and replace one array of photos.npz."""
+    return steps(gallery(), lambda: replace_member(Path("photos.npz"), name, content, method))
+
+
+def npy_of_texts(characters: int, values: bytes) -> bytes:
+    header = f"{{'descr': '<U{characters}', 'fortran_order': False, 'shape': ()}}"
+    return npy(header, values)
+
+
+def damaged_lzma() -> None:
+    """Compress photos.npz by LZMA, and overwrite a part of the vectors."""
+    replace_member(Path("photos.npz"), "", b"", zipfile.ZIP_LZMA)
+    content = bytearray(Path("photos.npz").read_bytes())
+    start = zipfile.ZipFile("photos.npz").getinfo("vectors.npy").header_offset + 300
+    content[start : start + 200] = bytes([255]) * 200
+    Path("photos.npz").write_bytes(content)
 
 
 def with_nan(values: dict[str, torch.Tensor], _: dict) -> None:
@@ -111,6 +131,37 @@ CASES: list[Case] = [
             name=f"{ending}: pipe",
         )
         for ending in ENDINGS
+    ),
+    *(
+        error(
+            table(".npz"),
+            "photos.npz",
+            "header of vectors",
+            prepare=edited_npz("vectors.npy", npy(text)),
+            name=f"search: an array with the header {text[:8]!r}",
+        )
+        for text in ("{5L", "  x\n y\n", "{[1]: 2}", "-" * 9000 + "1")
+    ),
+    error(
+        table(".npz"),
+        "photos.npz",
+        prepare=edited_npz("embedding_digest.npy", npy_of_texts(1, b"\xff" * 4)),
+        name="search: text that is not Unicode",
+    ),
+    error(
+        table(".npz"),
+        "photos.npz",
+        "characters",
+        prepare=edited_npz(
+            "embedding_digest.npy", npy_of_texts(10**7, bytes(4 * 10**7)), zipfile.ZIP_DEFLATED
+        ),
+        name="search: a text of 40 MB",
+    ),
+    error(
+        table(".npz"),
+        "photos.npz",
+        prepare=steps(gallery(), damaged_lzma),
+        name="search: damaged LZMA",
     ),
     error(SEARCH, GALLERY, "pipeline vectors", name="search: no gallery"),
     error(SEARCH, GALLERY, prepare=folder(GALLERY), name="search: a folder"),

@@ -184,16 +184,16 @@ def test_texts_that_are_formulas_or_have_line_breaks(photos, vectors, run_comman
     assert {json.loads(line)["id"] for line in lines} == set(ids)
 
 
-def test_paths_are_read_from_standard_input(photos, gallery):
-    command = [sys.executable, "-m", "pipeline", "search", "-", "--within", gallery, "--k", "1"]
-    options = {"env": ENVIRONMENT, "capture_output": True}
+def test_paths_are_read_from_standard_input(photos, gallery, run_command, monkeypatch):
+    command = ("search", "-", "--within", gallery, "--k", 1)
     lines = f"{photos[5]}\n\nmissing.png\n{photos[1]}\n".encode()
-    result = subprocess.run(command, input=lines, **options)
-    rows = rows_of(result.stdout.decode())
-    assert [row["query"] for row in rows] == [photos[5], "missing.png", photos[1]]
-    assert result.returncode == 1 and b"missing.png" in result.stderr
-    result = subprocess.run(command, input=b"", **options)
-    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    status, out, err = run_command(*command)
+    assert [row["query"] for row in rows_of(out)] == [photos[5], "missing.png", photos[1]]
+    assert status == 1 and "missing.png" in err
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    status, _, err = run_command(*command)
+    assert status == 1 and len(err.splitlines()) == 1
 
 
 def test_closed_pipe_is_no_error(photos, gallery):

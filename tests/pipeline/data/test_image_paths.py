@@ -3,7 +3,7 @@
 import io
 import os
 import sys
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,6 @@ from pipeline.data.image_paths import (
     MAX_LINE_BYTES,
     STDIN,
     GivenImages,
-    paths_from_stdin,
     protected_paths,
 )
 from stages.errors import DataError
@@ -30,6 +29,11 @@ def producer(monkeypatch):
 
 def set_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def listed(images: list[Path]) -> list[str]:
+    """Return the paths of all batches."""
+    return [path for batch in GivenImages(images, print).batches() for path in batch]
 
 
 def test_batches_hold_what_is_there(producer):
@@ -68,7 +72,8 @@ def test_streams_that_cannot_be_waited_for_are_read_in_pieces(monkeypatch):
 def test_lines_are_read_as_they_are_needed(monkeypatch):
     set_stdin(monkeypatch, b"x.png\n" * 10**6)
     before = sys.stdin.buffer.tell()
-    assert len(list(islice(paths_from_stdin([STDIN]), 10))) == 10
+    batches = GivenImages([STDIN], print).batches()
+    assert len(list(islice(chain.from_iterable(batches), 10))) == 10
     assert sys.stdin.buffer.tell() - before <= MAX_LINE_BYTES
 
 
@@ -83,20 +88,19 @@ def test_no_path_is_an_error_that_names_standard_input(monkeypatch, content):
 
 def test_closed_standard_input_has_no_paths(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    assert list(paths_from_stdin([STDIN, Path("a.png")])) == [Path("a.png")]
+    assert listed([STDIN, Path("a.png")]) == ["a.png"]
 
 
 def test_line_ends_and_bytes_that_are_no_text(monkeypatch):
     set_stdin(monkeypatch, b"a.png\r\n\r\ncaf\xe9.png\n-\n x \n")
-    expected = [Path("a.png"), Path(os.fsdecode(b"caf\xe9.png")), Path("-"), Path(" x ")]
-    assert list(paths_from_stdin([STDIN])) == expected
+    assert listed([STDIN]) == ["a.png", os.fsdecode(b"caf\xe9.png"), "-", " x "]
 
 
 @pytest.mark.parametrize("line_break", [b"", b"\n"])
 def test_an_endless_line_is_rejected(monkeypatch, line_break):
     set_stdin(monkeypatch, b"a.png\n" + bytes(3 * MAX_LINE_BYTES) + line_break)
     with pytest.raises(DataError, match=r"65,536 bytes"):
-        list(paths_from_stdin([STDIN]))
+        listed([STDIN])
 
 
 def test_arguments_keep_their_order(tmp_path, monkeypatch):
@@ -105,10 +109,26 @@ def test_arguments_keep_their_order(tmp_path, monkeypatch):
         Image.new("L", (4, 4)).save(tmp_path / "folder" / name)
     monkeypatch.chdir(tmp_path)
     set_stdin(monkeypatch, b"folder\nb.png\n")
-    given = GivenImages([Path("a.png"), Path("folder"), STDIN, Path("c.png"), STDIN], print)
+    arguments = [Path("a.png"), Path("folder"), STDIN, Path("c.png"), STDIN]
     in_folder = [str(Path("folder", name)) for name in ("1.png", "2.png")]
-    paths = [path for batch in given.batches() for path in batch]
-    assert paths == ["a.png", *in_folder, *in_folder, "b.png", "c.png"]
+    assert listed(arguments) == ["a.png", *in_folder, *in_folder, "b.png", "c.png"]
+
+
+def test_labels_are_those_of_the_folders(tmp_path, monkeypatch):
+    for name in ("x", "y"):
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        (tmp_path / "folder" / name / "1.png").touch()
+    monkeypatch.chdir(tmp_path)
+    set_stdin(monkeypatch, b"folder\nb.png\n")
+    given = GivenImages([Path("a.png"), STDIN], print)
+    in_folder = [(str(Path("folder", name, "1.png")), name) for name in ("x", "y")]
+    assert list(given.labelled()) == [("a.png", ""), *in_folder, ("b.png", "")]
+    for path, reason in (("a.png", ""), (in_folder[0][0], "broken"), (in_folder[1][0], "")):
+        given.count(path, reason)
+    given.require_readable("")  # the broken image was not named
+    given.count("b.png", "broken")
+    with pytest.raises(DataError, match=r"^b\.png: broken; 1 of 4"):
+        given.require_readable("")
 
 
 @pytest.mark.parametrize("listed", [b"", b"folder\n", b"folder/bad.png\n"])
