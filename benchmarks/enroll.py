@@ -138,7 +138,7 @@ def print_table(results: list[Result], labels: pd.Series) -> list[dict[str, obje
     is_new = labels.isin(NEW).to_numpy()
     groups = {"all": np.ones(len(labels), bool), "old": ~is_new, "new": is_new}
     columns = ("enrolled", "method", "ten digits", "old digits", "new digits")
-    columns += ("change on old digits", "SD over draws: ten digits", "new digits")
+    columns += ("change on old digits", "SD, ten digits", "SD, new digits")
     print(f"\n| {' | '.join(columns)} |")
     print("|---" * len(columns) + "|")
     rows: list[dict[str, object]] = []
