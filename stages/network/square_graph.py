@@ -4,9 +4,9 @@ Pillow resizes 8-bit images in two passes, with weights that are multiples of 2^
 after each pass. This module does the same with whole numbers in float64, so the pixels are equal.
 ONNX's operator Resize does not round in between: a tenth of its pixels differ by one grey level.
 
-Pillow resizes columns first. From version 13 on it resizes rows first if they shrink by more pixels
-than zero and more than twice as many as columns. The rounding in between makes the order visible:
-some pixels differ by one grey level. ``rows_first`` selects the rule.
+Pillow resizes columns first. From version 13 on it resizes rows first if the image loses rows, and
+more than twice as many as columns. Because of the rounding in between, some pixels depend on the
+order, by one grey level. ``rows_first`` selects the rule of version 13.
 """
 
 import torch

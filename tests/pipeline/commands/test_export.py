@@ -3,7 +3,6 @@
 import csv
 import json
 import logging
-import shutil
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from PIL import Image
 from pipeline.checkpoint import load_classifier, save_classifier
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
-from pipeline.commands.export import export, sample_photos
+from pipeline.commands.export import _photos, export, sample_photos
 from pipeline.onnx_parity import compare_batches
 from stages.errors import DataError, PipelineError
 from stages.network.classifier_graph import OUTPUTS, ClassifierGraph
@@ -39,6 +38,18 @@ def trained(tmp_path_factory, digits) -> Path:
     embedding = embed(str(photos), ReadSettings(), TINY, out=root / "e.safetensors", context=QUIET)
     classify(embedding, ClassifySettings(), out=root / "c.safetensors", context=QUIET)
     return root
+
+
+@pytest.fixture(scope="module")
+def exported(trained) -> str:
+    """Export the trained classifier; return the text for the terminal."""
+    return export(
+        trained / "c.safetensors",
+        [trained / "photos"],
+        out=trained / "new" / "model.onnx",
+        any_size=trained / "any.onnx",
+        context=QUIET,
+    )
 
 
 @pytest.fixture
@@ -66,26 +77,20 @@ def no_translation(monkeypatch):
     monkeypatch.setattr("pipeline.commands.export.compare_batches", compare)
 
 
-def test_results_equal_those_of_predict(trained, run_command, tmp_path):
+def test_results_equal_those_of_predict(trained, exported, run_command):
     """Compare with the CSV file of `predict`, on images that are read here."""
-    shutil.copy(trained / "c.safetensors", tmp_path / "c.safetensors")
-    folder = trained / "photos"
-    options = ("--classifier", "c.safetensors")
-    status, out, errors = run_command(
-        "export", *options, "--out", "new/model.onnx", "--any-size", "any.onnx", folder
-    )
-    assert (status, errors) == (0, ""), errors
-    assert "400 images in batches of 1, 3, 64: equal labels" in out
-    assert out.endswith("new/model.onnx and any.onnx written\n")
-    assert {path.name for path in tmp_path.iterdir()} == {"c.safetensors", "new", "any.onnx"}
+    folder, out, any_size = (trained / name for name in ("photos", "new/model.onnx", "any.onnx"))
+    assert "400 images in batches of 1, 3, 64: equal labels" in exported
+    assert "64 images with equal pixels: equal labels" in exported
+    options = ("--classifier", trained / "c.safetensors")
     assert run_command("predict", folder, *options, "--out", "rows.csv")[0] == 0
     with Path("rows.csv").open() as file:
         rows = list(csv.DictReader(file))
     # An image alone and many at once.
     images = np.stack([np.asarray(Image.open(row["path"]))[None] for row in rows])
-    batches = [run(Path("new/model.onnx"), part) for part in (images[:1], images[1:])]
+    batches = [run(out, part) for part in (images[:1], images[1:])]
     outputs = {name: np.concatenate([batch[name] for batch in batches]) for name in OUTPUTS}
-    metadata = session(Path("new/model.onnx")).get_modelmeta().custom_metadata_map
+    metadata = session(out).get_modelmeta().custom_metadata_map
     classes = json.loads(metadata["class_names"])
     chosen = outputs["log_probabilities"].argmax(axis=1)
     assert [classes[label] for label in chosen] == [row["label"] for row in rows]
@@ -100,17 +105,16 @@ def test_results_equal_those_of_predict(trained, run_command, tmp_path):
     assert (np.abs(outputs["typicality"] - shares) < 1e-5).mean() > 0.9
     for row in rows[:5]:
         pixels = np.array(Image.open(row["path"]).convert("RGB"))
-        single = run(Path("any.onnx"), pixels)
+        single = run(any_size, pixels)
         np.testing.assert_allclose(
             single["nearest_distance"][0], float(row["nearest_distance"]), atol=5e-6
         )
 
 
-def test_metadata_and_shapes(classifier, tmp_path):
-    out, any_size = tmp_path / "model.onnx", tmp_path / "any.onnx"
-    text = export(classifier, out=out, context=QUIET, any_size=any_size)
-    assert f"{out}: " in text and "64 images" in text
-    checkpoint = load_classifier(classifier)
+def test_metadata_and_shapes(trained, exported):
+    out, any_size = trained / "new" / "model.onnx", trained / "any.onnx"
+    assert f"{out}: " in exported and f"{any_size}: " in exported
+    checkpoint = load_classifier(trained / "c.safetensors")
     for path, name, shape in (
         (out, "images", ["batch", 1, 8, 8]),
         (any_size, "image", ["height", "width", 3]),
@@ -121,9 +125,10 @@ def test_metadata_and_shapes(classifier, tmp_path):
         assert [output.name for output in loaded.get_outputs()] == list(OUTPUTS)
         assert {output.type for output in loaded.get_outputs()} == {"tensor(float)"}
         metadata = loaded.get_modelmeta().custom_metadata_map
-        assert json.loads(metadata["class_names"]) == ["a", "b"]
+        assert json.loads(metadata["class_names"]) == [str(digit) for digit in range(10)]
         assert json.loads(metadata["record"]) == checkpoint.record
-        assert float(metadata["temperature"]) == 1.5 and metadata["k"] == "3"
+        assert float(metadata["temperature"]) == checkpoint.temperature
+        assert metadata["k"] == str(checkpoint.k)
         assert metadata["embedding_digest"] == checkpoint.embedding_digest
         assert metadata["digest"] == checkpoint.digest
         read = [metadata[key] for key in ("size", "channels", "resize")]
@@ -217,6 +222,39 @@ def test_existing_file_is_kept_without_force(classifier, tmp_path, monkeypatch):
     assert out.read_text() == "kept"
     export(classifier, out=out, context=QUIET, force=True)
     assert out.read_bytes() == b"translated"
+
+
+@pytest.mark.usefixtures("no_translation")
+def test_command_line(classifier, run_command, tmp_path):
+    options = ("export", "--classifier", classifier, "--out", "a.onnx")
+    status, out, errors = run_command(*options)
+    assert (status, errors) == (0, "")
+    assert "64 images in batches of 1, 3, 64: equal labels" in out
+    assert out.endswith("a.onnx written\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"c.safetensors", "a.onnx"}
+    Path("b.onnx").write_text("kept")
+    status, out, errors = run_command(*options, "--any-size", "b.onnx")
+    assert (status, out) == (1, "") and "a.onnx: exists; use another path" in errors
+    Path("a.onnx").unlink()
+    status, out, errors = run_command(*options, "--any-size", "b.onnx")
+    assert (status, out) == (1, "") and "b.onnx: exists; use another path" in errors
+    assert not Path("a.onnx").exists() and Path("b.onnx").read_text() == "kept"
+    status, out, errors = run_command(*options, "--any-size", "./a.onnx")
+    assert (status, out) == (1, "") and "a.onnx: is also an input or another output" in errors
+    status, out, errors = run_command(*options, "--quiet")
+    assert (status, errors) == (0, "") and out.endswith("a.onnx written\n")
+    assert run_command("export", "--unknown")[0] == 2
+
+
+def test_images_in_their_size_for_the_comparison(tmp_path, monkeypatch):
+    for number in range(70):
+        Image.new("RGB", (3, number + 1)).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    assert [photo.height for photo in _photos([tmp_path])] == list(range(1, 65))
+    monkeypatch.setattr("pipeline.commands.export.MAX_COMPARED_PIXELS", 6)
+    assert [photo.height for photo in _photos([tmp_path])] == [1, 2]
+    monkeypatch.setattr("pipeline.commands.export.MAX_COMPARED_PIXELS", 2)
+    assert len(list(_photos([tmp_path]))) == len(list(_photos([]))) == 64
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
