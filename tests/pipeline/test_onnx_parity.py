@@ -197,6 +197,7 @@ def test_other_pixels_may_change_labels_of_almost_equal_probability(
     results = [{"probability": np.array([[0.5, 0.5]])}, {"probability": np.array([[0.495, 0.505]])}]
     for result in results:
         result |= {"vector": np.zeros((1, 2)), "nearest_distance": np.zeros(1)}
+        result |= {"lowest": np.ones(1), "highest": np.ones(1)}
     outputs = results[0] | {
         "log_probabilities": np.log(results[0]["probability"]),
         "typicality": np.ones(1),
