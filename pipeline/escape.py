@@ -7,8 +7,8 @@ FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d"
 def escape_formula(value: str) -> str:
     """Return the text with an apostrophe in front if a spreadsheet would run it as a formula.
 
-    Class and file names come from untrusted sources. Numbers such as ``-1`` stay unchanged. A text
-    that begins like an escaped one gets an apostrophe too, so that no two texts become equal.
+    Class and file names come from untrusted sources. Numbers such as ``-1`` stay unchanged, and so
+    does a text that is escaped already.
 
     Args:
         value: Text of one CSV cell.
@@ -20,7 +20,7 @@ def escape_formula(value: str) -> str:
         >>> escape_formula("=1+1"), escape_formula("-1"), escape_formula("cat")
         ("'=1+1", '-1', 'cat')
     """
-    if not value.lstrip("'").startswith(FORMULA_PREFIXES):
+    if not value.startswith(FORMULA_PREFIXES):
         return value
     try:
         float(value)
