@@ -189,7 +189,7 @@ def test_few_handwritten_digits_beat_raw_pixels(tmp_path, capsys):
         ReadSettings(),
         EmbedSettings(),
         ClassifySettings(),
-        folds=5,
+        folds=3,
         out=tmp_path / "reports",
         context=LOUD,
     )
