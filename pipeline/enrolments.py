@@ -1,4 +1,4 @@
-"""What was enrolled, from the record of a classifier."""
+"""Describe the enrolments in the record of a classifier."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping

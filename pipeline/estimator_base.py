@@ -1,4 +1,4 @@
-"""What the scikit-learn estimators share: training by the commands, and a checkpoint as state.
+"""Base class of the scikit-learn estimators: the commands train, and a checkpoint is the state.
 
 torch is imported by the first call of ``fit``, ``transform`` or ``predict``, not with this module.
 """

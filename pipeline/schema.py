@@ -118,7 +118,7 @@ def check(value: Any, schema: Any, place: str) -> None:
 
     Args:
         value: Value from :func:`parse_json`.
-        schema: What it must be, see the module.
+        schema: Its schema, as described in the module.
         place: Where the value is, such as ``read.size``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What `pipeline enroll` prints: what was enrolled, and what it costs."""
+"""The output of `pipeline enroll`: the enrolled images, and the accuracy before and after."""
 
 from collections import Counter
 

@@ -102,7 +102,7 @@ class GivenImages:
         Paths on standard input are named too. Unreadable images in folders are tolerated.
 
         Args:
-            effect: What the output has for the skipped images, for the message.
+            effect: The content of the output for the skipped images, for the message.
 
         Raises:
             DataError: As described.

@@ -27,7 +27,7 @@ from stages.settings import ClassifySettings
 DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 DEFAULT_DECAY = 1e-3  # without validation
 # Largest weight decay with ``one_standard_error``. Classes with few images need a stronger one than
-# validation images of other classes suggest. Of the fixed values, this one is best with 1 to 20
+# validation images of other classes suggest. This value is the best fixed one with 1 to 20
 # images of each new class. It was chosen on MNIST, digits and photos, on images that are not among
 # the test images of benchmarks/enroll.py.
 STRONG_DECAY = 1e-1

@@ -205,7 +205,11 @@ def test_an_unreadable_image_is_an_error(files, tmp_path):
     with pytest.raises(ValueError, match=r"bad\.png: not an image"):
         TripletEmbedding(**TINY).fit([*paths, bad], [*labels, "0"])
     embedding = TripletEmbedding(**TINY).fit(paths, labels)
-    for path, reason in ((bad, "not an image"), ("absent.png", "no such file"), (tmp_path, "folder")):
+    for path, reason in (
+        (bad, "not an image"),
+        ("absent.png", "no such file"),
+        (tmp_path, "folder"),
+    ):
         with pytest.raises(ValueError, match=f"{Path(path).name}: .*{reason}"):
             embedding.transform([*paths[:130], path])
 
