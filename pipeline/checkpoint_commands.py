@@ -10,9 +10,8 @@ import click
 
 from pipeline import options as opt
 from pipeline import terminal
-from pipeline.options import CLASSIFIER, EMBEDDING, predict_hint
+from pipeline.options import CLASSIFIER, EMBEDDING, predict_hint, spell
 
-IMAGES = "Give - as IMAGE to read paths from standard input, one per line."
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Write one JSON object per line, not CSV."
 )
@@ -101,9 +100,9 @@ def vectors(
     count = vectors_command(
         images, checkpoint, out=out, context=opt.run_context(options), force=force
     )
-    hint = (
-        f"; next: pipeline search IMAGE... --within {out}" if out.suffix == ".safetensors" else ""
-    )
+    hint = ""
+    if out.suffix == ".safetensors":
+        hint = f"; next: pipeline search IMAGE...{spell(('--within', out, None))}"
     terminal.print_text(f"{out} written: {count:,} vectors{hint}")
 
 

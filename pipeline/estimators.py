@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 class TripletEmbedding(
     ClassNamePrefixFeaturesOutMixin,  # type: ignore[misc]  # scikit-learn has no types
-    TransformerMixin,  # type: ignore[misc]
+    TransformerMixin,  # type: ignore[misc]  # scikit-learn has no types
     ImageEstimator,
 ):
     """Embedding of images, trained with triplet loss: the command `embed` as a transformer.
@@ -138,7 +138,10 @@ class TripletEmbedding(
         return tags
 
 
-class EmbedThenClassify(ClassifierMixin, ImageEstimator):  # type: ignore[misc]  # as above
+class EmbedThenClassify(
+    ClassifierMixin,  # type: ignore[misc]  # scikit-learn has no types
+    ImageEstimator,
+):
     """Classifier on a frozen embedding: the commands `embed` and `classify` as a classifier.
 
     ``fit`` trains the embedding as :class:`TripletEmbedding` does, freezes it, and trains the

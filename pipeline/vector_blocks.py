@@ -75,6 +75,7 @@ def read_rows(path: Path, file: BinaryIO, shape: tuple[int, int]) -> Iterator[Te
     size = max(1, BLOCK_BYTES // (DTYPE.itemsize * dim))
     for start in range(0, rows, size):
         block = np.empty((min(size, rows - start), dim), DTYPE)
+        # All binary files have `readinto`, but the type BinaryIO does not list it.
         if file.readinto(block.data.cast("B")) != block.nbytes:  # type: ignore[attr-defined]
             raise DataError(f"{path}: ends before its last vector; create the file again")
         yield torch.from_numpy(block.astype(np.float32, copy=False))

@@ -37,7 +37,7 @@ def enroll(
 ) -> str:
     """Add new classes, or more images of known ones, to a classifier.
 
-    The embedding stays as it is. The new images join the gallery, and the head is trained again on
+    The embedding does not change. The new images join the gallery, and the head is trained again on
     the stored vectors; the images that the classifier was trained on are not needed.
 
     Args:

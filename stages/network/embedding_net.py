@@ -198,6 +198,7 @@ class EmbeddingNet(nn.Module):
         self._trunk_digest = None
         state = OrderedDict(state_dict)
         # The versions of the layers: files have none, and torchvision's mnasnet needs its own.
+        # torch keeps them in an attribute that its type does not have.
         state._metadata = self.state_dict()._metadata  # type: ignore[attr-defined]
         return super().load_state_dict(state, *args, **kwargs)
 

@@ -93,7 +93,7 @@ def test_near_duplicates_among_other_vectors(part_values):
 
 @pytest.mark.parametrize("ascending", [True, False])
 def test_sorted_gallery(ascending, part_values):
-    """Each part has nearer vectors than the one before it, or none."""
+    """Search parts of which each has nearer vectors than the one before, or none has."""
     query, vectors = unit_vectors(1, 8, seed=7), unit_vectors(1000, 8, seed=8)
     order = pairwise_distances(query, vectors)[0].argsort()
     vectors = vectors[torch.from_numpy(order if ascending else order[::-1].copy())]

@@ -188,7 +188,7 @@ def test_command_line(folder, run_command):
     assert status == 2
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="sends signals")
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGKILL"])
 @pytest.mark.parametrize("ending", ["safetensors", "csv"])
 @pytest.mark.slow

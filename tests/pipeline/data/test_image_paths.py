@@ -62,7 +62,7 @@ def test_a_file_on_standard_input_is_one_batch(tmp_path, monkeypatch):
 
 
 def test_streams_that_cannot_be_waited_for_are_read_in_pieces(monkeypatch):
-    """As on Windows, where `select` takes sockets only."""
+    """Read a stream without a file descriptor, such as one on Windows."""
     names = [f"image {number}.png" for number in range(20_000)]
     set_stdin(monkeypatch, "\n".join(names).encode())
     batches = [list(batch) for batch in GivenImages([STDIN], print).batches()]
