@@ -75,6 +75,8 @@ def _check_type(option: click.Option, value: object) -> tuple[bool, str]:
         return is_number and isinstance(value, int), "a whole number"
     if option.type is click.FLOAT or option.name == "unseen_classes":
         return is_number, "a number"
+    if option.name in ("loss_options", "mining_options"):
+        return isinstance(value, dict), f"a table [{option.name.replace('_', '-')}]"
     if option.name == "margin":
         return is_number or isinstance(value, str), "a number or soft"
     if option.multiple and isinstance(value, list):

@@ -142,11 +142,14 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         from pipeline.commands.classify import classify
         from pipeline.commands.embed import embed
         from pipeline.commands.inputs import EmbedInputs
+        from pipeline.network_choice import choose_network
         from pipeline.weights import load_weights, with_pretrained_size
 
         settings, head_settings = self._settings(EmbedSettings), self._head_settings()
         context = self._context(folder / "cache")
-        read = with_pretrained_size(self._settings(ReadSettings, test=0.0), settings)
+        read = self._settings(ReadSettings, test=0.0)
+        read, settings, _ = choose_network(images, read, settings, context)
+        read = with_pretrained_size(read, settings)
         pretrained = load_weights(settings)
         data = _read_dataset(images, labels, read, context)
         inputs = EmbedInputs(data, pretrained, warnings=())

@@ -64,6 +64,9 @@ class TripletEmbedding(
         augment: bool = EmbedSettings.augment,
         patience: int | None = EmbedSettings.patience,
         seed: int = EmbedSettings.seed,
+        loss: str = EmbedSettings.loss,
+        loss_options: dict[str, Any] | None = EmbedSettings.loss_options,
+        mining_options: dict[str, Any] | None = EmbedSettings.mining_options,
         size: int | None = ReadSettings.size,
         channels: int | None = ReadSettings.channels,
         resize: str = ReadSettings.resize,
@@ -89,6 +92,7 @@ class TripletEmbedding(
         self.augment = augment
         self.patience = patience
         self.seed = seed
+        self.loss, self.loss_options, self.mining_options = loss, loss_options, mining_options
         self.size = size
         self.channels = channels
         self.resize = resize
@@ -184,6 +188,9 @@ class EmbedThenClassify(
         augment: bool = EmbedSettings.augment,
         patience: int | None = EmbedSettings.patience,
         seed: int = EmbedSettings.seed,
+        loss: str = EmbedSettings.loss,
+        loss_options: dict[str, Any] | None = EmbedSettings.loss_options,
+        mining_options: dict[str, Any] | None = EmbedSettings.mining_options,
         dropout: float = ClassifySettings.dropout,
         max_iter: int = ClassifySettings.max_iter,
         balance: bool = ClassifySettings.balance,
@@ -212,9 +219,8 @@ class EmbedThenClassify(
         self.augment = augment
         self.patience = patience
         self.seed = seed
-        self.dropout = dropout
-        self.max_iter = max_iter
-        self.balance = balance
+        self.loss, self.loss_options, self.mining_options = loss, loss_options, mining_options
+        self.dropout, self.max_iter, self.balance = dropout, max_iter, balance
         self.size = size
         self.channels = channels
         self.resize = resize

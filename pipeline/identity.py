@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from pipeline.tensor_files import read_header
 from stages.errors import CheckpointError
 from stages.network.pretrained import PretrainedWeights
 from stages.settings import ClassifySettings, EmbedSettings
+
+# Settings that earlier versions did not record, with the value that they had.
+_ADDED = {field.name: field.default for field in fields(EmbedSettings) if field.metadata}
 
 
 def embedding_identity(
@@ -112,7 +115,7 @@ def describe_differences(identity: Mapping[str, Any], record: Mapping[str, Any])
         before = old or {}
         differences = []
         for key, value in new.items():
-            if before.get(key) != value:
+            if before.get(key, _ADDED.get(key)) != value:
                 option, earlier = key.replace("_", "-"), _shown(key, before.get(key))
                 differences.append(f"{option} {earlier} instead of {_shown(key, value)}")
         stage = "its embedding's " if name == "embedding_settings" else ""

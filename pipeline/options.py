@@ -1,6 +1,7 @@
 """Command-line options and their help texts. Importing this module imports no torch."""
 
 import functools
+import json
 import shlex
 from collections.abc import Callable
 from dataclasses import fields
@@ -9,55 +10,28 @@ from typing import Any
 
 import click
 
-from stages.settings import DISTANCES, MININGS, REJECT, RESIZES
+from pipeline.option_help import AUTOMATIC, HELP
+from stages.settings import DISTANCES, MININGS, PML, REJECT, RESIZES
 
 EMBEDDING = Path("checkpoints/embedding.safetensors")
 CLASSIFIER = Path("checkpoints/classifier.safetensors")
 REPORTS = Path("reports")
 
-HELP = {
-    "size": "Side of the square images in pixels.",
-    "channels": "Number of channels, 1 (grey) or 3 (colour).",
-    "resize": "How an image is fitted to the square.",
-    "split_seed": "Seed of the split into training, validation and test images.",
-    "val": "Share of validation images, if the source has no validation split.",
-    "test": "Share of test images, if the source has no test split.",
-    "max_unreadable": "Largest share of unreadable images that is accepted.",
-    "unseen_classes": "Classes to test and not to train on: a number of classes such as 3, or a "
-    "share such as 0.3.",
-    "network": "Architecture: conv, conv-deep, efficientnet-lite0, torchvision:NAME or timm:NAME.",
-    "weights": "Initial weights: none (random), default (ImageNet) or a file.",
-    "trunk": "Layers of the pretrained trunk to train: tune (all), frozen (none) or last-N "
-    "(the last N blocks).",
-    "dim": "Dimension of the embedding.",
-    "mining": "Triplets of a batch that enter the loss.",
-    "margin": "Triplet margin, or `soft` for the soft margin.",
-    "distance": "Distance between embeddings: euclidean (0 to 2) or squared (0 to 4).",
-    "classes_per_batch": "Classes per batch (P).",
-    "images_per_class": "Images per class in a batch (K).",
-    "epochs": "Passes over the training images.",
-    "lr": "Peak learning rate.",
-    "augment": "Augment training images: random shifts, rotations and scalings; for networks of a "
-    "library random crops, mirror images and colours.",
-    "patience": "Stop after this many epochs without a better validation score.",
-    "seed": "Random seed of training.",
-    "max_iter": "Maximum number of L-BFGS iterations per weight decay.",
-    "dropout": "Share of the embedding's coordinates that dropout sets to zero.",
-    "balance": "Weight classes inversely to their frequency.",
-}
 
-# Defaults that depend on the data.
-AUTOMATIC = {
-    "size": "that of the pretrained weights; else the images' own size if all share one of at most "
-    "64; else 64",
-    "channels": "1 if all images are grey",
-    "classes_per_batch": "fills a batch of 160 images; of 32 if a library's trunk is trained",
-    "images_per_class": "the median class size, from 2 to 16",
-    "epochs": "chosen from the number of training images",
-    "patience": "never",
-}
+class _MiningType(click.Choice[str]):
+    """A mode of the triplet loss, or a miner of pytorch-metric-learning."""
 
-CHOICES = {"resize": RESIZES, "mining": MININGS, "distance": DISTANCES}
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if str(value).startswith(PML):
+            return value
+        return super().convert(value, param, ctx)
+
+
+CHOICES = {
+    "resize": click.Choice(RESIZES),
+    "distance": click.Choice(DISTANCES),
+    "mining": _MiningType((*MININGS, "pml:NAME")),
+}
 
 SOURCE = (
     "Labelled images: `digits`; a folder with one subfolder per class, or with train/, val/ and "
@@ -85,7 +59,22 @@ def share_or_count(value: str | float) -> int | float:
     raise click.BadParameter(f"{value!r} is not a number; {advice}")
 
 
+def table(value: str | dict[str, Any]) -> dict[str, Any]:
+    """Return parameters by name, from JSON or from a table of the --config file."""
+    if isinstance(value, dict):
+        return value
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        advice = 'use a JSON object such as {"margin": 0.2}'
+        raise click.BadParameter(f"{value!r} is not a JSON object; {advice}")
+    return parsed
+
+
 TYPES: dict[Any, Callable[[Any], Any]] = {
+    dict[str, Any] | None: table,
     int | float: share_or_count,
     float | None: number_or_soft,
     int: int,
@@ -133,10 +122,9 @@ def settings_options(settings: type) -> Callable[[Any], Any]:
     options = []
     for field in fields(settings):
         flag = f"--{field.name.replace('_', '-')}"
-        choices = CHOICES.get(field.name)
         option = click.option(
             f"{flag}/--no-{field.name}" if field.type is bool else flag,
-            type=click.Choice(choices) if choices else TYPES[field.type],
+            type=CHOICES.get(field.name, TYPES.get(field.type)),
             default=field.default,
             show_default=AUTOMATIC.get(field.name, True),
             help=HELP[field.name],

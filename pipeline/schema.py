@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from functools import cache
 from types import UnionType
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from stages.errors import SettingsError
 
@@ -167,16 +167,27 @@ def _of_types(types: set[Any], allowed: str) -> Rule:
 
 
 @cache
-def _rules_of(data_class: Any) -> dict[str, Rule]:
-    """Return a rule for the type of each field of a data class."""
-    descriptions = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+def _rules_of(data_class: Any) -> dict[str, Any]:
+    """Return a rule for the type of each field of a data class.
+
+    A field with the metadata ``added`` may be missing: earlier versions did not write it.
+    """
+    descriptions = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        dict: "an object",
+    }
     hints, rules = get_type_hints(data_class), {}
     for field in fields(data_class):
         hint = hints[field.name]
-        types = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        hinted = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        types = [get_origin(kind) or kind for kind in hinted]
         allowed = " or ".join(descriptions.get(t, "null") for t in types)
         accepted = {*types, int} if float in types else set(types)
-        rules[field.name] = _of_types(accepted, allowed)
+        rule = _of_types(accepted, allowed)
+        rules[field.name] = Optional(rule) if field.metadata.get("added") else rule
     return rules
 
 

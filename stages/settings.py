@@ -3,14 +3,19 @@
 The command line reads its defaults from here, so this module imports nothing slow.
 """
 
+import dataclasses
+import json
 import re
 from dataclasses import dataclass, fields
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from stages.errors import SettingsError
 
-NETWORKS = ("conv", "conv-deep", "efficientnet-lite0")
+AUTO = "auto"  # the network is chosen from the images
+EFFICIENTNETS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
+NETWORKS = (AUTO, "conv", "conv-deep", *EFFICIENTNETS)
 LIBRARIES = ("torchvision:", "timm:")  # prefixes of a library's network
+PML = "pml:"  # prefix of a loss or miner of pytorch-metric-learning
 MININGS = ("batch-all", "batch-hard", "semi-hard", "random")
 DISTANCES = ("euclidean", "squared")
 RESIZES = ("pad-repeat", "pad", "crop", "stretch")
@@ -19,17 +24,24 @@ RESIZES = ("pad-repeat", "pad", "crop", "stretch")
 MAX_DIM = 4096
 REJECT = 0.05  # typicality below which an image is rejected as unknown, by default
 MAX_ROUNDS = 1_000_000  # epochs or iterations; far more than any training needs
+ADDED = {"added": True}  # metadata of a field that records of earlier versions do not have
 
 
 def _check_types(settings: Any) -> None:
     """Raise SettingsError for a value that is not of its field's type."""
     for field in fields(settings):
         value = getattr(settings, field.name)
-        types = get_args(field.type) or (field.type,)
+        types = tuple(get_origin(kind) or kind for kind in get_args(field.type) or (field.type,))
         accepted = (*types, int) if float in types else types
         if isinstance(value, accepted) and (bool in types or not isinstance(value, bool)):
             continue
-        names = {float: "a number", int: "a whole number", str: "a text", bool: "True or False"}
+        names = {
+            float: "a number",
+            int: "a whole number",
+            str: "a text",
+            bool: "True or False",
+            dict: "a table",
+        }
         allowed = next(name for kind, name in names.items() if kind in types)
         problem = f"of type {type(value).__name__}; use {allowed}"
         raise SettingsError(field.name, repr(value)[:100], problem)
@@ -44,6 +56,11 @@ def _require_count(settings: object, field: str, largest: int) -> None:
     value = getattr(settings, field)
     allowed = f"a whole number from 1 to {largest:,}"
     _require(value is None or 1 <= value <= largest, field, value, allowed)
+
+
+def _is_pml(name: str) -> bool:
+    """Return True for ``pml:NAME``, where NAME can be the name of a class."""
+    return name.startswith(PML) and name.removeprefix(PML).isidentifier()
 
 
 def _require_seed(field: str, seed: int) -> None:
@@ -100,7 +117,7 @@ class ReadSettings:
 
 @dataclass(frozen=True)
 class EmbedSettings:
-    """Settings of stage one: network, triplet loss and training.
+    """Settings of stage one: network, loss and training.
 
     ``None`` means that the value is chosen from the data.
 
@@ -108,14 +125,16 @@ class EmbedSettings:
         SettingsError: If a value has the wrong type or is out of range.
 
     Attributes:
-        network: Architecture: one of ``NETWORKS``, ``torchvision:NAME`` or ``timm:NAME``.
+        network: Architecture: one of ``NETWORKS``, ``torchvision:NAME`` or ``timm:NAME``. The
+            commands replace ``auto`` by a network that suits the images; elsewhere it is ``conv``.
         weights: Initial weights of the trunk: ``none`` (random), ``default`` (the library's
             ImageNet weights) or a file.
         trunk: Layers of the trunk to train: ``tune`` (all), ``frozen`` (none) or ``last-N`` (the
             last N blocks).
         dim: Dimension of the embedding, at most ``MAX_DIM``.
         mining: Triplet mining mode, one of ``MININGS``; see
-            :func:`stages.embedding.loss.triplet_loss`.
+            :func:`stages.embedding.loss.triplet_loss`. With a loss of pytorch-metric-learning:
+            ``batch-all`` for no miner, or ``pml:NAME``, the class name of its miner.
         margin: Triplet margin, in the unit of ``distance``. ``None``: the soft margin.
         distance: Distance between unit vectors, one of ``DISTANCES``.
         classes_per_batch: Classes per batch, P. ``None``: see
@@ -129,9 +148,12 @@ class EmbedSettings:
         patience: Stop after this many epochs without a better validation score. ``None``: never.
             The learning rate decays to zero, so the last epochs are usually the best.
         seed: Random seed of training.
+        loss: ``triplet``, or ``pml:NAME``, the class name of a loss of pytorch-metric-learning.
+        loss_options: Parameters of a loss of pytorch-metric-learning, by name.
+        mining_options: Parameters of a miner of pytorch-metric-learning, by name.
     """
 
-    network: str = "conv"
+    network: str = AUTO
     weights: str = "none"
     trunk: str = "tune"
     dim: int = 128
@@ -145,11 +167,19 @@ class EmbedSettings:
     augment: bool = True
     patience: int | None = None
     seed: int = 0
+    loss: str = dataclasses.field(default="triplet", metadata=ADDED)
+    loss_options: dict[str, Any] | None = dataclasses.field(default=None, metadata=ADDED)
+    mining_options: dict[str, Any] | None = dataclasses.field(default=None, metadata=ADDED)
+
+    @property
+    def architecture(self) -> str:
+        """The network to build: ``conv`` for ``auto``, else ``network``."""
+        return "conv" if self.network == AUTO else self.network
 
     @property
     def from_library(self) -> bool:
         """True if the network comes from torchvision or timm."""
-        return not self.network.startswith("conv")
+        return not self.architecture.startswith("conv")
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -157,7 +187,7 @@ class EmbedSettings:
         _require_count(self, "dim", MAX_DIM)
         _require_count(self, "epochs", MAX_ROUNDS)
         _require_count(self, "patience", MAX_ROUNDS)
-        _require(self.mining in MININGS, "mining", self.mining, ", ".join(MININGS))
+        self._check_loss()
         _require(self.distance in DISTANCES, "distance", self.distance, ", ".join(DISTANCES))
         farthest = 2 if self.distance == "euclidean" else 4  # between unit vectors
         possible = self.margin is None or 0 < self.margin <= farthest
@@ -170,6 +200,23 @@ class EmbedSettings:
         _require(0 < self.lr <= 1, "lr", self.lr, "a rate above 0 and up to 1")
         _require_seed("seed", self.seed)
 
+    def _check_loss(self) -> None:
+        is_pml = _is_pml(self.loss)
+        _require(self.loss == "triplet" or is_pml, "loss", self.loss, "triplet or pml:NAME")
+        known = self.mining in MININGS or _is_pml(self.mining)
+        _require(known, "mining", self.mining, f"{', '.join(MININGS)} or pml:NAME")
+        if _is_pml(self.mining) and not is_pml:
+            problem = "works with a loss of pytorch-metric-learning only; use one, or another mode"
+            raise SettingsError("mining", self.mining, problem)
+        if is_pml and self.mining != "batch-all" and not _is_pml(self.mining):
+            problem = "is a mode of the triplet loss; use a miner such as pml:MultiSimilarityMiner"
+            raise SettingsError("mining", self.mining, problem)
+        for field_name, owner in (("loss_options", self.loss), ("mining_options", self.mining)):
+            options = getattr(self, field_name)
+            if options and not _is_pml(owner):
+                problem = f"{owner} has no parameters; they belong to pml:NAME"
+                raise SettingsError(field_name, json.dumps(options)[:100], problem)
+
     def _check_network(self) -> None:
         library, _, name = self.network.partition(":")
         known = self.network in NETWORKS or (f"{library}:" in LIBRARIES and name != "")
@@ -177,6 +224,9 @@ class EmbedSettings:
         allowed = f"{networks}, torchvision:NAME (such as torchvision:resnet18) or timm:NAME"
         _require(known, "network", self.network, allowed)
         _require(self.weights != "", "weights", self.weights, "none, default or a file")
+        if self.weights != "none" and self.network == AUTO:
+            problem = "belongs to a network; name one, such as efficientnet-lite0"
+            raise SettingsError("weights", self.weights, problem)
         if self.weights != "none" and not self.from_library:
             raise SettingsError(
                 "weights",

@@ -14,6 +14,7 @@ from pipeline.data.dataset import Dataset, describe_unseen
 from pipeline.device import choose_precision, package_versions, restore_torch_settings
 from pipeline.identity import describe_differences, embedding_identity, refuse_to_replace
 from pipeline.monitor import TrainingMonitor, embedding_files, state_path
+from pipeline.network_choice import choose_network
 from pipeline.numbers import count_of
 from pipeline.outputs import reserve_outputs
 from pipeline.processes import assert_equal_across_ranks, main_process_only
@@ -161,6 +162,7 @@ def _prepare(
 ) -> _Training:
     """Load the inputs, and check them before anything is trained."""
     device = context.start()
+    read, settings, _ = choose_network(source, read, settings, context)
     inputs = prepare_inputs(source, read, settings, context)
     train, pretrained = inputs.data.embedding_train, inputs.pretrained
     identity = embedding_identity(inputs.data, settings, pretrained)

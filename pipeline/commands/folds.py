@@ -17,6 +17,7 @@ from pipeline.data.dataset import Dataset, Source
 from pipeline.data.folds import plan_folds
 from pipeline.data.splits import split_source
 from pipeline.device import restore_torch_settings
+from pipeline.network_choice import choose_network
 from pipeline.numbers import count_of
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.write import write_report
@@ -101,6 +102,7 @@ def run_folds(
     if unseen:
         problem = "folds pool the images of all classes; use 0, or leave out the folds"
         raise SettingsError("unseen_classes", unseen, problem)
+    read, embed_settings, _ = choose_network(source, read, embed_settings, context)
     settings = (embed_settings, classify_settings)
     with reserve_report(out, figures, force):
         pooled = _cross_validate(source, read, settings, folds, repeats, context)

@@ -13,6 +13,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.device import restore_torch_settings
 from pipeline.identity import classifier_identity, embedding_identity, refuse_to_replace
 from pipeline.monitor import embedding_files
+from pipeline.network_choice import choose_network
 from pipeline.outputs import reserve_outputs
 from pipeline.processes import main_process_only
 from pipeline.report.evaluated_run import EvaluatedRun
@@ -111,6 +112,7 @@ def run(
         ... )  # doctest: +SKIP
     """
     context.start()
+    read, embed_settings, _ = choose_network(source, read, embed_settings, context)
     runs = [_Run(embedding.stem, embed_settings, classify_settings, embedding, classifier)]
     if seeds:
         runs = [runs[0].with_seed(seed) for seed in seeds]

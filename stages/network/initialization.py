@@ -32,7 +32,7 @@ def new_network(
         channels=train.store.shape[1],
         size=train.store.shape[-1],
         dim=settings.dim,
-        name=settings.network,
+        name=settings.architecture,
         trunk=settings.trunk,
         pretrained=pretrained is not None,
         mean=mean,

@@ -17,7 +17,7 @@ from stages.errors import CheckpointError
 from stages.network.pretrained import PretrainedWeights
 from stages.settings import ClassifySettings, EmbedSettings
 
-SETTINGS = EmbedSettings(dim=8)
+SETTINGS = EmbedSettings(network="conv", dim=8)
 
 
 @pytest.fixture(scope="module")
