@@ -118,7 +118,7 @@ CASES = [
     error(f"{EMBED} --trunk last-999", "--trunk", "last-999"),
     error(f"{EMBED} --network torchvision:resnet18 --trunk last-999", "--trunk", "last-999"),
     works(f"{EMBED} --trunk frozen --epochs 1", "frozen", may_write=True),
-    error(f"{EMBED} --weights default", "--weights", "default", "auto"),
+    error(f"{EMBED} --weights default", "--weights", "default", "network"),
     error(f"{EMBED} --weights ''", "--weights"),
     error(f"{EMBED} --network efficientnet-lite0 --weights nowhere.pth", "nowhere.pth"),
     error(f"{EMBED} --network efficientnet-lite0 --weights photos", "--weights", "photos"),
