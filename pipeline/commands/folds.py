@@ -10,7 +10,7 @@ import torch
 
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
-from pipeline.commands.inputs import load_data, with_audit
+from pipeline.commands.inputs import load_data, say_enlargement, with_audit
 from pipeline.commands.report import evaluate_run, reserve_report
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset, Source
@@ -121,6 +121,7 @@ def _cross_validate(
     """Train and evaluate all folds, and pool them into one run."""
     embed_settings, classify_settings = settings
     data = load_data(source, with_pretrained_size(read, embed_settings), context)
+    say_enlargement(embed_settings, data, context)
     pretrained = load_weights(embed_settings)
     pool, notes = _pool_splits(data, context)
     plans, remarks = plan_folds(pool, folds, repeats)
