@@ -122,7 +122,8 @@ def _timm_body(model: str, side: int | None) -> tuple[nn.Module, tuple[str, ...]
     if side is not None and config and config.fixed_input_size:
         options = {"img_size": side}  # number of position embeddings, or size of windows
     body: nn.Module = timm.create_model(model, pretrained=False, num_classes=0, **options)
-    classifiers: Any = body.pretrained_cfg.get("classifier") or ()
+    built_config: Any = body.pretrained_cfg
+    classifiers = built_config.get("classifier") or ()
     if isinstance(classifiers, str):
         classifiers = (classifiers,)
     return body, tuple(_absent_prefix(body, classifier) for classifier in classifiers)

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from typing import Any
@@ -99,7 +100,9 @@ def _convert(
         convert: Any = getattr(module, "checkpoint_filter_fn", None)
         if convert is None:
             return None
-        with redirect_stdout(io.StringIO()):  # one of the conversions prints
+        # One of the conversions prints, and others warn of what timm itself does.
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             converted: Mapping[str, Tensor] = convert(copies, body)
     except Exception:  # conversions raise many kinds for weights of another network
         return None
