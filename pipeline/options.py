@@ -3,7 +3,7 @@
 import functools
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -110,17 +110,20 @@ def combine(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-def settings_options(settings: type) -> Callable[[Any], Any]:
+def settings_options(settings: type, *, leave_out: Sequence[str] = ()) -> Callable[[Any], Any]:
     """Return a decorator that adds one option per field of a settings class.
 
     Args:
         settings: Frozen dataclass. The options have the fields' defaults.
+        leave_out: Fields without an option.
 
     Returns:
         Decorator for a click command.
     """
     options = []
     for field in fields(settings):
+        if field.name in leave_out:
+            continue
         flag = f"--{field.name.replace('_', '-')}"
         option = click.option(
             f"{flag}/--no-{field.name}" if field.type is bool else flag,
@@ -272,13 +275,7 @@ def parse_seeds(_: click.Context, option: click.Parameter, value: str | None) ->
     return seeds
 
 
-repeated_run_options = combine(
-    click.option(
-        "--seeds",
-        metavar="N,N,...",
-        callback=parse_seeds,
-        help="Run all stages once per seed; the report adds mean and standard deviation.",
-    ),
+folds_options = combine(
     click.option(
         "--folds",
         type=int,
@@ -293,6 +290,35 @@ repeated_run_options = combine(
         help="Number of times that cross-validation is repeated with other folds.",
     ),
 )
+repeated_run_options = combine(
+    click.option(
+        "--seeds",
+        metavar="N,N,...",
+        callback=parse_seeds,
+        help="Run all stages once per seed; the report adds mean and standard deviation.",
+    ),
+    folds_options,
+)
+NOT_WITH_FOLDS = {
+    "seeds": "use --repeats to see how much the scores vary",
+    "resume": "no model is kept",
+    "embedding": "no model is kept",
+    "classifier": "no model is kept",
+    "test": "every image is tested",
+    "unseen_classes": "every class is trained on in some fold",
+}
+
+
+def check_fold_options(context: click.Context, folds: int | None, repeats: int | None) -> None:
+    """Raise a usage error for options that cannot be combined."""
+    if folds is None:
+        if repeats is not None:
+            raise click.UsageError("--repeats needs --folds")
+        return
+    for name, reason in NOT_WITH_FOLDS.items():
+        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
+            flag = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"--folds cannot be combined with {flag}: {reason}")
 
 
 def run_context(options: dict[str, Any]) -> Any:
