@@ -5,7 +5,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pipeline.escape import printable
 from pipeline.report.comparison import MAIN, METRICS, ComparedRun, Comparison
@@ -84,6 +84,7 @@ def _draw_speed(entries: Sequence[ComparedRun]) -> Figure:
             )
         axes.set_xscale("log")
         axes.margins(x=0.12)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(_plain))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("milliseconds per image (logarithmic)")

@@ -77,17 +77,16 @@ def _sort_others(
 def _better(
     comparison: Comparison, best: ComparedRun, worse: Sequence[ComparedRun], images: str
 ) -> str:
-    values = listed([format_percent(entry.score(MAIN).value) for entry in worse])
-    text = (
-        f"{best.name} is better than {listed([entry.name for entry in worse])} on {images} "
-        f"(classification accuracy {format_percent(best.score(MAIN).value)} compared with {values}"
-    )
     closest = worse[0]
     difference = comparison.difference(best, closest)
     assert difference is not None  # it is significant
-    if len(worse) == 1:
-        return f"{text}; difference {_described(comparison, difference)})"
-    return f"{text}; smallest difference, to {closest.name}: {_described(comparison, difference)})"
+    accuracy, next_best = (format_percent(entry.score(MAIN).value) for entry in (best, closest))
+    is_next = f" for {closest.name}, the next best of these" if len(worse) > 1 else ""
+    return (
+        f"{best.name} is better than {listed([entry.name for entry in worse])} on {images} "
+        f"(classification accuracy {accuracy} compared with {next_best}{is_next}; "
+        f"difference {_described(comparison, difference)})"
+    )
 
 
 def _not_distinguishable(

@@ -1,7 +1,7 @@
 """Holm's correction, compared with statsmodels."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
@@ -10,6 +10,7 @@ from stages.evaluation.holm import holm_adjust
 P_VALUES = st.lists(st.one_of(st.none(), st.floats(0, 1), st.sampled_from((0.0, 0.01, 0.02, 1.0))))
 
 
+@settings(max_examples=50)
 @given(P_VALUES)
 def test_equals_statsmodels_without_the_missing_tests(p_values):
     adjusted = holm_adjust(p_values)
