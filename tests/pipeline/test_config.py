@@ -6,7 +6,12 @@ import click
 import pytest
 
 from pipeline.cli import commands
-from pipeline.config import add_run_defaults, configured_values, read_config
+from pipeline.config import (
+    add_compare_defaults,
+    add_run_defaults,
+    configured_values,
+    read_config,
+)
 from stages.errors import SettingsError
 
 
@@ -58,6 +63,25 @@ def test_embed_table_applies_to_run():
     tables = add_run_defaults(tables, commands.commands["run"])
     assert tables["run"] == {"epochs": 4, "dim": 24}  # --out of embed is a checkpoint
     assert tables["embed"] == {"epochs": 4, "dim": 32, "out": "e"}
+
+
+def test_embed_and_run_tables_apply_to_compare():
+    compare = commands.commands["compare"]
+    tables = {
+        "embed": {"epochs": 4, "dim": 32, "network": "conv", "mining": "random", "out": "e"},
+        "run": {"dim": 24, "out": "r", "embedding": "e", "seeds": "0,1"},
+        "compare": {"epochs": 5},
+    }
+    tables = add_compare_defaults(add_run_defaults(tables, commands.commands["run"]), compare)
+    assert tables["compare"] == {
+        "epochs": 5,
+        "dim": 24,
+        "networks": "conv",
+        "mining": "random",
+        "out": "r",
+    }
+    tables["compare"]["networks"] = "conv,conv-deep"
+    assert add_compare_defaults(tables, compare)["compare"]["networks"] == "conv,conv-deep"
 
 
 def test_configured_values_are_converted():

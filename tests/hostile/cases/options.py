@@ -8,6 +8,7 @@ from hostile.prepare import file, folder
 NEW = "--out new.safetensors"
 EMBED = f"embed --data photos {NEW}"
 RUN = "run --data photos --out new"
+COMPARE = "compare --data photos --out new"
 OTHER_DEVICE = "cuda" if sys.platform == "darwin" else "mps"
 
 # Option -> command that takes it.
@@ -148,6 +149,26 @@ CASES = [
     usage(f"{RUN} --folds 2 --embedding e", "--folds", "--embedding"),
     usage(f"{RUN} --folds 2 --classifier c", "--folds", "--classifier"),
     usage(f"{RUN} --folds 2 --test 0.5", "--folds", "--test"),
+    # Comparisons.
+    usage(COMPARE, "--networks"),
+    usage(f"{COMPARE} --networks conv", "--networks"),
+    usage(f"{COMPARE} --networks conv,conv", "--networks", "conv"),
+    usage(f"{COMPARE} --networks conv,", "--networks", "conv,"),
+    usage(f"{COMPARE} --networks ''", "--networks"),
+    usage(f"{COMPARE} --networks conv,conv-deep --mining random,batch-all", "--mining"),
+    usage(f"{COMPARE} --network conv", "--network"),
+    usage(f"{COMPARE} --networks conv,conv-deep --resume", "--resume"),
+    usage(f"{COMPARE} --networks conv,conv-deep --repeats 2", "--repeats", "--folds"),
+    usage(f"{COMPARE} --networks conv,conv-deep --folds 2 --test 0.5", "--folds", "--test"),
+    error(f"{COMPARE} --networks conv,conv-deep --weights default", "--weights", "conv"),
+    error(f"{COMPARE} --networks conv,conv-deep --dim 0", "--dim", "0"),
+    error(f"{COMPARE} --networks conv,conv-deep --trunk thaw", "--trunk", "thaw"),
+    error(f"{COMPARE} --networks conv,conv-deep --folds 25", "--folds", "25", "24"),
+    error(f"{COMPARE} --networks conv,auto", "--networks", "auto", "conv"),
+    error(f"{COMPARE} --networks nonsense,timm:nonsense", "nonsense", "timm:nonsense"),
+    error(f"{COMPARE} --losses nonsense,hinge", "nonsense", "hinge"),
+    error(f"{COMPARE} --mining hardest,softest", "hardest", "softest"),
+    error(f"{COMPARE} --networks conv,conv-deep --data nowhere", "nowhere"),
     # The command line itself.
     usage("train", "train"),
     usage("embed --nonsense", "--nonsense"),
