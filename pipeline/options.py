@@ -301,7 +301,16 @@ def run_context(options: dict[str, Any]) -> Any:
     from pipeline.device import keep_freed_memory
 
     keep_freed_memory(options.get("device", "auto"))
-    return pick(RunContext, options)
+    return pick(RunContext, {**options, "given": given_options()})
+
+
+def given_options() -> frozenset[str]:
+    """Return the names of the options given on the command line or in the --config file."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return frozenset(
+        name for name in context.params if context.get_parameter_source(name) != default
+    )
 
 
 def spell(*hints: tuple[str, object, object]) -> str:
