@@ -164,8 +164,7 @@ def _prepare(
     device = context.start()
     read, settings, reason = choose_network(source, read, settings, context)
     inputs = prepare_inputs(source, read, settings, context)
-    if reason:
-        inputs = replace(inputs, network_choice=reason)
+    inputs = replace(inputs, network_choice=reason or inputs.network_choice)
     train, pretrained = inputs.data.embedding_train, inputs.pretrained
     identity = embedding_identity(inputs.data, settings, pretrained)
     refuse_to_replace(out, "embedding", identity, force)
