@@ -67,8 +67,8 @@ def choose_network(
     if settings.network != AUTO:
         return NetworkChoice(read, settings, "")
     suits, reason = main_process_first(lambda: _suits_trunk(source, read, settings, context))
-    is_installed = all(find_spec(package) for package in PACKAGES)
-    if suits and is_installed:
+    is_installed = suits and all(find_spec(package) for package in PACKAGES)
+    if is_installed:
         chosen = replace(settings, network=TRUNK, weights="default", trunk="frozen")
         reason = f"{TRUNK} with ImageNet weights, frozen ({reason})"
         advice = "; --network conv trains from scratch"

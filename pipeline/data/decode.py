@@ -275,7 +275,7 @@ def decode_image(content: bytes) -> Image.Image:
 def _decode(file: BufferedReader | BytesIO) -> Image.Image:
     image: Image.Image = Image.open(file, formats=FORMATS)
     mode = image.mode
-    _bound_memory(image)
+    bound_memory(image)
     image.load()
     # A PNG without one of these keys has no orientation to apply.
     keys = ("exif", "xmp", "Raw profile type exif")
@@ -287,7 +287,7 @@ def _decode(file: BufferedReader | BytesIO) -> Image.Image:
     return image
 
 
-def _bound_memory(image: Image.Image) -> None:
+def bound_memory(image: Image.Image) -> None:
     """Reduce a large JPEG, and raise ValueError for another image that would take too much memory.
 
     The header gives the size; no pixel has been decoded yet.

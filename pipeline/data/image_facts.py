@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.data.decode import FORMATS, is_grey, read_image
+from pipeline.data.decode import FORMATS, bound_memory, is_grey, read_image
 from pipeline.data.image_files import open_image
 
 MOST_HEADERS = 5000  # files whose size is read; that takes half a second
@@ -81,6 +81,7 @@ def _read_header(path: str) -> tuple[int, int, str] | None:
     """Return an image file's width, height and Pillow mode; None if it cannot be read."""
     try:
         with open_image(path) as file, Image.open(file, formats=FORMATS) as image:
+            bound_memory(image)  # as the decoder, which refuses too large ones
             return image.width, image.height, image.mode
     except Exception:  # a decoder can raise any exception for a damaged file
         return None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import COLOUR, GOOD
+from image_files import COLOUR, GOOD, png_of_claimed_size
 from PIL import Image
 
 from pipeline.data import image_facts
@@ -56,7 +56,9 @@ def test_unreadable_files_are_left_out(tmp_path):
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "empty.png").touch()
     os.mkfifo(tmp_path / "pipe.png")
-    others = [str(tmp_path / name) for name in ("text.png", "empty.png", "pipe.png", "none.png")]
+    (tmp_path / "bomb.png").write_bytes(png_of_claimed_size(12_000))
+    names = ("text.png", "empty.png", "pipe.png", "bomb.png", "none.png")
+    others = [str(tmp_path / name) for name in names]
     assert facts_of_files(others + paths) == facts_of_files(paths)
     assert facts_of_files(others) == (0, 0.0, True, True)
 
