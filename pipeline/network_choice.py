@@ -137,6 +137,8 @@ def _facts_of_files(
 
 def _judge(facts: ImageFacts) -> tuple[bool, str]:
     """Return True for colour images above 64 pixels, and a description of the images."""
+    if not facts.images:
+        return False, "no image can be read"
     colours = {True: "grey ", False: "colour ", None: ""}[facts.grey]
     about = "" if facts.exact else "about "
     side = f"median shorter side {about}{facts.side:g} {'pixel' if facts.side == 1 else 'pixels'}"
