@@ -22,6 +22,7 @@ from pipeline.config import (
 )
 from pipeline.error_messages import describe_error
 from pipeline.failures import LOST_PROCESS, report_failure
+from pipeline.fold_options import check_fold_options, repeated_run_options
 from pipeline.options import CLASSIFIER, EMBEDDING, REPORTS, pick, predict_hint, spell
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
@@ -169,7 +170,7 @@ def report(
 )
 @opt.resume_option
 @opt.figures_option
-@opt.repeated_run_options
+@repeated_run_options
 @opt.settings_options(EmbedSettings)
 @opt.settings_options(ReadSettings)
 @opt.cache_options
@@ -184,7 +185,7 @@ def run(context: click.Context, /, source: str, **options: Any) -> None:
     \b
     pipeline run --data photos/
     """  # noqa: D301  # click needs the control character
-    opt.check_fold_options(context, options["folds"], options["repeats"])
+    check_fold_options(context, options["folds"], options["repeats"])
     classify_values = configured_values(context.obj, classify, context)
     settings = (
         pick(ReadSettings, options),

@@ -8,6 +8,7 @@ import click
 from pipeline import options as opt
 from pipeline import terminal
 from pipeline.config import configured_values
+from pipeline.fold_options import check_fold_options, folds_options
 from pipeline.options import REPORTS, pick
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
@@ -58,7 +59,7 @@ def names_option(flag: str, default: str, text: str) -> Any:
 @opt.path_option("--out", REPORTS, "Folder for the report.")
 @opt.force_option("Replace a comparison, or a report on cross-validation.")
 @opt.figures_option
-@opt.folds_options
+@folds_options
 @opt.settings_options(EmbedSettings, leave_out=("network", "loss", "mining"))
 @opt.settings_options(ReadSettings)
 @opt.cache_options
@@ -74,7 +75,7 @@ def compare(context: click.Context, /, source: str, **options: Any) -> None:
     \b
     pipeline compare --data photos/ --networks auto,conv --folds 5
     """  # noqa: D301  # click needs the control character
-    opt.check_fold_options(context, options["folds"], options["repeats"])
+    check_fold_options(context, options["folds"], options["repeats"])
     option = compared_option(options)
     group: Any = context.find_root().command
     classify_values = configured_values(context.obj, group.commands["classify"], context)

@@ -100,6 +100,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
         "history": [EpochLog],
         "precision": TEXT,
         "processes": whole_number(1),
+        "network_choice": Optional(TEXT),
     },
     "classifier": {
         **_CHECKPOINT,

@@ -69,8 +69,8 @@ PAGES_WITH_COMMANDS = [name for name, text in PAGES.items() if pipeline_lines(te
 PYTHON_SCRIPTS = python_scripts()
 
 
-def make_photos(folder: Path) -> None:
-    """Write images of two classes and of two others.
+def make_photos(folder: Path, side: int = 40) -> None:
+    """Write images of two classes and of two others, side x side pixels.
 
     photos/ has 30 images of cats and dogs, photos.csv their groups, new/ 6 more. new-classes/ has 5
     images of another class, new-class/ too, and truck.png is one more.
@@ -79,7 +79,7 @@ def make_photos(folder: Path) -> None:
     for number in range(36):
         label = ("cat", "dog")[number % 2]
         colour = np.array([150, 90, 40])[:: (1, -1)[number % 2]]
-        pixels = generator.integers(0, 80, (40, 40, 3)) + colour
+        pixels = generator.integers(0, 80, (side, side, 3)) + colour
         path = folder / ("photos" if number < 30 else "new") / label / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(path)
@@ -87,11 +87,11 @@ def make_photos(folder: Path) -> None:
             rows.append(f"{path.relative_to(folder)},{label},{label} {number // 6}")
     (folder / "new-class" / "vehicles").mkdir(parents=True)
     for name in ("truck.png", *(f"new-class/vehicles/{number}.png" for number in range(5))):
-        pixels = generator.integers(0, 80, (40, 40, 3)) + np.array([60, 160, 60])
+        pixels = generator.integers(0, 80, (side, side, 3)) + np.array([60, 160, 60])
         Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
     (folder / "new-classes" / "owl").mkdir(parents=True)
     for number in range(5):
-        pixels = generator.integers(0, 80, (40, 40, 3)) + np.array([40, 150, 90])
+        pixels = generator.integers(0, 80, (side, side, 3)) + np.array([40, 150, 90])
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"new-classes/owl/{number}.png")
     (folder / "photos.csv").write_text("\n".join(rows))
     (folder / "few.toml").write_text("[embed]\nepochs = 3\n")
@@ -120,24 +120,27 @@ def test_command_lines_parse(page):
 def test_command_lines_run(page, tmp_path, monkeypatch, capsys):
     """Run the commands of a page in order, on small images and for few epochs."""
     monkeypatch.chdir(tmp_path)
-    make_photos(tmp_path)
+    is_tutorial = page == "docs/tutorials/photos.md"
+    make_photos(tmp_path, 72 if is_tutorial else 40)  # above 64 pixels auto chooses a trunk
     for line in pipeline_lines(PAGES[page]):
         if NOT_RUN in line:
             continue
         _, name, *arguments = shlex.split(line, comments=True)
         on_photos = "photos/" in arguments or "photos.csv" in arguments
         small = ["--size", "32"] if name in ("run", "embed") and on_photos else []
-        if "--size" in arguments:
+        if "--size" in arguments or (is_tutorial and "--network" not in arguments):
             small = []
         with pytest.raises(SystemExit) as stop:
             main(["--config", "few.toml", name, *arguments, *small])
         output = capsys.readouterr()
         assert not stop.value.code, (line, output.err)
-        if page == "docs/tutorials/photos.md":
+        if is_tutorial:
             assert "warning" not in output.err, output.err
-            if name == "run":
+            if name in ("run", "embed") and "--network" not in arguments:
+                assert "network: efficientnet-lite" in output.err
+            if "--folds" in arguments:
                 check_folds(Path(dict(pairwise(arguments)).get("--out", "reports")))
-    if page == "docs/tutorials/photos.md":
+    if is_tutorial:
         predictions = pd.read_csv(Path("labels.csv"))
         assert predictions["label"].tolist() == ["cat"] * 3 + ["dog"] * 3
 

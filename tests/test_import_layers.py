@@ -46,6 +46,7 @@ LAYERS = [
     ["pipeline.estimators"],
     ["pipeline.option_help"],
     ["pipeline.options", "pipeline.config", "pipeline.terminal"],
+    ["pipeline.fold_options"],
     ["pipeline.checkpoint_commands", "pipeline.compare_command"],
     ["pipeline.cli"],
     ["pipeline.__main__"],

@@ -232,6 +232,8 @@ def _train(
             on_trained=on_trained,
         )
         warn_of_collapse([run], context, name=candidate.name)
+    if candidate.reason:
+        run = replace(run, embedding={**run.embedding, "network_choice": candidate.reason})
     return candidate.entry(
         run=run,
         training_seconds=sum(seconds),

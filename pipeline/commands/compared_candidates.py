@@ -1,7 +1,7 @@
 """Networks, losses or mining modes that can be compared, checked before any training."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,11 +28,13 @@ class Candidate:
         name: Its name.
         settings: Settings of stage one, without ``auto``.
         data: Images at the size of the network.
+        reason: The network that ``auto`` stands for, and why; else empty.
     """
 
     name: str
     settings: EmbedSettings
     data: Dataset
+    reason: str = ""
 
     def entry(self, **results: Any) -> ComparedRun:
         """Return its row of the comparison."""
@@ -67,19 +69,19 @@ def prepare_candidates(
     candidates: list[Candidate] = []
     failures: dict[str, ComparedRun] = {}
     once = FoldContext(**vars(context))  # shows a note about the images once
+    # For `auto`: these options are given for the other networks.
+    context_of_auto = replace(context, given=context.given - {"weights", "trunk"})
     for value in values:
         settings: EmbedSettings | None = None
         try:
             settings = settings_of(field, value, shared)
-            own_read, settings, reason = choose_network(source, read, settings, context)
+            own_read, settings, reason = choose_network(source, read, settings, context_of_auto)
             own_read = with_pretrained_size(own_read, settings)
         except DataError:  # of the images, so the same for all
             raise
         except Exception as error:
             failures[value] = failed_entry(value, settings, None, error, context)
             continue
-        if reason:
-            context.say(f"{value}: {settings.network}: {reason}")
         data = load_data(source, own_read, once)
         try:
             _check_candidate(data, settings, candidates)
@@ -90,7 +92,7 @@ def prepare_candidates(
             if (other.settings, other.data.read) == (settings, data.read):
                 problem = f"the same as {other.name} ({field} {getattr(settings, field)})"
                 raise SettingsError(OPTIONS[field], value, f"{problem}; leave one of them out")
-        candidates.append(Candidate(value, settings, data))
+        candidates.append(Candidate(value, settings, data, reason))
     return candidates, failures
 
 

@@ -114,10 +114,12 @@ def run_folds(
     if unseen:
         problem = "folds pool the images of all classes; use 0, or leave out the folds"
         raise SettingsError("unseen_classes", unseen, problem)
-    read, embed_settings, _ = choose_network(source, read, embed_settings, context)
+    read, embed_settings, reason = choose_network(source, read, embed_settings, context)
     settings = (embed_settings, classify_settings)
     with reserve_report(out, figures, force):
         pooled = _run_folds(source, read, settings, folds, repeats, context)
+        if reason:
+            pooled = replace(pooled, embedding={**pooled.embedding, "network_choice": reason})
         write_report(out, [pooled], figures=figures)
     return (pooled,)
 

@@ -33,11 +33,13 @@ class EmbedInputs:
         data: Images, read and split.
         pretrained: Initial weights of the trunk. None: random weights.
         warnings: Problems of the images that an audit has found, as messages.
+        network_choice: The network that ``auto`` stands for, and why. Empty if it was named.
     """
 
     data: Dataset
     pretrained: PretrainedWeights | None
     warnings: tuple[str, ...]
+    network_choice: str = ""
 
 
 def prepare_inputs(

@@ -120,6 +120,7 @@ CASES = [
     error(f"{EMBED} --network torchvision:resnet18 --trunk last-999", "--trunk", "last-999"),
     works(f"{EMBED} --trunk frozen --epochs 1", "frozen", may_write=True),
     error(f"{EMBED} --weights default", "--weights", "default", "network"),
+    error("embed --data photos --network conv-deep --dim 8", "network conv instead of conv-deep"),
     error(f"{EMBED} --weights ''", "--weights"),
     error(f"{EMBED} --network efficientnet-lite0 --weights nowhere.pth", "nowhere.pth"),
     error(f"{EMBED} --network efficientnet-lite0 --weights photos", "--weights", "photos"),
