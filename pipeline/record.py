@@ -69,6 +69,7 @@ _NETWORK = {
     "dim": whole_number(1, MAX_DIM),
     "trunk": _TRUNK,
     "pretrained": BOOL,
+    "side": Optional(whole_number(4, 2048)),  # of library networks
 }
 _RUN = {"fingerprint": TEXT, "read": ReadSettings}
 _CHECKPOINT = {

@@ -220,9 +220,14 @@ class EmbedSettings:
     def _check_network(self) -> None:
         library, _, name = self.network.partition(":")
         known = self.network in NETWORKS or (f"{library}:" in LIBRARIES and name != "")
-        networks = ", ".join(NETWORKS)
-        allowed = f"{networks}, torchvision:NAME (such as torchvision:resnet18) or timm:NAME"
-        _require(known, "network", self.network, allowed)
+        if not known:
+            is_name = re.fullmatch(r"[A-Za-z][\w.]{2,99}", self.network) is not None
+            example = self.network if is_name else "resnet18"
+            problem = (
+                f"unknown; use one of {', '.join(NETWORKS)}, or torchvision:NAME or timm:NAME for "
+                f"a network of these libraries, such as timm:{example}"
+            )
+            raise SettingsError("network", self.network, problem)
         _require(self.weights != "", "weights", self.weights, "none, default or a file")
         if self.weights != "none" and self.network == AUTO:
             problem = "belongs to a network; name one, such as efficientnet-lite0"

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.errors import CheckpointError
-from stages.network.embedding_net import describe_mismatch
+from stages.network.mismatch import describe_mismatch
 from stages.records import TrainingState
 
 

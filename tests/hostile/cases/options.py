@@ -106,6 +106,7 @@ CASES = [
     error("run --data photos --folds 25 --out new", "--folds", "25", "24"),
     # Networks and weights.
     error(f"{EMBED} --network nonsense", "--network", "nonsense"),
+    error(f"{EMBED} --network vit_tiny_patch16_224", "--network", "timm:vit_tiny_patch16_224"),
     error(f"{EMBED} --network ''", "--network"),
     error(f"{EMBED} --network torchvision:", "--network", "torchvision:"),
     error(f"{EMBED} --network torchvision:nonsense", "--network", "nonsense"),
