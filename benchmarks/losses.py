@@ -52,7 +52,7 @@ from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 CPU = torch.device("cpu")
 RATES = (1e-3, 3e-3, 1e-2)
 FACTORS = (1, 10, 100)
-SEEDS, STEPS = 5, 200
+SEEDS, STEPS = 5, 150
 QUICK_SEEDS, QUICK_STEPS = 2, 60
 BATCH = {"classes_per_batch": 10, "images_per_class": 8}
 BASELINE = "batch-all"

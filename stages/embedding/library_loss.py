@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.embedding.library_parts import LOSS, MINER, build, describe
+from stages.embedding.library_parts import LOSS, MINER, build, describe, quiet
 from stages.embedding.sampler import BatchPlan
 from stages.errors import SettingsError
 from stages.settings import PML, EmbedSettings
 
-# The weights of a loss, such as the proxies of classes, see few gradients and are far from where
-# they must be, so they learn faster than the network; chosen by `benchmarks/losses.py --rates`.
-RATE_FACTOR = 10
+# Learning rate of a loss's own weights, such as the proxies of classes, as a multiple of the
+# network's. Recipes of proxy losses use 100 with a rate of 1e-4. Our rate is 30 times as high, and
+# among 1, 10 and 100, 1 was best on validation images in `benchmarks/losses.py`.
+RATE_FACTOR = 1
 SMALLEST = BatchPlan(classes_per_batch=2, images_per_class=2, per_epoch=1)
 
 
@@ -63,6 +64,10 @@ class LibraryLoss(nn.Module):
         if settings.mining.startswith(PML):
             name = settings.mining.removeprefix(PML)
             self.miner = build("miners", name, settings.mining_options or {}, sizes, MINER)
+        # Attributes that the library adds later are results of the last batch, not a state.
+        self.plain_state: list[tuple[str, str]] = []
+        for path, module in self.named_modules():
+            self.plain_state += [(path, key) for key in _plain_values(module)]
 
     def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
         """Compute the loss of a batch.
@@ -82,12 +87,13 @@ class LibraryLoss(nn.Module):
         if vectors.device.type == "cuda":
             # The state of this generator is not saved. It must also be the same on all ranks.
             torch.cuda.manual_seed(int(torch.randint(2**62, ())))
-        for module in self.modules():
-            for name, value in _plain_values(module).items():
-                if isinstance(value, Tensor):  # DynamicSoftMarginLoss keeps the last batch's graph
-                    setattr(module, name, value.detach())
+        for path, key in self.plain_state:
+            module = self.get_submodule(path)
+            value = getattr(module, key)
+            if isinstance(value, Tensor):  # DynamicSoftMarginLoss keeps the last batch's graph
+                setattr(module, key, value.detach())
         try:
-            with torch.autocast(vectors.device.type, enabled=False):
+            with torch.autocast(vectors.device.type, enabled=False), quiet():
                 indices = self.miner(points, labels) if self.miner else None
                 loss = self.loss(points, labels, indices)
             if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -112,9 +118,10 @@ class LibraryLoss(nn.Module):
         some tensors as plain attributes. They are included.
         """
         state: dict[str, Tensor] = self.state_dict()
-        for path, module in self.named_modules():
-            for name, value in _plain_values(module).items():
-                state[f"{path}.{name}"] = torch.as_tensor(value)
+        for path, key in self.plain_state:
+            state[f"{path}.{key}"] = torch.as_tensor(
+                getattr(self.get_submodule(path), key)
+            ).detach()
         return state
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -122,23 +129,18 @@ class LibraryLoss(nn.Module):
         with torch.no_grad():
             for name, value in self.state_dict().items():
                 value.copy_(state[name])
-        for path, module in self.named_modules():
-            for name, value in _plain_values(module).items():
-                saved = state[f"{path}.{name}"]
-                is_tensor = isinstance(value, Tensor)
-                setattr(module, name, saved.clone() if is_tensor else type(value)(saved.item()))
+        for path, key in self.plain_state:
+            module, saved = self.get_submodule(path), state[f"{path}.{key}"]
+            value = getattr(module, key)
+            is_tensor = isinstance(value, Tensor)
+            setattr(module, key, saved.clone() if is_tensor else type(value)(saved.item()))
 
 
 def _plain_values(module: nn.Module) -> dict[str, Any]:
-    """Return the attributes of a module that are tensors or numbers, but not in its state dict.
-
-    Indices of the last batch, such as those that ``CrossBatchMemory`` and ``HDCMiner`` keep, are
-    left out: they are computed again for every batch, and their number varies.
-    """
+    """Return the attributes of a module that are tensors or numbers, but not in its state dict."""
     values = {}
     for name, value in vars(module).items():
-        is_index = isinstance(value, Tensor) and value.dtype == torch.int64
-        if name != "training" and isinstance(value, Tensor | int | float) and not is_index:
+        if name != "training" and isinstance(value, Tensor | int | float):
             values[name] = value
     return values
 
@@ -168,9 +170,10 @@ def new_library_loss(
         labels = torch.arange(plan.classes_per_batch).repeat_interleave(plan.images_per_class)
         vectors = F.normalize(torch.randn(len(labels), settings.dim)).requires_grad_()
         value = copy.deepcopy(loss)(vectors, labels)
-        if not math.isfinite(value.item()):
-            problem = f"the loss of random vectors is {value.item()}; change its parameters"
-            raise SettingsError("loss", settings.loss, problem)
+        (gradient,) = torch.autograd.grad(value, vectors)
+    if not (math.isfinite(value.item()) and bool(gradient.isfinite().all())):
+        problem = "the loss of random vectors is not finite, or its gradient; change loss_options"
+        raise SettingsError("loss", settings.loss, problem)
     return loss
 
 

@@ -4,7 +4,9 @@ The library is imported on first use, because that takes a second.
 """
 
 import inspect
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
@@ -96,11 +98,20 @@ def build(
     for key in PARTS.keys() & values.keys():
         values[key] = _build_part(key, values[key], sizes, place)
     try:
-        built: nn.Module = kind(**filled, **values)
+        with quiet():
+            built: nn.Module = kind(**filled, **values)
     except Exception as error:  # the library raises assertions and plain exceptions too
         problem = f"{name} rejects them ({describe(error)}); its parameters are: {allowed}"
         raise SettingsError(place.options, None, problem) from error
     return built
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hide warnings of the library, which name lines of its code and no setting."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_metric_learning")
+        yield
 
 
 def describe(error: Exception) -> str:
@@ -143,7 +154,7 @@ def _find_class(module: str, name: str, place: Place) -> type[nn.Module]:
         if isinstance(kind, type) and issubclass(kind, nn.Module) and not key.startswith(ABSTRACT)
     }
     if name in UNUSABLE and name in classes:
-        problem = f"{name} cannot be used here: it {UNUSABLE[name]}"
+        problem = f"cannot be used: {name} {UNUSABLE[name]}"
         raise SettingsError(field, value, problem)
     if name not in classes:
         usable = [key for key in classes if key not in UNUSABLE]
