@@ -38,6 +38,7 @@ class Case(NamedTuple):
     margin: float | None
     distance: str
     augment: bool = False
+    loss: str = "triplet"
 
 
 CASES = [
@@ -48,6 +49,7 @@ CASES = [
 ]
 # The augmentation of an image must not depend on the number of processes.
 CASES.append(Case("batch-all", 0.2, "euclidean", augment=True))
+CASES.append(Case("batch-all", 0.1, "euclidean", loss="pml:ProxyAnchorLoss"))
 
 
 class PlainNet(nn.Module):
@@ -68,7 +70,7 @@ class PlainNet(nn.Module):
 
 
 def first_gradients(case: Case, network: PlainNet | None = None) -> Tensor:
-    """Return the gradients of the first step of `train_embedding`, flattened."""
+    """Return the gradients of the first step of `train_embedding` and the loss's new state."""
     digits = load_digits()
     split = Split(
         store=torch.from_numpy(digits.images[:300] * 15).to(torch.uint8)[:, None],
@@ -77,14 +79,15 @@ def first_gradients(case: Case, network: PlainNet | None = None) -> Tensor:
         classes=tuple("0123456789"),
         ids=("",) * 300,
     )
-    settings = EmbedSettings(**case._asdict(), images_per_class=4, epochs=1)
+    settings = EmbedSettings(**case._asdict(), images_per_class=4, epochs=1, dim=8)
     torch.manual_seed(5)
     network = network or PlainNet(torch.float64)
     gradients = []
 
     def keep_gradients(step: Step) -> bool:
         flat = [parameter.grad.flatten() for parameter in network.parameters()]
-        gradients.append(torch.cat(flat))
+        state = [value.flatten().double() for value in step.state().loss.values()]
+        gradients.append(torch.cat([*flat, *state]))
         return True  # stop
 
     with pytest.MonkeyPatch.context() as patch:
