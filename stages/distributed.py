@@ -4,7 +4,7 @@
 call the same collectives in the same order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -142,6 +142,15 @@ def broadcast_buffers(network: nn.Module) -> None:
     Args:
         network: Network whose buffers are overwritten.
     """
+    broadcast_tensors(network.buffers())
+
+
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Copy tensors of rank 0 to all ranks, in place.
+
+    Args:
+        tensors: Tensors of the same shapes and in the same order on all ranks.
+    """
     if rank_and_world_size()[1] > 1:
-        for buffer in network.buffers():
-            dist.broadcast(buffer, 0)
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)

@@ -39,7 +39,7 @@ from stages.embedding.validation import (
 )
 from stages.errors import SettingsError
 from stages.network.embedding_net import EmbeddingNet, to_device
-from stages.network.initialization import new_network
+from stages.network.initialization import fit_projection, new_network
 from stages.records import EpochLog, Split, TrainingState
 from stages.settings import EmbedSettings
 
@@ -198,6 +198,7 @@ def _start(
     plan, epochs = plan_training(train.labels, settings)
     own = rank_slice(plan.classes_per_batch, plan.images_per_class)
     network = to_device(network or new_network(train, settings), device)
+    fit_projection(network, train, device=device)
     if rank_and_world_size()[1] > 1 and device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     library_loss = new_library_loss(settings, len(train.classes), plan)
