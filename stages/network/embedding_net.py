@@ -66,9 +66,9 @@ class EmbeddingNet(nn.Module):
         mean: Mean of the pixels in [0, 1], one value, or one per channel. Default: 0.
         std: Standard deviation of these pixels, one value, or one per channel. Default: 1.
         side: Side to which a library trunk resizes the images. None: the smallest possible one.
-        projection: ``residual`` for :class:`stages.network.projection.ResidualProjection`. None: the
-            layers of :func:`stages.network.pretrained.projection_head` for library networks, as in
-            all checkpoints without this entry, and a linear layer for the others.
+        projection: ``residual``: :class:`stages.network.projection.ResidualProjection`. None:
+            :func:`stages.network.pretrained.projection_head` for library networks, as in all
+            checkpoints without this entry, and a linear layer for the others.
 
     Raises:
         SettingsError: If the trunk cannot be built or has fewer blocks than ``trunk`` names.

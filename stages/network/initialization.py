@@ -55,7 +55,7 @@ def new_network(
 def fit_projection(network: EmbeddingNet, train: Split, *, device: torch.device) -> None:
     """Fit a residual projection to the trunk features of the training images.
 
-    See :meth:`stages.network.projection.ResidualProjection.fit`. Other projections stay as they are.
+    Other projections stay as they are.
 
     Args:
         network: Network before training, on ``device``. Its projection is changed in place.
@@ -93,7 +93,7 @@ def with_new_projection(
         if not name.startswith("project.")
     }
     initial.load_state_dict({**initial.state_dict(), **trunk_state})
-    initial = to_device(initial, device)
+    to_device(initial, device)
     fit_projection(initial, train, device=device)
     return initial
 

@@ -55,8 +55,9 @@ class ResidualProjection(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Project trunk features, shape (N, F), to ``dim`` dimensions."""
         standardised = self.dropout(self.standardise(features))
-        projected: Tensor = self.linear(standardised) * self.linear_factor
-        return projected + self.hidden(standardised)
+        linear: Tensor = self.linear(standardised) * self.linear_factor
+        hidden: Tensor = self.hidden(standardised)
+        return linear + hidden
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
