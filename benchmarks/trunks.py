@@ -119,8 +119,8 @@ def accuracy_rows(results: dict[str, dict[str, np.ndarray]]) -> list[dict[str, A
             rows.append({"set": name, "trunk": trunk, "count": len(correct), **scores})
         for a, b in combinations(trunks, 2):
             paired = mcnemar_test(a, b, "test", trunks[a], trunks[b])
-            scores = {"value": paired.difference, "ci_low": paired.ci_low}
-            scores |= {"ci_high": paired.ci_high, "p_value": paired.p_value}
+            scores = {"value": paired.difference, "ci_low": paired.low}
+            scores |= {"ci_high": paired.high, "p_value": paired.p_value}
             rows.append({"set": name, "trunk": f"{a} - {b}", "count": paired.count, **scores})
     return rows
 
