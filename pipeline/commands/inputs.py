@@ -66,7 +66,7 @@ def prepare_inputs(
     """
     if isinstance(source, EmbedInputs):
         return source
-    new_library_loss(settings, class_count=2)  # finds wrong parameters before images are read
+    new_library_loss(settings, torch.arange(2))  # finds wrong parameters before images are read
     pretrained = load_weights(settings)
     data = load_data(source, with_pretrained_size(read, settings), context)
     assert_equal_across_ranks(
