@@ -50,9 +50,9 @@ from stages.records import Split
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 CPU = torch.device("cpu")
-RATES = (1e-3, 3e-3, 1e-2)
-FACTORS = (1, 10, 100)
-SEEDS, STEPS = 5, 150
+RATES = (3e-3, 1e-2, 3e-2)
+FACTORS, FACTOR_STEPS = (1, 10, 100), 100
+SEEDS, STEPS = 5, 120
 QUICK_SEEDS, QUICK_STEPS = 2, 60
 BATCH = {"classes_per_batch": 10, "images_per_class": 8}
 BASELINE = "batch-all"
@@ -280,7 +280,7 @@ def main() -> None:
             "characters": rendered_characters(Path(name), options.quick),
         }
         if options.rates:
-            choose_factor(data, parallel, steps // 2)
+            choose_factor(data, parallel, FACTOR_STEPS)
             return
         rows: list[dict[str, Any]] = []
         for key, images in data.items():

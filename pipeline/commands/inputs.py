@@ -68,7 +68,7 @@ def prepare_inputs(
     """
     if isinstance(source, EmbedInputs):
         return source
-    new_library_loss(settings, class_count=2)  # finds wrong parameters before images are read
+    new_library_loss(settings, torch.arange(2))  # finds wrong parameters before images are read
     read = with_pretrained_size(read, settings)
     pretrained = load_weights(settings)
     data = load_data(source, read, context)

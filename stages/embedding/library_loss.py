@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.distance import squared_distance_factors
 from stages.embedding.library_parts import LOSS, MINER, build, describe, quiet
 from stages.embedding.sampler import BatchPlan
 from stages.errors import SettingsError
@@ -44,20 +45,24 @@ class LibraryLoss(nn.Module):
 
     Args:
         settings: Settings of stage one, with a loss ``pml:NAME``.
-        class_count: Number of classes.
+        classes: Labels of the classes that are trained on, ascending, int64, shape (C,). Weights
+            of other classes would be negatives only.
 
     Raises:
         SettingsError: If the library is not installed, or has no such loss or parameter.
     """
 
-    def __init__(self, settings: EmbedSettings, class_count: int) -> None:
+    classes: Tensor
+
+    def __init__(self, settings: EmbedSettings, classes: Tensor) -> None:
         super().__init__()
         sizes = {
-            "num_classes": class_count,
+            "num_classes": len(classes),
             "embedding_size": settings.dim,
             "descriptors_dim": settings.dim,  # of P2SGradLoss
         }
         self.name, self.mining = settings.loss, settings.mining
+        self.register_buffer("classes", classes, persistent=False)
         name = settings.loss.removeprefix(PML)
         self.loss = build("losses", name, settings.loss_options or {}, sizes, LOSS)
         self.miner = None
@@ -75,7 +80,7 @@ class LibraryLoss(nn.Module):
         Args:
             vectors: Embeddings, floating point, shape (B, D). Half precision is converted to
                 float32.
-            labels: Class indices, int64, shape (B,), on the same device.
+            labels: Labels, int64, shape (B,), on the same device.
 
         Returns:
             The loss, a scalar with gradient.
@@ -92,6 +97,7 @@ class LibraryLoss(nn.Module):
             value = getattr(module, key)
             if isinstance(value, Tensor):  # DynamicSoftMarginLoss keeps the last batch's graph
                 setattr(module, key, value.detach())
+        labels = torch.searchsorted(self.classes, labels)  # indices of the classes
         try:
             with torch.autocast(vectors.device.type, enabled=False), quiet():
                 indices = self.miner(points, labels) if self.miner else None
@@ -146,7 +152,7 @@ def _plain_values(module: nn.Module) -> dict[str, Any]:
 
 
 def new_library_loss(
-    settings: EmbedSettings, class_count: int, plan: BatchPlan = SMALLEST
+    settings: EmbedSettings, classes: Tensor, plan: BatchPlan = SMALLEST
 ) -> LibraryLoss | None:
     """Return the loss of pytorch-metric-learning that the settings name, None for our own.
 
@@ -155,7 +161,7 @@ def new_library_loss(
 
     Args:
         settings: Settings of stage one.
-        class_count: Number of classes.
+        classes: Labels of the classes that are trained on, ascending, int64, shape (C,).
         plan: Size of the batches.
 
     Raises:
@@ -164,11 +170,13 @@ def new_library_loss(
     """
     if not settings.loss.startswith(PML):
         return None
-    loss = LibraryLoss(settings, class_count)
+    loss = LibraryLoss(settings, classes)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        labels = torch.arange(plan.classes_per_batch).repeat_interleave(plan.images_per_class)
-        vectors = F.normalize(torch.randn(len(labels), settings.dim)).requires_grad_()
+        chosen = torch.linspace(0, len(classes) - 1, plan.classes_per_batch).long()
+        labels = classes[chosen].repeat_interleave(plan.images_per_class)
+        generator = torch.Generator().manual_seed(0)
+        vectors = torch.randn(len(labels), settings.dim, generator=generator)
+        vectors = F.normalize(vectors).requires_grad_()
         value = copy.deepcopy(loss)(vectors, labels)
         (gradient,) = torch.autograd.grad(value, vectors)
     if not (math.isfinite(value.item()) and bool(gradient.isfinite().all())):
@@ -203,5 +211,8 @@ def library_batch_loss(loss: LibraryLoss, vectors: Tensor, labels: Tensor) -> Li
         labels: Class indices, int64, shape (B,).
     """
     value = loss(vectors, labels)
-    mean_distance = torch.pdist(vectors.detach().float()).mean().item()
-    return LibraryBatchLoss(value, mean_distance)
+    points = vectors.detach().float()
+    left, right = squared_distance_factors(points - points.mean(0))
+    distances = (left @ right.T).clamp_(min=0).sqrt_()  # (B, B)
+    pairs = max(1, len(points) * (len(points) - 1))
+    return LibraryBatchLoss(value, distances.sum().item() / pairs)

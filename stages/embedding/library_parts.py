@@ -32,8 +32,8 @@ TWO_VIEWS = "compares two views of each image, and a batch has one"
 UNUSABLE = {
     "EmbeddingsAlreadyPackagedAsTriplets": "needs batches that are sorted by triplet",
     "ManifoldLoss": "is computed without classes",
-    "MultipleLosses": "combines several losses; name one of them",
-    "MultipleReducers": "combines several reducers; name one of them",
+    "MultipleLosses": "combines several losses",
+    "MultipleReducers": "combines several reducers",
     "SelfSupervisedLoss": TWO_VIEWS,
     "VICRegLoss": TWO_VIEWS,
 }
@@ -154,7 +154,7 @@ def _find_class(module: str, name: str, place: Place) -> type[nn.Module]:
         if isinstance(kind, type) and issubclass(kind, nn.Module) and not key.startswith(ABSTRACT)
     }
     if name in UNUSABLE and name in classes:
-        problem = f"cannot be used: {name} {UNUSABLE[name]}"
+        problem = f"cannot be used: {name} {UNUSABLE[name]}; use another of the {module}"
         raise SettingsError(field, value, problem)
     if name not in classes:
         usable = [key for key in classes if key not in UNUSABLE]

@@ -201,7 +201,7 @@ def _start(
     fit_projection(network, train, device=device)
     if rank_and_world_size()[1] > 1 and device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    library_loss = new_library_loss(settings, len(train.classes), plan)
+    library_loss = new_library_loss(settings, train.labels.unique(), plan)
     library_loss = library_loss and library_loss.to(device)
     groups = network.parameter_groups(settings.lr)
     groups += loss_parameter_groups(library_loss, settings.lr)

@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 from factories import make_dataset, unit_vectors
 
-from stages.embedding.library_loss import RATE_FACTOR, LibraryLoss, new_library_loss
+from stages.embedding.library_loss import (
+    RATE_FACTOR,
+    LibraryLoss,
+    library_batch_loss,
+    new_library_loss,
+)
 from stages.embedding.loss import triplet_loss
 from stages.embedding.sampler import BatchPlan
 from stages.embedding.train import train_embedding
@@ -102,7 +107,7 @@ def pml(loss, **changes):
 
 def assert_rejected(field, *texts, **changes):
     with pytest.raises(SettingsError) as raised:
-        new_library_loss(EmbedSettings(**changes), 3)
+        new_library_loss(EmbedSettings(**changes), torch.arange(3))
     assert raised.value.field == field
     for text in texts:
         assert text in str(raised.value)
@@ -114,7 +119,7 @@ def test_triplet_margin_loss_equals_our_batch_all():
     ours = theirs.detach().clone().requires_grad_()
     distance = {"name": "LpDistance", "normalize_embeddings": False}
     options = {"margin": 0.3, "distance": distance}
-    loss = new_library_loss(pml("TripletMarginLoss", loss_options=options), 5)
+    loss = new_library_loss(pml("TripletMarginLoss", loss_options=options), torch.arange(5))
     value, expected = loss(theirs, labels), triplet_loss(ours, labels, margin=0.3)
     assert 0 < expected.active < expected.triplets
     assert value.item() == pytest.approx(expected.loss.item(), abs=1e-6)
@@ -153,10 +158,10 @@ def test_loss_trains_and_its_whole_state_is_known_before(train, settings):
     trained = train_embedding(train, None, settings, device=CPU, on_step=keep_state)
     log = trained.history[0]
     assert log.active_share is None and 0.05 < log.mean_distance < 2
-    before = new_library_loss(settings, 3).saved_state()
+    before = new_library_loss(settings, torch.arange(3)).saved_state()
     assert states[-1].keys() == before.keys()
     assert [value.shape for value in states[-1].values()] == [v.shape for v in before.values()]
-    names = new_library_loss(settings, 3).state_dict().keys()
+    names = new_library_loss(settings, torch.arange(3)).state_dict().keys()
     changed = {name for name in names if not torch.equal(states[0][name], states[-1][name])}
     assert changed == set(names)  # each proxy, weight and queue is trained
 
@@ -227,7 +232,7 @@ def test_weights_of_a_loss_have_their_own_group_and_are_not_in_the_network(train
 
 def test_half_precision_vectors_are_computed_in_float32():
     vectors, labels = unit_vectors(12, 8, seed=1), torch.arange(3).repeat_interleave(4)
-    loss = LibraryLoss(pml("SupConLoss"), 3)
+    loss = LibraryLoss(pml("SupConLoss"), torch.arange(3))
     half = vectors.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss(half, labels)
@@ -235,12 +240,40 @@ def test_half_precision_vectors_are_computed_in_float32():
     assert torch.equal(value, loss(half.float(), labels))
 
 
+def test_weights_are_those_of_the_classes_that_are_trained_on():
+    vectors, labels = unit_vectors(6, 8, seed=1), torch.arange(3).repeat_interleave(2)
+    torch.manual_seed(2)
+    expected = new_library_loss(pml("ProxyAnchorLoss"), torch.arange(3))(vectors, labels)
+    classes = torch.tensor([1, 5, 8])  # the others are held out
+    torch.manual_seed(2)
+    loss = new_library_loss(pml("ProxyAnchorLoss"), classes)
+    assert loss.loss.proxies.shape == (3, 8)
+    assert torch.equal(loss(vectors, classes[labels]), expected)
+
+
+def test_mean_distance_is_that_of_the_triplet_loss():
+    vectors, labels = unit_vectors(12, 8, seed=1), torch.arange(3).repeat_interleave(4)
+    loss = new_library_loss(pml("SupConLoss"), torch.arange(3))
+    expected = triplet_loss(vectors, labels).mean_distance
+    assert library_batch_loss(loss, vectors, labels).mean_distance == pytest.approx(expected)
+
+
+def test_too_few_classes_in_a_parameter_are_found_before_training():
+    options = {"learn_beta": True, "num_classes": 30}
+    plan = BatchPlan(classes_per_batch=3, images_per_class=4, per_epoch=1)
+    with pytest.raises(SettingsError, match="IndexError"):
+        new_library_loss(pml("MarginLoss", loss_options=options), torch.arange(62), plan)
+
+
 def test_trial_changes_no_random_numbers():
     plan = BatchPlan(classes_per_batch=3, images_per_class=4, per_epoch=1)
     torch.manual_seed(4)
-    expected = LibraryLoss(pml("ProxyAnchorLoss"), 3).loss.proxies, torch.rand(3)
+    expected = LibraryLoss(pml("ProxyAnchorLoss"), torch.arange(3)).loss.proxies, torch.rand(3)
     torch.manual_seed(4)
-    actual = new_library_loss(pml("ProxyAnchorLoss"), 3, plan).loss.proxies, torch.rand(3)
+    actual = (
+        new_library_loss(pml("ProxyAnchorLoss"), torch.arange(3), plan).loss.proxies,
+        torch.rand(3),
+    )
     assert torch.equal(expected[0], actual[0]) and torch.equal(expected[1], actual[1])
 
 
@@ -250,7 +283,7 @@ def test_parameters_that_are_objects():
         "reducer": "MeanReducer",
         "margin": 3,
     }
-    loss = new_library_loss(pml("TripletMarginLoss", loss_options=options), 4)
+    loss = new_library_loss(pml("TripletMarginLoss", loss_options=options), torch.arange(4))
     vectors = F.normalize(torch.tensor([[1.0, 2], [2, 1], [-1, 1]]))
     distances = torch.cdist(vectors, vectors, p=1)
     costs = [distances[0, 1] - distances[a, 2] + 3 for a in (0, 1)]
