@@ -25,6 +25,7 @@ from pipeline.schema import (
     shown,
     whole_number,
 )
+from stages.network.projection import RESIDUAL
 from stages.records import EpochLog, HeadLog
 from stages.settings import MAX_DIM, ClassifySettings, EmbedSettings, ReadSettings
 
@@ -69,6 +70,8 @@ _NETWORK = {
     "dim": whole_number(1, MAX_DIM),
     "trunk": _TRUNK,
     "pretrained": BOOL,
+    "side": Optional(whole_number(4, 2048)),  # of library networks
+    "projection": Optional(one_of(RESIDUAL)),
 }
 _RUN = {"fingerprint": TEXT, "read": ReadSettings}
 _CHECKPOINT = {

@@ -106,6 +106,7 @@ CASES = [
     error("run --data photos --folds 25 --out new", "--folds", "25", "24"),
     # Networks and weights.
     error(f"{EMBED} --network nonsense", "--network", "nonsense"),
+    error(f"{EMBED} --network vit_tiny_patch16_224", "--network", "timm:vit_tiny_patch16_224"),
     error(f"{EMBED} --network ''", "--network"),
     error(f"{EMBED} --network torchvision:", "--network", "torchvision:"),
     error(f"{EMBED} --network torchvision:nonsense", "--network", "nonsense"),
@@ -135,6 +136,32 @@ CASES = [
         "checkpoints/embedding.safetensors",
     ),
     error(f"{EMBED} --device {OTHER_DEVICE}", "--device", OTHER_DEVICE),
+    # Losses of pytorch-metric-learning.
+    error(f"{EMBED} --loss pml:Nonsense", "--loss", "pml:Nonsense", "pml:"),
+    error(f"{EMBED} --loss pml:", "--loss", "pml:"),
+    error(f"{EMBED} --loss contrastive", "--loss", "contrastive", "pml:NAME"),
+    error(f"{EMBED} --loss pml:VICRegLoss", "--loss", "two views"),
+    error(f"{EMBED} --loss pml:os", "--loss", "pml:os"),
+    error(f"{EMBED} --loss pml:SupConLoss --mining pml:Nonsense", "--mining", "pml:Nonsense"),
+    error(f"{EMBED} --loss pml:SupConLoss --mining batch-hard", "--mining", "batch-hard"),
+    error(f"{EMBED} --loss pml:SupConLoss --margin 0.3", "--margin", "triplet loss"),
+    error(f"{EMBED} --loss pml:SupConLoss --distance squared", "--distance", "triplet loss"),
+    error(f"{EMBED} --mining pml:MultiSimilarityMiner", "--mining", "pml:MultiSimilarityMiner"),
+    usage(f"{EMBED} --loss pml:SupConLoss --loss-options 3", "--loss-options", "3"),
+    usage(f"{EMBED} --loss pml:SupConLoss --loss-options '{{'", "--loss-options", "{"),
+    *[
+        error(f"{EMBED} --loss pml:SupConLoss --loss-options '{options}'", "--loss-options", text)
+        for options, text in {
+            '{"alpha": 1}': "temperature",
+            '{"temperature": NaN}': "finite",
+            '{"temperature": 1e999}': "finite",
+            f'{{"temperature": {10**30}}}': "finite",
+            '{"distance": "nonsense"}': "CosineSimilarity",
+            '{"distance": {"name": "LpDistance", "q": 1}}': "normalize_embeddings",
+            '{"distance": ["LpDistance"]}': "LpDistance",
+        }.items()
+    ],
+    error(f"{EMBED} --loss-options '{{\"margin\": 0.2}}'", "--loss-options", "triplet"),
     # Seeds, folds and repeats.
     usage(f"{RUN} --seeds 0,0", "--seeds", "0,0"),
     usage(f"{RUN} --seeds 0,x", "--seeds", "0,x"),

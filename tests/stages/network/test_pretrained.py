@@ -144,6 +144,7 @@ def test_loading_ignores_classifier_and_batchnorm_counters(small_weights):
     [
         ({"network": "resnet18"}, r"^network resnet18: .*torchvision:NAME"),
         ({"network": "torchvision:"}, "torchvision:NAME"),
+        ({"network": "vit_base_patch14_dinov2"}, "timm:vit_base_patch14_dinov2"),
         ({"trunk": "last-0"}, "^trunk last-0: "),
         ({"trunk": "first-2"}, "last-N such as last-2"),
         ({"network": "conv", "weights": "default"}, "^weights default: .*conv.*"),
