@@ -94,7 +94,7 @@ def compare(context: click.Context, /, source: str, **options: Any) -> None:
         field=FIELDS[option],
         values=options[option],
         shared=shared,
-        repeats=options["repeats"] or 1,
+        repeats=1 if options["repeats"] is None else options["repeats"],
         context=opt.run_context(options),
         **arguments,
     )

@@ -3,7 +3,6 @@
 import statistics
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -47,9 +46,11 @@ def measure_cost(checkpoint: Path, *, device: str, threads: int) -> NetworkCost:
         threads: Number of CPU threads.
 
     Returns:
-        The cost; without values if the process could not be started or was killed.
+        The cost; without values if the process could not be started, was killed, or had too little
+        memory.
     """
-    with suppress(BrokenProcessPool, OSError), worker_pool(1) as pool:
+    # The error of a process that was killed, and those of torch, are RuntimeErrors.
+    with suppress(RuntimeError, OSError, MemoryError), worker_pool(1) as pool:
         return pool.submit(_measure, checkpoint, device, threads).result()
     return NetworkCost(None, None)
 

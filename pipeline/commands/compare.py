@@ -173,6 +173,7 @@ def _train_all(
     entries: dict[str, ComparedRun] = {}
     with context.bar(OPTIONS[field], len(candidates)) as bar:
         for number, candidate in enumerate(candidates, 1):
+            context.say(f"{number} of {len(candidates)}: {candidate.name}")
             try:
                 entry = _train(candidate, plan, device, context)
             except KeyboardInterrupt:
@@ -183,7 +184,7 @@ def _train_all(
             entries[candidate.name] = entry
             bar.update()
             if entry.run:
-                context.say(f"{number} of {len(candidates)}: {_describe(entry)}")
+                context.say(_describe(entry))
     for candidate in candidates:
         if candidate.name not in entries:
             entries[candidate.name] = candidate.entry(error=INTERRUPTED)

@@ -15,6 +15,7 @@ from pipeline.error_messages import describe_failure
 from pipeline.network_choice import choose_network
 from pipeline.report.comparison import ComparedRun
 from pipeline.weights import load_weights, with_pretrained_size
+from stages.embedding.library_loss import new_library_loss
 from stages.errors import DataError, SettingsError
 from stages.network.initialization import new_network
 from stages.settings import EmbedSettings, ReadSettings
@@ -77,6 +78,7 @@ def prepare_candidates(
             settings = settings_of(field, value, shared)
             own_read, settings, reason = choose_network(source, read, settings, context_of_auto)
             own_read = with_pretrained_size(own_read, settings)
+            new_library_loss(settings, class_count=2)  # finds wrong names and parameters
         except DataError:  # of the images, so the same for all
             raise
         except Exception as error:

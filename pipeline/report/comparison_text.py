@@ -14,6 +14,7 @@ from pipeline.report.formats import (
     format_points,
     p_equals,
 )
+from stages.settings import AUTO
 
 SAME_SPEED = 1.2  # times are called the same below this ratio: a busy machine varies as much
 
@@ -178,7 +179,10 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, str]]:
     entries.sort(key=lambda entry: -(entry.score(MAIN).value or 0))
     rows = []
     for entry in entries:
-        row = {"name": entry.name, "size": str(entry.size), "is_best": "yes" * (entry is best)}
+        name = entry.name
+        if name == AUTO and entry.settings:
+            name = f"{AUTO} ({entry.settings.network})"
+        row = {"name": name, "size": str(entry.size), "is_best": "yes" * (entry is best)}
         for metric in METRICS:
             score = entry.score(metric)
             row[metric] = format_percent(score.value)

@@ -41,10 +41,11 @@ def test_time_is_divided_by_the_images_of_a_batch(checkpoint, monkeypatch):
     assert len(sizes) == 6  # the first one is not timed
 
 
-def test_a_killed_process_gives_no_values(checkpoint, monkeypatch):
+@pytest.mark.parametrize("error", [BrokenProcessPool, MemoryError, RuntimeError])
+def test_a_process_that_fails_gives_no_values(checkpoint, monkeypatch, error):
     @contextmanager
     def broken(_):
-        raise BrokenProcessPool
+        raise error
         yield
 
     monkeypatch.setattr(network_cost, "worker_pool", broken)

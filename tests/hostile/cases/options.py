@@ -184,9 +184,11 @@ CASES = [
     error(f"{COMPARE} --networks conv,conv-deep --dim 0", "--dim", "0"),
     error(f"{COMPARE} --networks conv,conv-deep --trunk thaw", "--trunk", "thaw"),
     error(f"{COMPARE} --networks conv,conv-deep --folds 25", "--folds", "25", "24"),
+    error(f"{COMPARE} --networks conv,conv-deep --folds 2 --repeats 0", "--repeats", "0"),
     error(f"{COMPARE} --networks conv,auto", "--networks", "auto", "conv"),
     error(f"{COMPARE} --networks nonsense,timm:nonsense", "nonsense", "timm:nonsense"),
     error(f"{COMPARE} --losses nonsense,hinge", "nonsense", "hinge"),
+    error(f"{COMPARE} --losses pml:Nonsense,pml:Hinge", "pml:Nonsense", "pml:Hinge"),
     error(f"{COMPARE} --mining hardest,softest", "hardest", "softest"),
     error(f"{COMPARE} --networks conv,conv-deep --data nowhere", "nowhere"),
     # The command line itself.
