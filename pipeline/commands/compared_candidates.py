@@ -78,7 +78,7 @@ def prepare_candidates(
             settings = settings_of(field, value, shared)
             own_read, settings, reason = choose_network(source, read, settings, context_of_auto)
             own_read = with_pretrained_size(own_read, settings)
-            new_library_loss(settings, class_count=2)  # finds wrong names and parameters
+            new_library_loss(settings, torch.arange(2))  # finds wrong names and parameters
         except DataError:  # of the images, so the same for all
             raise
         except Exception as error:
