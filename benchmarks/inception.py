@@ -6,8 +6,8 @@ r"""Measure time and memory of InceptionV3 at 299 pixels, with padding by repeti
 Photos of seven classes from Debian's package tuxpaint-stamps-default go through `pipeline embed`,
 `classify`, `report` and `predict`, each in a process of its own: once with a frozen trunk and once
 with all layers trained. The weights are random, in a file like those of ImageNet, so only time and
-memory mean something, not the accuracy. Per command: seconds, and peak memory of its largest
-process.
+memory mean something, not the accuracy. Per command: seconds, CPU seconds, which other programs on
+the machine influence less, and the peak memory of its largest process.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torchvision import models
@@ -51,8 +52,16 @@ def save_weights(path: Path) -> None:
     torch.save(network.state_dict(), path)
 
 
-def measure(arguments: Sequence[object], folder: Path) -> tuple[float, float]:
-    """Run a command in a folder; return its seconds and its peak memory in bytes."""
+class Cost(NamedTuple):
+    """Seconds, CPU seconds, and peak memory in MB."""
+
+    seconds: float
+    cpu: float
+    memory: float
+
+
+def measure(arguments: Sequence[object], folder: Path) -> Cost:
+    """Run a command in a folder and return its cost."""
     root = Path(__file__).resolve().parents[1]
     start = time.perf_counter()
     process = subprocess.Popen(
@@ -66,13 +75,14 @@ def measure(arguments: Sequence[object], folder: Path) -> tuple[float, float]:
     if process.returncode:
         raise SystemExit(f"{' '.join(map(str, arguments))}: status {process.returncode}")
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
-    return time.perf_counter() - start, usage.ru_maxrss * unit
+    seconds = time.perf_counter() - start
+    return Cost(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6)
 
 
 def measure_commands(
     trunk: str, epochs: int, folder: Path, options: Sequence[object]
-) -> dict[str, tuple[float, float]]:
-    """Return seconds and peak memory of each command, by its name."""
+) -> dict[str, Cost]:
+    """Return the cost of each command, by its name."""
     network = ("--network", NETWORK, "--weights", "inception.pth", "--trunk", trunk)
     reading = ("--data", "photos", "--resize", "pad-repeat", "--cache", f"cache-{trunk}")
     commands = {
@@ -102,11 +112,15 @@ def main() -> None:
         print(f"{count} photos, {arguments.threads} threads")
         for trunk, epochs in (("frozen", 20), ("tune", arguments.epochs)):
             measured = measure_commands(trunk, epochs, folder, options)
-            for command, (seconds, memory) in measured.items():
+            for command, cost in measured.items():
                 work = f"{command} {count} photos 299 {trunk}"
-                print(f"{work:40} {seconds:8.1f} s {memory / 1e6:8.0f} MB", flush=True)
-                rows.append(make_row(work, seconds, "s"))
-                rows.append(make_row(f"{work} memory", memory / 1e6, "MB"))
+                print(
+                    f"{work:36} {cost.seconds:7.1f} s {cost.cpu:7.1f} CPU s {cost.memory:6.0f} MB",
+                    flush=True,
+                )
+                rows.append(make_row(work, cost.seconds, "s"))
+                rows.append(make_row(f"{work} CPU", cost.cpu, "s"))
+                rows.append(make_row(f"{work} memory", cost.memory, "MB"))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 

