@@ -25,6 +25,7 @@ from pipeline.schema import (
     shown,
     whole_number,
 )
+from stages.network.projection import RESIDUAL
 from stages.records import EpochLog, HeadLog
 from stages.settings import MAX_DIM, ClassifySettings, EmbedSettings, ReadSettings
 
@@ -70,6 +71,7 @@ _NETWORK = {
     "trunk": _TRUNK,
     "pretrained": BOOL,
     "side": Optional(whole_number(4, 2048)),  # of library networks
+    "projection": Optional(one_of(RESIDUAL)),
 }
 _RUN = {"fingerprint": TEXT, "read": ReadSettings}
 _CHECKPOINT = {
@@ -101,6 +103,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
         "history": [EpochLog],
         "precision": TEXT,
         "processes": whole_number(1),
+        "network_choice": Optional(TEXT),
     },
     "classifier": {
         **_CHECKPOINT,

@@ -4,7 +4,7 @@
 call the same collectives in the same order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -119,6 +119,21 @@ def all_reduce_gradients(network: nn.Module) -> None:
         gradient.copy_(summed.view(gradient.shape))
 
 
+def broadcast_gradients(module: nn.Module) -> None:
+    """Copy the gradients of rank 0 to all ranks.
+
+    For weights whose gradient every rank computes from the whole batch. On CUDA, gradients of two
+    ranks can differ in the last bits, and the weights would drift apart.
+
+    Args:
+        module: Module after ``backward``. The same parameters have gradients on all ranks.
+    """
+    if rank_and_world_size()[1] > 1:
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                dist.broadcast(parameter.grad, 0)
+
+
 def broadcast_buffers(network: nn.Module) -> None:
     """Copy the buffers of rank 0 to all ranks.
 
@@ -127,6 +142,15 @@ def broadcast_buffers(network: nn.Module) -> None:
     Args:
         network: Network whose buffers are overwritten.
     """
+    broadcast_tensors(network.buffers())
+
+
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Copy tensors of rank 0 to all ranks, in place.
+
+    Args:
+        tensors: Tensors of the same shapes and in the same order on all ranks.
+    """
     if rank_and_world_size()[1] > 1:
-        for buffer in network.buffers():
-            dist.broadcast(buffer, 0)
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)

@@ -128,7 +128,8 @@ def _initial_network(
     """
     settings = EmbedSettings(**embedded.record["settings"])
     if settings.trunk == "frozen":
-        return with_new_projection(to_device(embedded.network, device), settings.seed).to(device)
+        network = to_device(embedded.network, device)
+        return with_new_projection(network, data.embedding_train, settings.seed, device=device)
     try:
         weights = _initial_weights(embedded.record, settings, pretrained)
     except PipelineError as error:

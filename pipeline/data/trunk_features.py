@@ -22,9 +22,8 @@ from stages.network.embedding_net import EmbeddingNet
 from stages.network.inference import apply_in_evaluation_mode, has_cached_features
 from stages.records import TrunkFeatures
 
-FORMAT = 1  # part of the file's name
+FORMAT = 2  # part of the file's name
 BLOCK = 64  # images per forward pass
-VIEWS = 2  # of each image: the image and its mirror image
 DIGEST_BYTES = 32
 
 
@@ -52,7 +51,7 @@ def cache_trunk_features(
         return data
     path = cache / f"{_cache_key(data, network, digest)}.features.npy"
     images = data.origin.images
-    values = _open(path, len(images))
+    values = _open(path, images)
     if values is None:
         try:
             _build(path, images, network, device, show)
@@ -61,7 +60,7 @@ def cache_trunk_features(
                 f"{cache}: trunk features cannot be written there ({error.strerror or error}); "
                 "free some space or use another folder with --cache"
             ) from error
-        values = _open(path, len(images))
+        values = _open(path, images)
         assert values is not None
     features = TrunkFeatures(values, digest)
     return replace(
@@ -83,13 +82,22 @@ def _cache_key(data: Dataset, network: EmbeddingNet, trunk_digest: str) -> str:
     return key.hexdigest()[:32]
 
 
-def _open(path: Path, count: int) -> Tensor | None:
-    """Return the features (M, V, F) of a file; None if it is missing or damaged."""
+def _views(images: Tensor) -> list[Tensor]:
+    """Return the views of images (B, C, S, S): themselves, and colour images mirrored.
+
+    Mirroring turns grey images such as characters into others.
+    """
+    return [images, images.flip(-1)] if images.shape[1] == 3 else [images]
+
+
+def _open(path: Path, images: Tensor) -> Tensor | None:
+    """Return the features (M, V, F) of images from a file; None if it is missing or damaged."""
+    shape = (len(images), len(_views(images[:1])))
     try:
         # Copy on write: torch requires a writable array. Nothing is written.
         values = np.lib.format.open_memmap(path, mode="c")
         # The digest does not cover the shape, but with M and V given F follows from the length.
-        if (values.dtype, values.ndim, values.shape[:2]) != (np.dtype("<f4"), 3, (count, VIEWS)):
+        if (values.dtype, values.ndim, values.shape[:2]) != (np.dtype("<f4"), 3, shape):
             return None
         with path.open("rb") as file:
             file.seek(-DIGEST_BYTES, os.SEEK_END)
@@ -102,7 +110,7 @@ def _open(path: Path, count: int) -> Tensor | None:
 def _build(
     path: Path, images: Tensor, network: EmbeddingNet, device: torch.device, show: Progress
 ) -> None:
-    """Write the features (M, V, F) of each image and its mirror image."""
+    """Write the features (M, V, F) of V views of each image."""
     starts, digest = range(0, len(images), BLOCK), hashlib.sha256()
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
@@ -110,7 +118,7 @@ def _build(
             block = images[start : start + BLOCK]
             views = [
                 apply_in_evaluation_mode(network, network.features, [view], device=device)
-                for view in (block, block.flip(-1))
+                for view in _views(block)
             ]
             features = torch.stack(views, 1)  # (B, V, F)
             if start == 0:

@@ -19,6 +19,7 @@ from stages.network.pretrained import (
     projection_head,
     trunk_blocks,
 )
+from stages.network.projection import ResidualProjection
 
 TRUNK_LEARNING_RATE_FACTOR = 0.1  # learning rate of a pretrained trunk over that of the projection
 
@@ -65,6 +66,9 @@ class EmbeddingNet(nn.Module):
         mean: Mean of the pixels in [0, 1], one value, or one per channel. Default: 0.
         std: Standard deviation of these pixels, one value, or one per channel. Default: 1.
         side: Side to which a library trunk resizes the images. None: the smallest possible one.
+        projection: ``residual``: :class:`stages.network.projection.ResidualProjection`. None:
+            :func:`stages.network.pretrained.projection_head` for library networks, as in all
+            checkpoints without this entry, and a linear layer for the others.
 
     Raises:
         SettingsError: If the trunk cannot be built or has fewer blocks than ``trunk`` names.
@@ -91,6 +95,7 @@ class EmbeddingNet(nn.Module):
         mean: Tensor | None = None,
         std: Tensor | None = None,
         side: int | None = None,
+        projection: str | None = None,
     ):
         super().__init__()
         self.config: dict[str, Any] = {
@@ -101,6 +106,8 @@ class EmbeddingNet(nn.Module):
             "trunk": trunk,
             "pretrained": pretrained,
         }
+        if projection is not None:
+            self.config["projection"] = projection
         self.trunk, features = make_trunk(name, channels, size, side)
         is_library = isinstance(self.trunk, LibraryTrunk)
         if isinstance(self.trunk, LibraryTrunk) and side != UNRECORDED:
@@ -108,7 +115,13 @@ class EmbeddingNet(nn.Module):
         trunk_channels = 3 if is_library else channels
         self._register_statistic("mean", torch.zeros(1) if mean is None else mean, trunk_channels)
         self._register_statistic("std", torch.ones(1) if std is None else std, trunk_channels)
-        self.project = projection_head(features, dim) if is_library else nn.Linear(features, dim)
+        self.project: nn.Module
+        if projection is not None:
+            self.project = ResidualProjection(features, dim)
+        elif is_library:
+            self.project = projection_head(features, dim)
+        else:
+            self.project = nn.Linear(features, dim)
         blocks = trunk_blocks(self.trunk)
         self._frozen_block_count = _frozen_block_count(name, trunk, len(blocks))
         if self._frozen_block_count:

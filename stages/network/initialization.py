@@ -1,18 +1,26 @@
-"""Initial networks: random or pretrained weights, pixel statistics."""
+"""Initial networks: random or pretrained weights, pixel statistics, first projection."""
 
 import torch
 from torch import Tensor
 
-from stages.network.embedding_net import EmbeddingNet, build_network
+from stages.distributed import broadcast_tensors
+from stages.network.embedding_net import EmbeddingNet, build_network, to_device
+from stages.network.inference import trunk_features
 from stages.network.pretrained import PretrainedWeights
+from stages.network.projection import RESIDUAL, ResidualProjection
 from stages.records import Split
 from stages.settings import EmbedSettings
+from stages.subset import evenly_spaced
+
+FIT_IMAGES = 5000  # most training images from which the first projection is computed
 
 
 def new_network(
     train: Split, settings: EmbedSettings, pretrained: PretrainedWeights | None = None
 ) -> EmbeddingNet:
     """Build the network that training starts from, which is also the untrained baseline.
+
+    If the trunk is a library's and frozen, :func:`fit_projection` completes it.
 
     Args:
         train: Training split. It determines the image size and the pixel statistics.
@@ -37,23 +45,45 @@ def new_network(
         pretrained=pretrained is not None,
         mean=mean,
         std=std,
+        projection=RESIDUAL if settings.from_library and settings.trunk == "frozen" else None,
     )
     if pretrained:
         network.load_trunk(pretrained.tensors, where=f"weights {pretrained.origin}")
     return network
 
 
-def with_new_projection(network: EmbeddingNet, seed: int) -> EmbeddingNet:
+def fit_projection(network: EmbeddingNet, train: Split, *, device: torch.device) -> None:
+    """Fit a residual projection to the trunk features of the training images.
+
+    Other projections stay as they are.
+
+    Args:
+        network: Network before training, on ``device``. Its projection is changed in place.
+        train: Training images.
+        device: Device for the trunk, if the images have no cached features.
+    """
+    if isinstance(network.project, ResidualProjection):
+        subset = train.select(evenly_spaced(len(train), FIT_IMAGES))
+        network.project.fit(trunk_features(network, subset, device=device))
+        # Other processors may round differently, and gradients assume equal weights.
+        broadcast_tensors(network.project.state_dict().values())
+
+
+def with_new_projection(
+    network: EmbeddingNet, train: Split, seed: int, *, device: torch.device
+) -> EmbeddingNet:
     """Copy a network with its projection layers as they were before training.
 
     For a network with a frozen trunk, this is the network that training started from.
 
     Args:
         network: Trained network with a frozen trunk.
+        train: Images that it was trained on.
         seed: Seed of the training run.
+        device: Device of the new network.
 
     Returns:
-        A new network on the CPU.
+        A new network.
     """
     torch.manual_seed(seed)
     initial = build_network(network.config)
@@ -63,6 +93,8 @@ def with_new_projection(network: EmbeddingNet, seed: int) -> EmbeddingNet:
         if not name.startswith("project.")
     }
     initial.load_state_dict({**initial.state_dict(), **trunk_state})
+    to_device(initial, device)
+    fit_projection(initial, train, device=device)
     return initial
 
 

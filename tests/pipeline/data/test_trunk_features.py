@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from factories import make_dataset
 from library_networks import (
     SMALL_NETWORK,
     library_settings,
@@ -87,6 +88,18 @@ def test_training_draws_plain_or_mirrored_view(photos, network, tmp_path):
     for row, value in enumerate(torch.cat(batches)):
         plain = data.train.features.values[data.train.rows[row % 4], 0]
         assert torch.allclose(value, plain) or torch.allclose(value, mirrored[row % 4], atol=1e-5)
+
+
+def test_grey_images_have_one_view(tmp_path):
+    grey = make_dataset(("6", "9"), train=4, size=32)
+    network = EmbeddingNet(1, 32, 8, name=SMALL_NETWORK, trunk="frozen")
+    data = add_features(grey, network, tmp_path)
+    values = data.train.features.values
+    assert values.shape[:2] == (len(grey.origin.images), 1)
+    inputs = training_input(
+        network, data.train, torch.arange(8), slice(8), augment=True, device=CPU
+    )
+    assert torch.equal(inputs, values[data.train.rows, 0])
 
 
 def test_features_are_computed_once(photos, network, tmp_path, monkeypatch):
