@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,8 +81,8 @@ def measure(arguments: Sequence[object], folder: Path) -> Cost:
 
 def measure_commands(
     trunk: str, epochs: int, folder: Path, options: Sequence[object]
-) -> dict[str, Cost]:
-    """Return the cost of each command, by its name."""
+) -> Iterator[tuple[str, Cost]]:
+    """Yield the name and the cost of each command."""
     network = ("--network", NETWORK, "--weights", "inception.pth", "--trunk", trunk)
     reading = ("--data", "photos", "--resize", "pad-repeat", "--cache", f"cache-{trunk}")
     commands = {
@@ -91,10 +91,8 @@ def measure_commands(
         "report": ("--cache", f"cache-{trunk}"),
         "predict": ("photos", "--out", f"{trunk}.csv"),
     }
-    return {
-        name: measure([name, *arguments, *options, "--quiet"], folder)
-        for name, arguments in commands.items()
-    }
+    for name, arguments in commands.items():
+        yield name, measure([name, *arguments, *options, "--quiet"], folder)
 
 
 def main() -> None:
@@ -111,8 +109,7 @@ def main() -> None:
         options = ("--threads", arguments.threads)
         print(f"{count} photos, {arguments.threads} threads")
         for trunk, epochs in (("frozen", 20), ("tune", arguments.epochs)):
-            measured = measure_commands(trunk, epochs, folder, options)
-            for command, cost in measured.items():
+            for command, cost in measure_commands(trunk, epochs, folder, options):
                 work = f"{command} {count} photos 299 {trunk}"
                 print(
                     f"{work:36} {cost.seconds:7.1f} s {cost.cpu:7.1f} CPU s {cost.memory:6.0f} MB",
