@@ -50,9 +50,9 @@ from stages.records import Split
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 CPU = torch.device("cpu")
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 FACTORS, FACTOR_STEPS = (1, 10, 100), 100
-SEEDS, STEPS = 5, 120
+SEEDS, STEPS = 5, 225
 QUICK_SEEDS, QUICK_STEPS = 2, 60
 BATCH = {"classes_per_batch": 10, "images_per_class": 8}
 BASELINE = "batch-all"
