@@ -1,7 +1,7 @@
 """Compare losses at an equal budget, on MNIST and on rendered characters.
 
     apt-get install --no-install-recommends $(python benchmarks/losses.py --packages)
-    python benchmarks/losses.py [--json FILE] [--quick] [--processes N]
+    python benchmarks/losses.py [--json FILE] [--quick] [--only NAME] [--processes N]
     python benchmarks/losses.py --rates
 
 Our mining modes and losses of pytorch-metric-learning train the same network (conv, 128 dimensions)
@@ -50,9 +50,9 @@ from stages.records import Split
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 CPU = torch.device("cpu")
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 FACTORS, FACTOR_STEPS = (1, 10, 100), 100
-SEEDS, STEPS = 5, 120
+SEEDS, STEPS = 5, 225
 QUICK_SEEDS, QUICK_STEPS = 2, 60
 BATCH = {"classes_per_batch": 10, "images_per_class": 8}
 BASELINE = "batch-all"
@@ -265,6 +265,7 @@ def main() -> None:
     )
     parser.add_argument("--packages", action="store_true", help="print the packages to install")
     parser.add_argument("--rates", action="store_true", help="choose the factor of the rate")
+    parser.add_argument("--only", choices=("MNIST", "characters"), help="one data set")
     parser.add_argument("--quick", action="store_true", help="two seeds, fewer steps and images")
     parser.add_argument("--processes", type=int, default=2, help="runs at the same time")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
@@ -275,10 +276,11 @@ def main() -> None:
     steps, seeds = (QUICK_STEPS, QUICK_SEEDS) if options.quick else (STEPS, SEEDS)
     parallel = Parallel(n_jobs=options.processes)
     with tempfile.TemporaryDirectory() as name:
-        data = {
-            "MNIST": mnist(options.quick),
-            "characters": rendered_characters(Path(name), options.quick),
-        }
+        data: dict[str, Images] = {}
+        if options.only != "characters":
+            data["MNIST"] = mnist(options.quick)
+        if options.only != "MNIST":
+            data["characters"] = rendered_characters(Path(name), options.quick)
         if options.rates:
             choose_factor(data, parallel, FACTOR_STEPS)
             return
