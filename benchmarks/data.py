@@ -231,7 +231,7 @@ def measure_training_memory(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         write_tiny_images(Path(name, "photos"), count)
         # Small files, resized to a large store.
-        read = ReadSettings(size=96)
+        read = ReadSettings(size=128)
         data = load_dataset(str(Path(name, "photos")), read, cache=Path(name, "cache"))
         # Touch every page of the memory-mapped file.
         touched = sum(len(block) for block in data.train.blocks() if block.sum() > 0)
@@ -257,7 +257,7 @@ def measure_training_memory(count: int) -> dict[str, float]:
 def measure_memory() -> list[Row]:
     """Measure the memory of training with a small and a large store, each in its own process."""
     rows = []
-    for count in (1000, 20_000):
+    for count in (250, 5000):
         command = [sys.executable, __file__, "--memory", str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         result = json.loads(done.stdout)

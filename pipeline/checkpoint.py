@@ -20,8 +20,9 @@ from stages.checkpoints import ClassifierCheckpoint, EmbeddingCheckpoint
 from stages.errors import CheckpointError, DataError, SettingsError
 from stages.evaluation.knn import nearest_distances
 from stages.network.digest import state_digest
-from stages.network.embedding_net import EmbeddingNet, build_network, describe_mismatch
+from stages.network.embedding_net import EmbeddingNet, build_network
 from stages.network.head import Head
+from stages.network.mismatch import describe_mismatch
 from stages.records import Embeddings
 
 

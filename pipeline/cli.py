@@ -13,20 +13,18 @@ import click
 
 from pipeline import checkpoint_commands, terminal
 from pipeline import options as opt
-from pipeline.config import add_run_defaults, configured_values, read_config
+from pipeline.compare_command import compare
+from pipeline.config import (
+    add_compare_defaults,
+    add_run_defaults,
+    configured_values,
+    read_config,
+)
 from pipeline.error_messages import describe_error
 from pipeline.failures import LOST_PROCESS, report_failure
+from pipeline.fold_options import check_fold_options, repeated_run_options
 from pipeline.options import CLASSIFIER, EMBEDDING, REPORTS, pick, predict_hint, spell
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
-
-NOT_WITH_FOLDS = {
-    "seeds": "use --repeats to see how much the scores vary",
-    "resume": "no model is kept",
-    "embedding": "no model is kept",
-    "classifier": "no model is kept",
-    "test": "every image is tested",
-    "unseen_classes": "every class is trained on in some fold",
-}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -43,10 +41,12 @@ def commands(context: click.Context, config: Path | None) -> None:
     pipeline predict photos/new/      classify new images
 
     \b
+    pipeline compare --networks A,B   find out which network is the best for your images
     pipeline vectors, search, enroll, export     more uses of what was trained
     """  # noqa: D301  # click needs the control character
     tables = read_config(config, commands) if config else {}
-    context.obj = context.default_map = add_run_defaults(tables, run)
+    tables = add_compare_defaults(add_run_defaults(tables, run), compare)
+    context.obj = context.default_map = tables
 
 
 @commands.command()
@@ -170,7 +170,7 @@ def report(
 )
 @opt.resume_option
 @opt.figures_option
-@opt.repeated_run_options
+@repeated_run_options
 @opt.settings_options(EmbedSettings)
 @opt.settings_options(ReadSettings)
 @opt.cache_options
@@ -196,18 +196,6 @@ def run(context: click.Context, /, source: str, **options: Any) -> None:
         run_stages(source, settings, options)
     else:
         run_cross_validation(source, settings, options)
-
-
-def check_fold_options(context: click.Context, folds: int | None, repeats: int | None) -> None:
-    """Raise a usage error for options that cannot be combined."""
-    if folds is None:
-        if repeats is not None:
-            raise click.UsageError("--repeats needs --folds")
-        return
-    for name, reason in NOT_WITH_FOLDS.items():
-        if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE:
-            flag = f"--{name.replace('_', '-')}"
-            raise click.UsageError(f"--folds cannot be combined with {flag}: {reason}")
 
 
 def run_stages(source: str, settings: Sequence[Any], options: dict[str, Any]) -> None:
@@ -274,7 +262,7 @@ def data(source: str, as_json: bool, **options: Any) -> None:
         terminal.print_text(f"next: pipeline run{spell(*hints)}")
 
 
-for command in checkpoint_commands.COMMANDS:
+for command in (compare, *checkpoint_commands.COMMANDS):
     commands.add_command(command)
 
 

@@ -99,6 +99,26 @@ def add_run_defaults(tables: Tables, run: click.Command) -> Tables:
     return {**tables, "run": embed | tables.get("run", {})}
 
 
+def add_compare_defaults(tables: Tables, compare: click.Command) -> Tables:
+    """Apply the tables ``[run]`` and ``[embed]`` to `pipeline compare`, where it has the option.
+
+    Args:
+        tables: As from :func:`add_run_defaults`.
+        compare: The command `pipeline compare`. Its ``--networks`` and ``--losses`` take the values
+            of ``--network`` and ``--loss``.
+
+    Returns:
+        The tables, with ``compare`` completed. A value in ``[compare]`` wins.
+    """
+    values = dict(tables.get("run", {}))
+    for singular, plural in (("network", "networks"), ("loss", "losses")):
+        if singular in values:
+            values[plural] = values[singular]
+    names = {option.name for option in compare.params}
+    shared = {name: value for name, value in values.items() if name in names}
+    return {**tables, "compare": shared | tables.get("compare", {})}
+
+
 def configured_values(tables: Tables, command: click.Command, context: click.Context) -> Any:
     """Return a command's values from the file, converted as its options would convert them.
 

@@ -27,6 +27,8 @@ class RunContext:
         cache: Folder for decoded images and trunk features. ``None`` is the user's cache folder.
         root: Folder of torchvision's data sets. ``None`` is a folder in the user's cache.
         download: Allow downloads of data sets.
+        given: Options that the user gave on the command line or in the --config file, even with
+            their default values. ``--network auto`` respects them.
     """
 
     device: str = "auto"
@@ -36,6 +38,7 @@ class RunContext:
     cache: Path | None = None
     root: Path | None = None
     download: bool = False
+    given: frozenset[str] = frozenset()
 
     def start(self) -> torch.device:
         """Set up the device; see :func:`pipeline.device.start_device`.

@@ -45,6 +45,19 @@ def describe_error(error: Exception) -> tuple[int, str]:
     raise error
 
 
+def describe_failure(error: Exception) -> str:
+    """Return the message of an error in one line, also of a bug, for work that continues.
+
+    Args:
+        error: Any error.
+    """
+    try:
+        message = describe_error(error)[1].removeprefix("error: ")
+    except Exception:  # describe_error raises what it does not know
+        message = f"{type(error).__name__}: {error}"
+    return " ".join(message.split())[:500].removesuffix(".")
+
+
 def error_message(error: PipelineError) -> str:
     """Return the error's message, with a settings field spelled as its option."""
     if not isinstance(error, SettingsError):

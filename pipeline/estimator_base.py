@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.context import RunContext
-    from pipeline.data.dataset import Dataset
+    from pipeline.data.dataset import Dataset, Entry
+    from pipeline.data.readable_images import SourceFile
     from pipeline.image_vectors import Embedder
 
 # The commands change settings of the whole process, so one thread at a time runs them.
@@ -141,18 +142,21 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         """Train one or both stages and return the path of the last checkpoint."""
         from pipeline.commands.classify import classify
         from pipeline.commands.embed import embed
-        from pipeline.commands.inputs import EmbedInputs
+        from pipeline.commands.inputs import EmbedInputs, say_enlargement
         from pipeline.network_choice import choose_network
         from pipeline.weights import load_weights, with_pretrained_size
 
         settings, head_settings = self._settings(EmbedSettings), self._head_settings()
         context = self._context(folder / "cache")
         read = self._settings(ReadSettings, test=0.0)
-        read, settings, _ = choose_network(images, read, settings, context)
+        entries = _entries(images, labels)
+        given = _source_files(images, entries) if isinstance(images, list) else images
+        read, settings, reason = choose_network(given, read, settings, context)
         read = with_pretrained_size(read, settings)
         pretrained = load_weights(settings)
-        data = _read_dataset(images, labels, read, context)
-        inputs = EmbedInputs(data, pretrained, warnings=())
+        data = _read_dataset(given, entries, read, context)
+        say_enlargement(settings, data, context)
+        inputs = EmbedInputs(data, pretrained, warnings=(), network_choice=reason)
         embedding = folder / "embedding.safetensors"
         try:
             embed(inputs, read, settings, out=embedding, context=context)
@@ -182,29 +186,45 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
             return embed_arrays(images, embedder, device=device), embedder
 
 
+def _entries(images: Images, labels: Labels) -> "list[Entry]":
+    """Return the id and label of each image."""
+    from pipeline.data.dataset import Entry
+
+    ids = images if isinstance(images, list) else [f"X[{row}]" for row in range(len(images))]
+    names = [labels.names[row] for row in labels.rows]
+    return [Entry(name, label, "", "") for name, label in zip(ids, names, strict=True)]
+
+
+def _source_files(paths: list[str], entries: "list[Entry]") -> "list[SourceFile]":
+    from pipeline.data.decoding_pool import file_state
+    from pipeline.data.readable_images import SourceFile
+
+    files = []
+    for path, entry in zip(paths, entries, strict=True):
+        full = os.path.realpath(path)
+        files.append(SourceFile(full, file_state(full), entry))
+    return files
+
+
 def _read_dataset(
-    images: Images, labels: Labels, read: ReadSettings, context: "RunContext"
+    images: "npt.NDArray[np.uint8] | list[SourceFile]",
+    entries: "list[Entry]",
+    read: ReadSettings,
+    context: "RunContext",
 ) -> "Dataset":
     """Read images into a data set without a test split."""
     from pipeline.data.array_images import source_from_arrays
-    from pipeline.data.dataset import Entry, describe_skipped
-    from pipeline.data.decoding_pool import file_state
-    from pipeline.data.readable_images import SourceFile, source_from_files
+    from pipeline.data.dataset import describe_skipped
+    from pipeline.data.readable_images import source_from_files
     from pipeline.data.splits import split_source
     from stages.errors import DataError
 
-    names = [labels.names[row] for row in labels.rows]
     if isinstance(images, list):
-        files = []
-        for path, label in zip(images, names, strict=True):
-            full = os.path.realpath(path)
-            files.append(SourceFile(full, file_state(full), Entry(path, label, "", "")))
         assert context.cache is not None  # the temporary folder or the user's choice
-        source = source_from_files("X", files, [], read, context.cache, context.show)
+        source = source_from_files("X", images, [], read, context.cache, context.show)
         if source.skipped:
             raise DataError(f"X: {describe_skipped(source)}; remove or repair these files")
     else:
-        entries = [Entry(f"X[{row}]", label, "", "") for row, label in enumerate(names)]
         source = source_from_arrays("X", images, entries, read)
     data = split_source(source)
     for note in data.notes:

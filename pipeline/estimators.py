@@ -29,7 +29,9 @@ class TripletEmbedding(
     sorted, and ``checkpoint_`` the content of the file that `embed` writes.
 
     The parameters of the network and of training are those of
-    :class:`stages.settings.EmbedSettings`, with the same defaults.
+    :class:`stages.settings.EmbedSettings`, with the same defaults. So colour images above 64 pixels
+    get a pretrained trunk, if the extra ``offline`` is installed and size, weights and trunk have
+    their default values.
 
     Args:
         size, channels, resize, split_seed: As in :class:`stages.settings.ReadSettings`.

@@ -102,25 +102,27 @@ def describe_differences(identity: Mapping[str, Any], record: Mapping[str, Any])
         >>> describe_differences({"settings": {"margin": 0.1}}, {"settings": {"margin": 0.2}})
         'a run with margin 0.2 instead of 0.1'
     """
+    if "fingerprint" in identity and identity["fingerprint"] != record.get("fingerprint"):
+        source = f" ({record['source']})" if "source" in record else ""
+        return f"a run on other images or another split{source}"
     # JSON turns tuples into lists, as in the record.
-    for name, new in json.loads(json.dumps(identity)).items():
-        old = record.get(name)
-        if old == new:
-            continue
-        if name == "fingerprint":
-            source = f" ({record['source']})" if "source" in record else ""
-            return f"a run on other images or another split{source}"
+    current = json.loads(json.dumps(identity))
+    differences = []
+    # Settings before how images are read: the network decides on the size of the images.
+    for name in sorted(current, key=lambda name: name == "read"):
+        new, old = current[name], record.get(name)
         if not isinstance(new, dict):
             old, new = {name: old}, {name: new}
         before = old or {}
-        differences = []
-        for key, value in new.items():
-            if before.get(key, _ADDED.get(key)) != value:
-                option, earlier = key.replace("_", "-"), _shown(key, before.get(key))
-                differences.append(f"{option} {earlier} instead of {_shown(key, value)}")
         stage = "its embedding's " if name == "embedding_settings" else ""
-        return f"a run with {stage}{', '.join(differences)}"
-    return ""
+        for key, value in new.items():
+            earlier = before.get(key, _ADDED.get(key))
+            if earlier != value:
+                option = f"{stage}{key.replace('_', '-')}"
+                differences.append(
+                    f"{option} {_shown(key, earlier)} instead of {_shown(key, value)}"
+                )
+    return f"a run with {', '.join(differences)}" if differences else ""
 
 
 def _shown(key: str, value: object) -> object:

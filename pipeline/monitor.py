@@ -172,12 +172,11 @@ class TrainingMonitor:
 
     def _show_step(self, step: Step) -> None:
         epoch = len(self.speeds) if self._epoch_ended else len(self.speeds) + 1
-        active = format_percentage(step.active_share, 2)
+        text = f"epoch {epoch}/{self.epochs}, loss {step.loss:.4f}"
+        if step.active_share is not None:
+            text += f", active {format_percentage(step.active_share, 2)}"
         self.bar.update(step.images)
-        self.bar.set_postfix_str(
-            f"epoch {epoch}/{self.epochs}, loss {step.loss:.4f}, active {active}",
-            refresh=False,
-        )
+        self.bar.set_postfix_str(text, refresh=False)
 
     def save(self, step: Step) -> None:
         """Save state and history. A failure is reported and training continues.
@@ -229,7 +228,8 @@ def describe_epoch(log: EpochLog, epochs: int, speed: float | None = None) -> st
         speed: Images per second.
 
     Returns:
-        Loss, active share, mean distance and validation scores; ``-`` for a missing score.
+        Loss, active share, mean distance and validation scores; ``-`` for a missing score. A loss
+        of a library has no active share.
 
     Example:
         >>> describe_epoch(EpochLog(9, 0.1, 0.25, 1.2, 0.98, None), epochs=10)
@@ -237,11 +237,10 @@ def describe_epoch(log: EpochLog, epochs: int, speed: float | None = None) -> st
     """
     knn = "-" if log.val_knn is None else format_share(log.val_knn, 4)
     triplet = "-" if log.val_triplet is None else format_share(log.val_triplet, 5)
-    line = (
-        f"epoch {log.epoch:>{len(str(epochs))}}/{epochs}  loss {log.loss:.4f}  "
-        f"active {format_percentage(log.active_share, 2):>6}  distance {log.mean_distance:.3f}  "
-        f"val kNN {knn}  triplet {triplet}"
-    )
+    line = f"epoch {log.epoch:>{len(str(epochs))}}/{epochs}  loss {log.loss:.4f}  "
+    if log.active_share is not None:
+        line += f"active {format_percentage(log.active_share, 2):>6}  "
+    line += f"distance {log.mean_distance:.3f}  val kNN {knn}  triplet {triplet}"
     if log.val_recall is not None:
         line += f"  held-out recall@1 {format_share(log.val_recall, 4)}"
     return f"{line}  {speed:,.0f} images/s" if speed else line

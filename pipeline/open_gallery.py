@@ -19,7 +19,7 @@ from stages.checkpoints import EmbeddingCheckpoint
 from stages.errors import CheckpointError, DataError
 from stages.gallery import UNLABELLED, Gallery, gallery_of
 from stages.network.digest import TensorBytes, streamed_digest, tensor_bytes
-from stages.network.embedding_net import describe_mismatch
+from stages.network.mismatch import describe_mismatch
 
 
 def open_gallery(path: Path, embedding: Path | None) -> tuple[Gallery, Embedder]:

@@ -3,7 +3,7 @@
 import functools
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -110,17 +110,20 @@ def combine(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return decorate
 
 
-def settings_options(settings: type) -> Callable[[Any], Any]:
+def settings_options(settings: type, *, leave_out: Sequence[str] = ()) -> Callable[[Any], Any]:
     """Return a decorator that adds one option per field of a settings class.
 
     Args:
         settings: Frozen dataclass. The options have the fields' defaults.
+        leave_out: Fields without an option.
 
     Returns:
         Decorator for a click command.
     """
     options = []
     for field in fields(settings):
+        if field.name in leave_out:
+            continue
         flag = f"--{field.name.replace('_', '-')}"
         option = click.option(
             f"{flag}/--no-{field.name}" if field.type is bool else flag,
@@ -256,52 +259,22 @@ resume_option = click.option(
 )
 
 
-def parse_seeds(_: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:
-    """Return the seeds of ``--seeds 0,1,2``; none if the option is not given.
-
-    Raises:
-        click.BadParameter: For anything but distinct whole numbers with commas between them.
-    """
-    try:
-        seeds = () if value is None else tuple(int(seed) for seed in value.split(","))
-    except ValueError:
-        message = f"{value}: use whole numbers with commas between them, such as 0,1,2"
-        raise click.BadParameter(message, param=option) from None
-    if len(set(seeds)) < len(seeds):
-        raise click.BadParameter(f"{value}: duplicate seed; use each seed once", param=option)
-    return seeds
-
-
-repeated_run_options = combine(
-    click.option(
-        "--seeds",
-        metavar="N,N,...",
-        callback=parse_seeds,
-        help="Run all stages once per seed; the report adds mean and standard deviation.",
-    ),
-    click.option(
-        "--folds",
-        type=int,
-        metavar="K",
-        help="K-fold cross-validation, for small data sets; no checkpoint is kept.",
-    ),
-    click.option(
-        "--repeats",
-        type=int,
-        metavar="R",
-        show_default="1",
-        help="Number of times that cross-validation is repeated with other folds.",
-    ),
-)
-
-
 def run_context(options: dict[str, Any]) -> Any:
     """Build the RunContext from a command's options."""
     from pipeline.context import RunContext
     from pipeline.device import keep_freed_memory
 
     keep_freed_memory(options.get("device", "auto"))
-    return pick(RunContext, options)
+    return pick(RunContext, {**options, "given": given_options()})
+
+
+def given_options() -> frozenset[str]:
+    """Return the names of the options given on the command line or in the --config file."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return frozenset(
+        name for name in context.params if context.get_parameter_source(name) != default
+    )
 
 
 def spell(*hints: tuple[str, object, object]) -> str:

@@ -70,6 +70,7 @@ _NETWORK = {
     "dim": whole_number(1, MAX_DIM),
     "trunk": _TRUNK,
     "pretrained": BOOL,
+    "side": Optional(whole_number(4, 2048)),  # of library networks
     "projection": Optional(one_of(RESIDUAL)),
 }
 _RUN = {"fingerprint": TEXT, "read": ReadSettings}
@@ -102,6 +103,7 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
         "history": [EpochLog],
         "precision": TEXT,
         "processes": whole_number(1),
+        "network_choice": Optional(TEXT),
     },
     "classifier": {
         **_CHECKPOINT,

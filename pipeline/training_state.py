@@ -39,6 +39,7 @@ def save_state(path: Path, state: TrainingState, record: Mapping[str, Any]) -> N
     tensors = {f"network.{name}": value for name, value in state.network.items()}
     for parameter, values in state.optimiser["state"].items():
         tensors |= {f"optimiser.{parameter}.{name}": value for name, value in values.items()}
+    tensors |= {f"loss.{name}": value for name, value in state.loss.items()}
     tensors |= {"sampler": state.sampler["generator"], "generator": state.generator}
     if state.best:
         (score, triplet), epoch, network = state.best
@@ -68,7 +69,12 @@ def load_state(path: Path) -> tuple[TrainingState, dict[str, Any]]:
     generators = {name: tensors.pop(name, torch.empty(0)) for name in ("sampler", "generator")}
     for name, value in generators.items():
         _check_generator(path, name, value)
-    parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "optimiser": {}}
+    parts: dict[str, dict[str, Tensor]] = {
+        "network": {},
+        "best": {},
+        "optimiser": {},
+        "loss": {},
+    }
     for name, value in tensors.items():
         part, _, rest = name.partition(".")
         if part not in parts:
@@ -87,6 +93,7 @@ def load_state(path: Path) -> tuple[TrainingState, dict[str, Any]]:
         history=tuple(EpochLog(**log) for log in progress["history"]),
         sums=tuple(progress["sums"]),
         best=best and ((best["score"], best["triplet"]), best["epoch"], parts["best"]),
+        loss=parts["loss"],
     )
     return state, record
 

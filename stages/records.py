@@ -4,7 +4,7 @@ They are frozen and use ``eq=False``, because comparing tensor fields with ``==`
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -199,7 +199,8 @@ class EpochLog:
     Attributes:
         epoch: Number of the epoch, from 1.
         loss: Mean training loss over the epoch's steps.
-        active_share: Share of the batches' triplets with a loss above 0, mean over steps.
+        active_share: Share of the batches' triplets with a loss above 0, mean over steps. None for
+            a loss of a library, which need not have triplets.
         mean_distance: Mean distance between two rows of a batch, in the unit of the loss: [0, 2]
             for Euclidean, [0, 4] for squared distances.
         val_knn: kNN accuracy on validation, None if it was not measured.
@@ -209,7 +210,7 @@ class EpochLog:
 
     epoch: int
     loss: float
-    active_share: float
+    active_share: float | None
     mean_distance: float
     val_knn: float | None
     val_triplet: float | None
@@ -271,6 +272,8 @@ class TrainingState:
             distance.
         best: Scores (kNN accuracy or recall@1, and triplet accuracy), number and network state
             dict of the best epoch so far, or None before the first validation.
+        loss: State of a library's loss: its weights, queues and counters. Empty for the triplet
+            loss.
     """
 
     step: int
@@ -282,3 +285,4 @@ class TrainingState:
     history: tuple[EpochLog, ...]
     sums: tuple[float, float, float]
     best: tuple[tuple[float, float], int, dict[str, Tensor]] | None
+    loss: dict[str, Tensor] = field(default_factory=dict)

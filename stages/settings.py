@@ -4,7 +4,7 @@ The command line reads its defaults from here, so this module imports nothing sl
 """
 
 import dataclasses
-import json
+import math
 import re
 from dataclasses import dataclass, fields
 from typing import Any, get_args, get_origin
@@ -61,6 +61,17 @@ def _require_count(settings: object, field: str, largest: int) -> None:
 def _is_pml(name: str) -> bool:
     """Return True for ``pml:NAME``, where NAME can be the name of a class."""
     return name.startswith(PML) and name.removeprefix(PML).isidentifier()
+
+
+def _is_json(value: Any) -> bool:
+    """Return True if a record can hold a value: JSON without infinite or very long numbers."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_json(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_json(item) for item in value)
+    if isinstance(value, int | float):
+        return abs(value) < 1e18 if isinstance(value, int) else math.isfinite(value)
+    return value is None or isinstance(value, str)
 
 
 def _require_seed(field: str, seed: int) -> None:
@@ -136,7 +147,7 @@ class EmbedSettings:
             :func:`stages.embedding.loss.triplet_loss`. With a loss of pytorch-metric-learning:
             ``batch-all`` for no miner, or ``pml:NAME``, the class name of its miner.
         margin: Triplet margin, in the unit of ``distance``. ``None``: the soft margin.
-        distance: Distance between unit vectors, one of ``DISTANCES``.
+        distance: Distance between unit vectors in the triplet loss, one of ``DISTANCES``.
         classes_per_batch: Classes per batch, P. ``None``: see
             :func:`stages.embedding.sampler.plan_batches`.
         images_per_class: Images per class and batch, K. ``None``: see ``plan_batches``.
@@ -215,14 +226,27 @@ class EmbedSettings:
             options = getattr(self, field_name)
             if options and not _is_pml(owner):
                 problem = f"{owner} has no parameters; they belong to pml:NAME"
-                raise SettingsError(field_name, json.dumps(options)[:100], problem)
+                raise SettingsError(field_name, str(options)[:100], problem)
+            if not _is_json(options):
+                problem = "use a table of texts, truth values, finite numbers and lists of these"
+                raise SettingsError(field_name, str(options)[:100], problem)
+        for field_name in ("margin", "distance"):
+            value = getattr(self, field_name)
+            if is_pml and value != getattr(EmbedSettings, field_name):
+                problem = "belongs to the triplet loss; give a loss pml:NAME its own loss_options"
+                raise SettingsError(field_name, "soft" if value is None else value, problem)
 
     def _check_network(self) -> None:
         library, _, name = self.network.partition(":")
         known = self.network in NETWORKS or (f"{library}:" in LIBRARIES and name != "")
-        networks = ", ".join(NETWORKS)
-        allowed = f"{networks}, torchvision:NAME (such as torchvision:resnet18) or timm:NAME"
-        _require(known, "network", self.network, allowed)
+        if not known:
+            is_name = re.fullmatch(r"[A-Za-z][\w.]{2,99}", self.network) is not None
+            example = self.network if is_name else "resnet18"
+            problem = (
+                f"unknown; use one of {', '.join(NETWORKS)}, or torchvision:NAME or timm:NAME for "
+                f"a network of these libraries, such as timm:{example}"
+            )
+            raise SettingsError("network", self.network, problem)
         _require(self.weights != "", "weights", self.weights, "none, default or a file")
         if self.weights != "none" and self.network == AUTO:
             problem = "belongs to a network; name one, such as efficientnet-lite0"

@@ -1,6 +1,7 @@
 """Fixtures: small image sets shared by the tests."""
 
 import multiprocessing
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from stages.records import Split
 @pytest.fixture(scope="session", autouse=True)
 def _deterministic_algorithms() -> None:
     """Compute deterministically, as the commands do."""
-    torch.use_deterministic_algorithms(True)
+    # torch.use_deterministic_algorithms takes a second to import torch's compiler.
+    torch.set_deterministic_debug_mode("error")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,11 +65,21 @@ def digit_split(digits: tuple[np.ndarray, np.ndarray]):
     return make
 
 
+@pytest.fixture(scope="session")
+def write_digits(digits: tuple[np.ndarray, np.ndarray]) -> Callable[[Path], Path]:
+    """Return a function that writes 300 digits as PNG files: one folder per class, no split."""
+
+    def write(folder: Path) -> Path:
+        root = folder / "photos"
+        for index, (image, label) in enumerate(zip(digits[0][:300], digits[1], strict=False)):
+            (root / str(label)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(root / str(label) / f"{index}.png")
+        return root
+
+    return write
+
+
 @pytest.fixture
-def digit_folder(tmp_path: Path, digits: tuple[np.ndarray, np.ndarray]) -> Path:
+def digit_folder(tmp_path: Path, write_digits: Callable[[Path], Path]) -> Path:
     """Write 300 digits as PNG files, one folder per class and no split."""
-    root = tmp_path / "photos"
-    for index, (image, label) in enumerate(zip(digits[0][:300], digits[1], strict=False)):
-        (root / str(label)).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(root / str(label) / f"{index}.png")
-    return root
+    return write_digits(tmp_path)

@@ -101,12 +101,18 @@ def make_dataset(
 
 
 def train_both(
-    data: Dataset, folder: Path, *, settings: EmbedSettings = TINY, name: str = "embedding"
+    data: Dataset,
+    folder: Path,
+    *,
+    settings: EmbedSettings = TINY,
+    name: str = "embedding",
+    max_iter: int = ClassifySettings().max_iter,
 ) -> tuple[Path, Path]:
     """Train an embedding and a classifier briefly and return the paths of both checkpoints."""
     embedding = embed(data, data.read, settings, out=folder / f"{name}.safetensors", context=QUIET)
     out = folder / f"{name}-classifier.safetensors"
-    return embedding, classify(embedding, ClassifySettings(), out=out, context=QUIET, source=data)
+    classify_settings = ClassifySettings(max_iter=max_iter)
+    return embedding, classify(embedding, classify_settings, out=out, context=QUIET, source=data)
 
 
 def make_record(kind: str, network: EmbeddingNet | None = None, **changes: Any) -> dict[str, Any]:

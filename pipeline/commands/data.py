@@ -1,9 +1,12 @@
 """`pipeline data`: check a data set without training."""
 
+from dataclasses import replace
+
 from pipeline.context import RunContext
 from pipeline.data.audit import Audit, audit_source
 from pipeline.data.sources import read_source
-from stages.settings import ReadSettings
+from pipeline.network_choice import choose_network
+from stages.settings import EmbedSettings, ReadSettings
 
 
 def audit_data(source: str, read: ReadSettings, *, context: RunContext) -> Audit:
@@ -15,7 +18,8 @@ def audit_data(source: str, read: ReadSettings, *, context: RunContext) -> Audit
         context: Cache, download and progress options.
 
     Returns:
-        Classes, splits, unreadable files, duplicates, leaks, label conflicts and batches.
+        Classes, splits, unreadable files, duplicates, leaks, label conflicts, batches, and
+        the network that ``--network auto`` would choose.
 
     Raises:
         DataError: If the source cannot be read at all.
@@ -32,4 +36,8 @@ def audit_data(source: str, read: ReadSettings, *, context: RunContext) -> Audit
         download=context.download,
         progress=context.show,
     )
-    return audit_source(images, near=True, progress=context.show)
+    audit = audit_source(images, near=True, progress=context.show)
+    _, settings, reason = choose_network(
+        source, read, EmbedSettings(), replace(context, quiet=True)
+    )
+    return replace(audit, network=settings.network, network_choice=reason)

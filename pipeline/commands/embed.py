@@ -1,7 +1,7 @@
 """`pipeline embed`: train the embedding and save it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +162,9 @@ def _prepare(
 ) -> _Training:
     """Load the inputs, and check them before anything is trained."""
     device = context.start()
-    read, settings, _ = choose_network(source, read, settings, context)
+    read, settings, reason = choose_network(source, read, settings, context)
     inputs = prepare_inputs(source, read, settings, context)
+    inputs = replace(inputs, network_choice=reason or inputs.network_choice)
     train, pretrained = inputs.data.embedding_train, inputs.pretrained
     identity = embedding_identity(inputs.data, settings, pretrained)
     refuse_to_replace(out, "embedding", identity, force)
@@ -343,5 +344,7 @@ def _save(
         "processes": training.processes,
         "versions": package_versions(),
     }
+    if training.inputs.network_choice:
+        record["network_choice"] = training.inputs.network_choice
     save_embedding(out, trained.network, record)
     monitor.write_history(trained.history)

@@ -1,7 +1,8 @@
 """`pipeline run --folds`: cross-validation."""
 
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,7 @@ import torch
 
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
-from pipeline.commands.inputs import load_data, with_audit
+from pipeline.commands.inputs import load_data, say_enlargement, with_audit
 from pipeline.commands.report import evaluate_run, reserve_report
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset, Source
@@ -19,7 +20,7 @@ from pipeline.data.splits import split_source
 from pipeline.device import restore_torch_settings
 from pipeline.network_choice import choose_network
 from pipeline.numbers import count_of
-from pipeline.report.evaluated_run import EvaluatedRun
+from pipeline.report.evaluated_run import POOLED, EvaluatedRun
 from pipeline.report.write import write_report
 from pipeline.weights import load_weights, with_pretrained_size
 from stages.distributed import rank_and_world_size
@@ -31,17 +32,28 @@ from stages.network.pretrained import PretrainedWeights
 from stages.records import Embeddings, EpochLog, Split
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
+# Called with the checkpoint of a trained embedding and the seconds of training.
+OnTrained = Callable[[Path, float], None]
+
 
 @dataclass(frozen=True)
-class _FoldContext(RunContext):
+class FoldContext(RunContext):
     """Context of the folds: shows each note and warning once and no other message.
 
     Warnings about a collapsed embedding are left to the end of the run, where they are counted.
+
+    Attributes:
+        shown: Messages that were shown.
     """
 
     shown: set[str] = field(default_factory=set)
 
     def say(self, message: str) -> None:
+        """Print a note or a warning that was not shown before.
+
+        Args:
+            message: One or more lines.
+        """
         is_remark = message.startswith(("note:", "warning:")) and "collapsed" not in message
         if is_remark and message not in self.shown:
             self.shown.add(message)
@@ -102,15 +114,17 @@ def run_folds(
     if unseen:
         problem = "folds pool the images of all classes; use 0, or leave out the folds"
         raise SettingsError("unseen_classes", unseen, problem)
-    read, embed_settings, _ = choose_network(source, read, embed_settings, context)
+    read, embed_settings, reason = choose_network(source, read, embed_settings, context)
     settings = (embed_settings, classify_settings)
     with reserve_report(out, figures, force):
-        pooled = _cross_validate(source, read, settings, folds, repeats, context)
+        pooled = _run_folds(source, read, settings, folds, repeats, context)
+        if reason:
+            pooled = replace(pooled, embedding={**pooled.embedding, "network_choice": reason})
         write_report(out, [pooled], figures=figures)
     return (pooled,)
 
 
-def _cross_validate(
+def _run_folds(
     source: str | Dataset,
     read: ReadSettings,
     settings: tuple[EmbedSettings, ClassifySettings],
@@ -119,32 +133,69 @@ def _cross_validate(
     context: RunContext,
 ) -> EvaluatedRun:
     """Train and evaluate all folds, and pool them into one run."""
-    embed_settings, classify_settings = settings
+    embed_settings = settings[0]
     data = load_data(source, with_pretrained_size(read, embed_settings), context)
+    say_enlargement(embed_settings, data, context)
     pretrained = load_weights(embed_settings)
-    pool, notes = _pool_splits(data, context)
+    pool, notes = pool_splits(data, context)
     plans, remarks = plan_folds(pool, folds, repeats)
     for remark in remarks:
         context.say(f"note: {remark}")
     _announce(pool, plans, embed_settings, context, folds=folds, repeats=repeats)
+    pooled = cross_validate(
+        pool, plans, pretrained, settings, context, repeats=repeats, notes=[*notes, *remarks]
+    )
+    warn_of_collapse(pooled.folds, context)
+    return pooled
+
+
+def cross_validate(
+    pool: Source,
+    plans: Mapping[str, Sequence[str]],
+    pretrained: PretrainedWeights | None,
+    settings: tuple[EmbedSettings, ClassifySettings],
+    context: RunContext,
+    *,
+    repeats: int,
+    notes: Sequence[str],
+    name: str = "",
+    on_trained: OnTrained | None = None,
+) -> EvaluatedRun:
+    """Train and evaluate planned folds, and pool them into one run.
+
+    Args:
+        pool: Source of the images, without splits of its own.
+        plans: Split of each image by the name of the fold.
+        pretrained: Initial weights of the trunk, if they are not random.
+        settings: Settings of both stages.
+        context: Device, output and cache options, already started.
+        repeats: Number of repeats in ``plans``.
+        notes: Notes for the report.
+        name: Name of the run, which also begins those of its folds. Default: ``pooled``, and folds
+            without such a beginning.
+        on_trained: Called after each fold with its embedding and the seconds of training.
+    """
     runs = []
-    fold_context = _FoldContext(**vars(context))
+    fold_context = FoldContext(**vars(context))
     with context.bar("folds", len(plans)) as bar:
-        for name, splits in plans.items():
-            split = split_source(pool, splits)
-            run = _run_fold(
-                name, split, pretrained, embed_settings, classify_settings, fold_context
+        for fold, splits in plans.items():
+            run = run_fold(
+                f"{name}/{fold}" if name else fold,
+                split_source(pool, splits),
+                pretrained,
+                settings,
+                fold_context,
+                on_trained=on_trained,
             )
             runs.append(run)
             bar.update()
             score = run.evaluation.score("classification_accuracy")
             correct = round((score.value or 0) * score.count)
-            context.say(f"{name}: {correct} of {score.count} test images classified correctly")
-    _warn_of_collapse(runs, context)
-    return pool_comparisons(runs, pool, repeats, [*notes, *remarks])
+            context.say(f"{fold}: {correct} of {score.count} test images classified correctly")
+    return replace(pool_comparisons(runs, pool, repeats, notes), run=name or POOLED)
 
 
-def _pool_splits(data: Dataset, context: RunContext) -> tuple[Source, list[str]]:
+def pool_splits(data: Dataset, context: RunContext) -> tuple[Source, list[str]]:
     """Return the source without its own splits and roles, and the notes about the data."""
     entries = data.origin.entries
     notes = list(data.notes)
@@ -183,19 +234,34 @@ def _announce(
     )
 
 
-def _run_fold(
+def run_fold(
     name: str,
     split: Dataset,
     pretrained: PretrainedWeights | None,
-    embed_settings: EmbedSettings,
-    classify_settings: ClassifySettings,
+    settings: tuple[EmbedSettings, ClassifySettings],
     context: RunContext,
+    *,
+    within: bool = False,
+    on_trained: OnTrained | None = None,
 ) -> EvaluatedRun:
-    """Train and evaluate one fold in a temporary folder."""
+    """Train and evaluate both stages in a temporary folder. No model is kept.
+
+    Args:
+        name: Name of the run in the report.
+        split: Images, read and split.
+        pretrained: Initial weights of the trunk, if they are not random.
+        settings: Settings of both stages.
+        context: Device, output and cache options, already started.
+        within: As for :func:`stages.evaluation.scores.evaluate_split`; False for folds.
+        on_trained: Called after training with the embedding's checkpoint and the seconds that
+            both stages have taken.
+    """
+    embed_settings, classify_settings = settings
     with TemporaryDirectory(prefix="pipeline-folds-") as folder:
-        embedding = Path(folder) / f"{name}.safetensors"
-        classifier = Path(folder) / f"{name}.classifier.safetensors"
+        embedding = Path(folder) / "embedding.safetensors"
+        classifier = Path(folder) / "classifier.safetensors"
         inputs = with_audit(split, pretrained)
+        start = time.monotonic()
         try:
             embed(inputs, split.read, embed_settings, out=embedding, context=context)
         except KeyboardInterrupt:
@@ -203,28 +269,29 @@ def _run_fold(
                 "interrupted; cross-validation saves no state, start it again"
             ) from None
         classify(embedding, classify_settings, out=classifier, context=context, source=split)
+        if on_trained:
+            on_trained(embedding, time.monotonic() - start)
         return evaluate_run(
             name,
             embedding,
             classifier,
             context=context,
             source=split,
-            within=False,
+            within=within,
             pretrained=pretrained,
         )
 
 
-def _warn_of_collapse(runs: Sequence[EvaluatedRun], context: RunContext) -> None:
-    """Say in how many folds the embedding has collapsed."""
+def warn_of_collapse(runs: Sequence[EvaluatedRun], context: RunContext, *, name: str = "") -> None:
+    """Say in how many folds, or in which run of a comparison, the embedding has collapsed."""
     collapsed = 0
     for run in runs:
         log = run.embedding["history"][run.embedding["epoch"] - 1]
         collapsed += EpochLog(**log).collapsed(run.embedding["settings"]["distance"])
     if collapsed:
-        context.say(
-            f"warning: the embedding has collapsed in {collapsed} of {len(runs)} folds; "
-            "try a lower --lr"
-        )
+        where = f" of {name}" if name else ""
+        folds = f" in {collapsed} of {len(runs)} folds" if len(runs) > 1 else ""
+        context.say(f"warning: the embedding{where} has collapsed{folds}; try a lower --lr")
 
 
 def pool_comparisons(
@@ -269,7 +336,7 @@ def pool_comparisons(
         ids=ids,
     )
     return EvaluatedRun(
-        run="pooled",
+        run=POOLED,
         embedding={**first.embedding, "history": []},
         classifier=first.classifier,
         data=replace(first.data, test=images, notes=tuple(notes)),

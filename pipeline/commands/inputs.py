@@ -16,8 +16,9 @@ from pipeline.data.sources import load_dataset
 from pipeline.data.trunk_features import cache_trunk_features
 from pipeline.files import default_cache
 from pipeline.processes import assert_equal_across_ranks, main_process_first
-from pipeline.weights import load_weights, with_pretrained_size
+from pipeline.weights import enlargement_notes, load_weights, with_pretrained_size
 from stages.classifier.calibration import choose_k
+from stages.embedding.library_loss import new_library_loss
 from stages.errors import DataError
 from stages.evaluation.knn import default_k
 from stages.network.embedding_net import EmbeddingNet
@@ -33,11 +34,13 @@ class EmbedInputs:
         data: Images, read and split.
         pretrained: Initial weights of the trunk. None: random weights.
         warnings: Problems of the images that an audit has found, as messages.
+        network_choice: The network that ``auto`` stands for, and why. Empty if it was named.
     """
 
     data: Dataset
     pretrained: PretrainedWeights | None
     warnings: tuple[str, ...]
+    network_choice: str = ""
 
 
 def prepare_inputs(
@@ -61,12 +64,15 @@ def prepare_inputs(
     Raises:
         DataError: If the images cannot be used for training.
         CheckpointError: If the weights cannot be loaded.
-        SettingsError: If the network is unknown.
+        SettingsError: If the network is unknown, or the loss or a parameter of it.
     """
     if isinstance(source, EmbedInputs):
         return source
+    new_library_loss(settings, torch.arange(2))  # finds wrong parameters before images are read
+    read = with_pretrained_size(read, settings)
     pretrained = load_weights(settings)
-    data = load_data(source, with_pretrained_size(read, settings), context)
+    data = load_data(source, read, context)
+    say_enlargement(settings, data, context)
     assert_equal_across_ranks(
         data.source, f"fingerprint {data.fingerprint[:12]}", "give every machine the same images"
     )
@@ -105,6 +111,12 @@ def source_files(source: object) -> list[Path]:
     """Return the file that a source is, a manifest, so that no output replaces it."""
     is_file = isinstance(source, str) and os.path.isfile(source)
     return [Path(str(source))] if is_file else []
+
+
+def say_enlargement(settings: EmbedSettings, data: Dataset, context: RunContext) -> None:
+    """Say how the network enlarges the images, if it does."""
+    for note in enlargement_notes(settings, data.train.store.shape[-1]):
+        context.say(f"note: {note}")
 
 
 def choose_k_for(queries: Tensor | None, gallery: Tensor, data: Dataset) -> int:

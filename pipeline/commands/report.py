@@ -106,7 +106,7 @@ def reserve_report(
     Raises:
         PipelineError: If the report cannot be written, or would replace one on cross-validation.
     """
-    files = report_files(out)
+    files = report_files(out, compared=True)  # a replaced comparison has one file more
     if figures:
         files += figure_files(figures)
     folders = [out, figures] if figures else [out]

@@ -112,7 +112,7 @@ def run(
         ... )  # doctest: +SKIP
     """
     context.start()
-    read, embed_settings, _ = choose_network(source, read, embed_settings, context)
+    read, embed_settings, reason = choose_network(source, read, embed_settings, context)
     runs = [_Run(embedding.stem, embed_settings, classify_settings, embedding, classifier)]
     if seeds:
         runs = [runs[0].with_seed(seed) for seed in seeds]
@@ -121,6 +121,7 @@ def run(
         outputs += [planned.embedding, *embedding_files(planned.embedding), planned.classifier]
     with reserve_outputs(outputs, inputs=source_files(source)), reserve_report(out, figures, force):
         inputs = prepare_inputs(source, read, embed_settings, context)
+        inputs = replace(inputs, network_choice=reason)
         evaluated = _run_all(runs, inputs, read, context, force=force, resume=resume)
         if evaluated:
             main_process_only(

@@ -51,6 +51,8 @@ class Audit:
         unseen_classes: Classes that are tested but not trained on.
         held_out_classes: Training classes on which stage one does not train.
         remarks: One line each on the unseen and the held-out classes.
+        network: Network that ``--network auto`` stands for, if that was asked.
+        network_choice: The network and why it was chosen.
     """
 
     source: str
@@ -73,6 +75,8 @@ class Audit:
     unseen_classes: tuple[str, ...]
     held_out_classes: tuple[str, ...]
     remarks: tuple[str, ...]
+    network: str = ""
+    network_choice: str = ""
 
 
 def audit_source(
@@ -253,6 +257,8 @@ def _image_lines(audit: Audit) -> list[str]:
     if audit.batches:
         classes, images, per_epoch = audit.batches
         lines.append(f"batches: {classes} classes x {images} images, {per_epoch} per epoch")
+    if audit.network_choice:
+        lines.append(f"network auto: {audit.network_choice}")
     return lines
 
 

@@ -5,7 +5,6 @@ Worker processes import this module. It must not import torch, which takes secon
 
 import hashlib
 import os
-import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipeline.data.image_files import open_image
 from pipeline.data.resizing import Pixels, fit_to_square, to_channels
 
 # Sides of images that keep their own size; others are resized to the nearest one. Networks take
@@ -27,12 +27,9 @@ MAX_DECODED_BYTES = 750_000_000
 # Bytes per pixel at the peak: Pillow's image and its conversion, or what the decoder needs.
 BYTES_PER_PIXEL, WEBP_BYTES_PER_PIXEL, PROGRESSIVE_BYTES_PER_PIXEL = 8, 16, 10
 BAND_PIXELS = 4_000_000  # larger images are converted and hashed in bands of rows
-MAX_FILE_BYTES = 2**30
 MAX_READ_BYTES = 64_000_000  # larger files are read while they are decoded
 # Formats to try. Pillow reads some of the others by starting external programs (EPS).
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB")
-# Non-blocking: opening a named pipe would otherwise wait for a writer.
-OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 BOMB = "taken for a decompression bomb; make the image smaller"
 FILE_MODE = "mode in the file"  # key in `image.info`
 
@@ -107,8 +104,8 @@ def read_pixels(path: str, *, size: int, channels: int, resize: str) -> Pixels |
         The image, uint8 (channels, size, size), or the reason why it cannot be read.
     """
     try:
-        with _open(path) as opened:
-            image = _decode(_check_and_read(opened))
+        with open_image(path) as opened:
+            image = _decode(_read(opened))
             return to_channels(fit_to_square(image, size, resize), channels)
     except Exception as error:  # as in `_decode_file`
         return _reason(error)
@@ -120,16 +117,16 @@ def read_image(path: str) -> Image.Image | str:
     An unreadable file causes no error.
     """
     try:
-        with _open(path) as opened, warnings.catch_warnings(action="ignore"):
-            return _decode(_check_and_read(opened))
+        with open_image(path) as opened, warnings.catch_warnings(action="ignore"):
+            return _decode(_read(opened))
     except Exception as error:  # as in `_decode_file`
         return _reason(error)
 
 
 def _decode_file(path: str, size: int | None, channels: int | None, resize: str) -> Outcome:
     try:
-        with _open(path) as opened:
-            file = _check_and_read(opened)
+        with open_image(path) as opened:
+            file = _read(opened)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
             return prepare_image(_decode(file), digest, size, channels, resize)
@@ -137,18 +134,9 @@ def _decode_file(path: str, size: int | None, channels: int | None, resize: str)
         return _reason(error)
 
 
-def _open(path: str) -> BufferedReader:
-    return open(path, "rb", opener=lambda name, _: os.open(name, OPEN_FLAGS))
-
-
-def _check_and_read(file: BufferedReader) -> BufferedReader | BytesIO:
-    """Return the content of a regular file in memory, or the file itself if it is large."""
-    state = os.fstat(file.fileno())
-    if not stat.S_ISREG(state.st_mode):
-        raise ValueError("not a file")
-    if state.st_size > MAX_FILE_BYTES:
-        raise ValueError(f"{state.st_size / 1e9:.1f} GB, more than an image takes")
-    if state.st_size > MAX_READ_BYTES:
+def _read(file: BufferedReader) -> BufferedReader | BytesIO:
+    """Return the content of a file in memory, or the file itself if it is large."""
+    if os.fstat(file.fileno()).st_size > MAX_READ_BYTES:
         return file
     content = file.read(MAX_READ_BYTES)
     if not content:
@@ -226,7 +214,7 @@ def _measure(image: Image.Image) -> tuple[bool, str]:
     for band, _ in _bands(image):
         pixels = np.asarray(band)  # (H, W) or (H, W, 3)
         digest.update(np.ascontiguousarray(pixels).data)
-        grey = grey and (pixels.ndim == 2 or _is_grey(pixels))
+        grey = grey and (pixels.ndim == 2 or is_grey(pixels))
         if grey and pixels.ndim == 3:
             grey_digest.update(np.ascontiguousarray(pixels[..., 0]).data)
     if grey and image.mode != "L":
@@ -246,7 +234,7 @@ def _bands(image: Image.Image) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
         yield image.crop((0, top, image.width, bottom)), (0, top)
 
 
-def _is_grey(pixels: Pixels) -> bool:
+def is_grey(pixels: Pixels) -> bool:
     """Return True if the three channels of (H, W, 3) are equal."""
     # A sample of the pixels decides for nearly all colour images.
     sample = pixels[:: 1 + len(pixels) // 16, :: 1 + pixels.shape[1] // 16]
@@ -287,7 +275,7 @@ def decode_image(content: bytes) -> Image.Image:
 def _decode(file: BufferedReader | BytesIO) -> Image.Image:
     image: Image.Image = Image.open(file, formats=FORMATS)
     mode = image.mode
-    _bound_memory(image)
+    bound_memory(image)
     image.load()
     # A PNG without one of these keys has no orientation to apply.
     keys = ("exif", "xmp", "Raw profile type exif")
@@ -299,7 +287,7 @@ def _decode(file: BufferedReader | BytesIO) -> Image.Image:
     return image
 
 
-def _bound_memory(image: Image.Image) -> None:
+def bound_memory(image: Image.Image) -> None:
     """Reduce a large JPEG, and raise ValueError for another image that would take too much memory.
 
     The header gives the size; no pixel has been decoded yet.

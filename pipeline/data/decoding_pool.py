@@ -62,7 +62,7 @@ def file_decoder(files: Sequence[tuple[str, FileState | None]], resize: str) -> 
     tasks = [paths[start : start + step] for start in range(0, len(paths), step)]
     workers = _available_cpus()
     use_pool = workers > 1 and (len(paths) >= POOL_FILES or total_bytes >= POOL_BYTES)
-    with _worker_pool(workers) if use_pool else nullcontext() as pool:
+    with worker_pool(workers) if use_pool else nullcontext() as pool:
 
         def decode(size: int | None, channels: int | None) -> Iterator[Outcome]:
             decode_task = partial(decode_files, size=size, channels=channels, resize=resize)
@@ -81,7 +81,7 @@ def file_decoder(files: Sequence[tuple[str, FileState | None]], resize: str) -> 
 
 
 @contextmanager
-def _worker_pool(workers: int) -> Generator[Executor]:
+def worker_pool(workers: int) -> Generator[Executor]:
     """Start worker processes, which end with the context or when this process is killed.
 
     They are loky's. Those of the standard library import the user's script again, or are forked

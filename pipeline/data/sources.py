@@ -9,7 +9,7 @@ from pipeline.data.array_images import source_from_arrays
 from pipeline.data.dataset import Dataset, Entry, Source, describe_skipped
 from pipeline.data.folder import list_folder
 from pipeline.data.manifest import list_manifest
-from pipeline.data.readable_images import source_from_files
+from pipeline.data.readable_images import SourceFile, source_from_files
 from pipeline.data.splits import split_source
 from pipeline.data.torchvision_sets import read_torchvision_set
 from pipeline.files import default_cache
@@ -102,17 +102,31 @@ def read_source(
     if source.startswith("torchvision:"):
         root = root or default_cache() / "torchvision"
         return read_torchvision_set(source, read, cache, root, download, show)
-    if os.path.isdir(source):
-        files, notes = list_folder(Path(source))
-    elif os.path.isfile(source) and source.lower().endswith(".csv"):
-        files, notes = list_manifest(Path(source)), []
-    else:
-        problem = "a file, but not a .csv" if os.path.isfile(source) else "no such folder or file"
-        raise DataError(
-            f"{source}: {problem}; "
-            "give `digits`, a folder with one subfolder per class, a .csv file or torchvision:NAME"
-        )
+    files, notes = list_files(source)
     return source_from_files(str(Path(source).resolve()), files, notes, read, cache, show)
+
+
+def list_files(source: str) -> tuple[list[SourceFile], list[str]]:
+    """List the image files of a folder or a manifest.
+
+    Args:
+        source: A folder or a CSV file, as for :func:`read_source`.
+
+    Returns:
+        The files, and one sentence for each kind of ignored file.
+
+    Raises:
+        DataError: If the source is missing or malformed.
+    """
+    if os.path.isdir(source):
+        return list_folder(Path(source))
+    if os.path.isfile(source) and source.lower().endswith(".csv"):
+        return list_manifest(Path(source)), []
+    problem = "a file, but not a .csv" if os.path.isfile(source) else "no such folder or file"
+    raise DataError(
+        f"{source}: {problem}; "
+        "give `digits`, a folder with one subfolder per class, a .csv file or torchvision:NAME"
+    )
 
 
 def _read_digits(read: ReadSettings) -> Source:

@@ -10,9 +10,12 @@ import torch
 
 from pipeline.data.dataset import Dataset
 from pipeline.enrolments import enrolled_count
+from stages.evaluation.holm import holm_adjust
 from stages.evaluation.paired_tests import compare_runs
 from stages.evaluation.results import Evaluation, PairedTest, Score
 from stages.records import Embeddings, Split
+
+POOLED = "pooled"  # name of the run that pools all folds, if nothing is compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +112,14 @@ class RunComparison(NamedTuple):
         run_a: Name of the first run.
         run_b: Name of the second run.
         paired: Result of the test, ``run_a`` minus ``run_b``.
+        p_holm: P-value adjusted by Holm's method for the number of pairs of runs; None for a test
+            within one run.
     """
 
     run_a: str
     run_b: str
     paired: PairedTest
+    p_holm: float | None = None
 
 
 def compare_runs_pairwise(
@@ -125,9 +131,11 @@ def compare_runs_pairwise(
         runs: Evaluated runs with unique names.
 
     Returns:
-        The paired tests, and one message per pair of runs whose test images differ.
+        The paired tests, with p-values adjusted for the number of pairs within a metric, and one
+        message per pair of runs whose test images differ.
     """
-    comparisons, messages = [], []
+    comparisons: list[RunComparison] = []
+    messages = []
     for a, b in combinations(runs, 2):
         fingerprints = str(a.embedding["fingerprint"]), str(b.embedding["fingerprint"])
         if fingerprints[0] == fingerprints[1] and a.images.ids == b.images.ids:
@@ -139,4 +147,15 @@ def compare_runs_pairwise(
                 f"(fingerprints {fingerprints[0][:12]} and {fingerprints[1][:12]}); "
                 "train both on the same source with the same --split-seed"
             )
-    return comparisons, messages
+    return _with_adjusted_p_values(comparisons), messages
+
+
+def _with_adjusted_p_values(comparisons: Sequence[RunComparison]) -> list[RunComparison]:
+    """Adjust the p-values of each metric for the number of pairs of runs."""
+    adjusted = list(comparisons)
+    for metric in {comparison.paired.metric_a for comparison in comparisons}:
+        rows = [row for row, item in enumerate(comparisons) if item.paired.metric_a == metric]
+        values = holm_adjust([comparisons[row].paired.p_value for row in rows])
+        for row, value in zip(rows, values, strict=True):
+            adjusted[row] = comparisons[row]._replace(p_holm=value)
+    return adjusted

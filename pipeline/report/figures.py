@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.report.comparison_plots import COMPARISON_FIGURES
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.formats import format_percent
 from pipeline.report.open_set import unknown_distances
@@ -26,6 +27,7 @@ FIGURES = (
     "comparison",
     *(f"training-{name.replace('_', '-')}" for name in CURVES),
     *("reliability", "confusion", "distances", "map", "roc", "unknown"),
+    *COMPARISON_FIGURES,
 )
 
 

@@ -76,7 +76,12 @@ def p_equals(value: float | None) -> str:
 
 def is_significant(paired: PairedTest) -> bool:
     """Return True if the difference is significant at the 5% level."""
-    return paired.p_value is not None and paired.p_value < LEVEL
+    return paired.p_value is not None and is_significant_p(paired.p_value)
+
+
+def is_significant_p(p_value: float) -> bool:
+    """Return True if a p-value is significant at the 5% level."""
+    return p_value < LEVEL
 
 
 def format_difference(paired: PairedTest) -> str:

@@ -10,6 +10,9 @@ from markupsafe import Markup
 from pipeline.enrolments import describe_enrolments
 from pipeline.escape import printable
 from pipeline.report.class_table import MANY_CLASSES, class_rows
+from pipeline.report.comparison import Comparison
+from pipeline.report.comparison_plots import COMPARISON_FIGURES
+from pipeline.report.comparison_text import comparison_findings, comparison_rows
 from pipeline.report.evaluated_run import EvaluatedRun, compare_runs_pairwise
 from pipeline.report.figures import confusion_matrix
 from pipeline.report.formats import (
@@ -37,6 +40,7 @@ def render_page(
     figures: Sequence[Mapping[str, Any]],
     *,
     pooled: bool = False,
+    comparison: Comparison | None = None,
 ) -> str:
     """Return the page ``report.html``: one self-contained file.
 
@@ -49,6 +53,7 @@ def render_page(
         exploration: Distances and map of the first run, if there are any.
         figures: Matplotlib figures by name, for each run.
         pooled: True if the runs repeat one experiment with different seeds.
+        comparison: Result of `pipeline compare` with these runs.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pipeline.report", "templates"),
@@ -65,7 +70,8 @@ def render_page(
     colours = list(zip(first.test.classes, PALETTE, strict=False))
     return environment.get_template("report.html").render(
         runs=views,
-        summary=summary(runs, pooled=pooled),
+        summary=comparison_findings(comparison) if comparison else summary(runs, pooled=pooled),
+        compared=comparison and _comparison_view(comparison, figures[0]),
         names=names,
         rows=rows,
         comparisons=[] if pooled else compare_runs_pairwise(runs)[0],
@@ -90,12 +96,28 @@ def _printable(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+def _comparison_view(comparison: Comparison, figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the template's variables for the section of a comparison."""
+    return {
+        "nouns": comparison.nouns,
+        "folds": comparison.folds,
+        "pairs": comparison.pairs,
+        "rows": comparison_rows(comparison),
+        "failed": comparison.failed,
+        "svg": [
+            Markup(inline_svg(figures[name], name, name.replace("-", " ")))
+            for name in COMPARISON_FIGURES
+            if name in figures
+        ],
+    }
+
+
 def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dict[str, Any]:
     """Return the template's variables for one run. The suffix keeps the figures' names unique."""
     svg = {
         name: Markup(inline_svg(figure, f"{name}-{suffix}", name.replace("-", " ")))
         for name, figure in figures.items()  # matplotlib escapes their texts
-        if name not in ("map", "comparison")
+        if name not in ("map", "comparison", *COMPARISON_FIGURES)
     }
     evaluation = run.evaluation
     confusion = confusion_matrix(run)

@@ -49,7 +49,7 @@ PALETTE = (
 )
 
 CURVES = {
-    "loss": "Loss (mean over active triplets)",
+    "loss": "Training loss",
     "active_share": "Share of active triplets",
     "mean_distance": "Mean pairwise distance",
     "val_knn": "Validation kNN accuracy",

@@ -56,7 +56,7 @@ def summary(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> list[Findi
         return _mean_scores(runs) if len(runs) > 1 else []
     comparisons, messages = compare_runs_pairwise(runs)
     findings = []
-    for run_a, run_b, paired in comparisons:
+    for run_a, run_b, paired, _ in comparisons:
         if paired.metric_a in MAIN_METRICS and paired.count:
             title = METRICS[paired.metric_a].title
             text = f"{title} of {run_a} compared with {run_b}: {format_difference(paired)}."

@@ -8,7 +8,12 @@ import pandas as pd
 
 from pipeline.escape import escape_formula
 from pipeline.numbers import format_share
-from pipeline.report.evaluated_run import EvaluatedRun, RunComparison, compare_runs_pairwise
+from pipeline.report.evaluated_run import (
+    POOLED,
+    EvaluatedRun,
+    RunComparison,
+    compare_runs_pairwise,
+)
 from pipeline.report.formats import LEVEL
 from stages.evaluation.metric_definitions import METRICS
 from stages.evaluation.pooling import pool_runs
@@ -20,14 +25,15 @@ from stages.settings import REJECT
 SCORE_COLUMNS = ["run", "metric", "split", "value", "ci_low", "ci_high", "count", "definition"]
 PAIRED_COLUMNS = [
     *("run_a", "metric_a", "run_b", "metric_b", "split"),
-    *("difference", "ci_low", "ci_high", "p_value", "count", "test"),
+    *("difference", "ci_low", "ci_high", "p_value", "count", "test", "p_holm"),
 ]
 
 
 def accuracy_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> pd.DataFrame:
     """Return `accuracy.csv`: one row per run and score.
 
-    Folds have rows of their run, of each fold and of the standard deviation, ``std``.
+    Folds have rows of their run, of each fold and of the standard deviation, ``std``, or
+    ``NAME/std`` where several networks are compared.
 
     Args:
         runs: Evaluated runs.
@@ -35,7 +41,10 @@ def accuracy_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> pd.
     """
     with_folds = [fold_or_run for run in runs for fold_or_run in (*run.folds, run)]
     named_scores = [(run.run, run.evaluation.scores) for run in with_folds]
-    named_scores += [("std", run.deviation) for run in runs if run.folds]
+    for run in runs:
+        if run.folds:
+            name = "std" if run.run == POOLED else f"{run.run}/std"
+            named_scores.append((name, run.deviation))
     if pooled:
         named_scores += _mean_and_deviation(runs)
     rows = [
@@ -69,9 +78,9 @@ def comparison_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> p
             *(escape_formula(run_a), paired.metric_a, escape_formula(run_b), paired.metric_b),
             *(paired.split, _difference(paired.difference)),
             *(_difference(paired.low), _difference(paired.high), _p_value(paired.p_value)),
-            *(paired.count, paired.test),
+            *(paired.count, paired.test, _p_value(p_holm)),
         ]
-        for run_a, run_b, paired in comparisons
+        for run_a, run_b, paired, p_holm in comparisons
     ]
     return pd.DataFrame(rows, columns=PAIRED_COLUMNS, dtype=object)
 

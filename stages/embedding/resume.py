@@ -1,10 +1,13 @@
 """Resume training from a saved state: checks, and the optimiser's state."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
 from torch import Tensor, nn
 
 from stages.errors import CheckpointError
-from stages.network.embedding_net import describe_mismatch
+from stages.network.mismatch import describe_mismatch
 from stages.records import TrainingState
 
 
@@ -15,6 +18,7 @@ def check_state(
     *,
     steps: int,
     per_epoch: int,
+    loss: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """Check that a training state fits a run, before anything is changed.
 
@@ -24,10 +28,11 @@ def check_state(
         optimiser: Optimiser of the run, AdamW.
         steps: Optimiser steps of the whole run.
         per_epoch: Optimiser steps per epoch.
+        loss: State of a library's loss; empty for the triplet loss.
 
     Raises:
         CheckpointError: If the counters contradict each other or the run, or a tensor does not fit
-            the network.
+            the network or the loss.
     """
     epochs, position = divmod(state.step, per_epoch)
     required = {"steps": steps, "finished epochs": epochs, "batches of this epoch": position}
@@ -38,7 +43,10 @@ def check_state(
     if not 0 <= state.step <= steps:
         raise CheckpointError(f"step {state.step} of {steps}")
     tensors = network.state_dict()
-    mismatches = {"network": describe_mismatch(tensors, state.network)}
+    mismatches = {
+        "network": describe_mismatch(tensors, state.network),
+        "loss": describe_mismatch(loss, state.loss),
+    }
     if state.best:
         mismatches["best epoch"] = describe_mismatch(tensors, state.best[2])
     parameters = _parameters(optimiser)

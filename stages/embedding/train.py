@@ -1,9 +1,8 @@
-"""Stage one: train the embedding with triplet loss."""
+"""Stage one: train the embedding with triplet loss, or with a loss of a library."""
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -13,16 +12,23 @@ from stages.distributed import (
     all_gather_rows,
     all_reduce_gradients,
     broadcast_buffers,
+    broadcast_gradients,
     per_rank_rng,
     rank_and_world_size,
     rank_slice,
 )
-from stages.embedding.best_epoch import Best, epoch_score, is_better, out_of_patience
+from stages.embedding.best_epoch import epoch_score, is_better
 from stages.embedding.inputs import training_input
+from stages.embedding.library_loss import (
+    LibraryBatchLoss,
+    library_batch_loss,
+    loss_parameter_groups,
+    new_library_loss,
+)
 from stages.embedding.loss import TripletLoss, triplet_loss
-from stages.embedding.resume import check_state, restore_optimiser
 from stages.embedding.sampler import PKSampler
 from stages.embedding.schedule import is_validated, learning_rate_factor, plan_training
+from stages.embedding.training_run import TrainingRun
 from stages.embedding.validation import (
     GALLERY,
     QUERIES,
@@ -49,7 +55,7 @@ class Step(NamedTuple):
         done: Steps done so far, over all epochs.
         last: True if training ends with this step.
         loss: Loss of the batch.
-        active_share: Share of the batch's triplets with a loss above 0.
+        active_share: Share of the batch's triplets with a loss above 0, None for a library's loss.
         images: Images in the batch, over all ranks.
         state: Function that returns the state after this step.
     """
@@ -57,7 +63,7 @@ class Step(NamedTuple):
     done: int
     last: bool
     loss: float
-    active_share: float
+    active_share: float | None
     images: int
     state: Callable[[], TrainingState]
 
@@ -155,6 +161,8 @@ def train_embedding(
         run.optimiser.zero_grad(set_to_none=True)
         result.loss.backward()
         all_reduce_gradients(run.network)
+        if run.library_loss:  # every rank has computed the whole gradient of its weights
+            broadcast_gradients(run.library_loss)
         _set_learning_rates(run)
         run.optimiser.step()
         run.step += 1
@@ -179,80 +187,13 @@ def train_embedding(
     return TrainedEmbedding(run.network, run.best[1] if run.best else 0, run.history)
 
 
-@dataclass(kw_only=True)
-class _Run:
-    """A training run: its fixed parts, then the counters that change with every step."""
-
-    train: Split
-    settings: EmbedSettings
-    device: torch.device
-    precision: torch.dtype
-    network: EmbeddingNet
-    optimiser: torch.optim.Optimizer
-    peak_rates: list[float]  # per parameter group
-    sampler: PKSampler
-    own: slice  # rows of each batch that this rank embeds
-    epochs: int
-    step: int = 0
-    sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    history: tuple[EpochLog, ...] = ()
-    best: Best | None = None
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * len(self.sampler)
-
-    @property
-    def finished(self) -> bool:
-        return self.step >= self.steps or out_of_patience(self.settings, self.history, self.best)
-
-    def batches(self) -> Iterator[Tensor]:
-        """Yield the remaining batches of the run, int64, shape (P * K,)."""
-        while not self.finished:
-            self.network.train()
-            yield from self.sampler
-
-    def add(self, loss: float, active_share: float, mean_distance: float) -> None:
-        """Add the scores of a step to the sums of the epoch."""
-        self.sums = (
-            self.sums[0] + loss,
-            self.sums[1] + active_share,
-            self.sums[2] + mean_distance,
-        )
-
-    def state(self) -> TrainingState:
-        return TrainingState(
-            step=self.step,
-            steps=self.steps,
-            network=self.network.state_dict(),
-            optimiser=self.optimiser.state_dict(),
-            sampler=self.sampler.state_dict(),
-            generator=torch.get_rng_state(),
-            history=self.history,
-            sums=self.sums,
-            best=self.best,
-        )
-
-    def restore(self, state: TrainingState) -> None:
-        """Continue from a state, or raise an error before anything is changed."""
-        check_state(
-            state, self.network, self.optimiser, steps=self.steps, per_epoch=len(self.sampler)
-        )
-        self.network.load_state_dict(state.network)
-        restore_optimiser(self.optimiser, state)
-        self.sampler.load_state_dict(state.sampler)
-        torch.set_rng_state(state.generator)
-        self.step, self.sums = state.step, state.sums
-        self.history, self.best = state.history, state.best
-
-
 def _start(
     train: Split,
     settings: EmbedSettings,
     network: EmbeddingNet | None,
     device: torch.device,
     precision: torch.dtype,
-) -> _Run:
+) -> TrainingRun:
     torch.manual_seed(settings.seed)
     plan, epochs = plan_training(train.labels, settings)
     own = rank_slice(plan.classes_per_batch, plan.images_per_class)
@@ -260,13 +201,17 @@ def _start(
     fit_projection(network, train, device=device)
     if rank_and_world_size()[1] > 1 and device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    library_loss = new_library_loss(settings, train.labels.unique(), plan)
+    library_loss = library_loss and library_loss.to(device)
     groups = network.parameter_groups(settings.lr)
-    return _Run(
+    groups += loss_parameter_groups(library_loss, settings.lr)
+    return TrainingRun(
         train=train,
         settings=settings,
         device=device,
         precision=precision,
         network=network,
+        library_loss=library_loss,
         peak_rates=[group["lr"] for group in groups],
         optimiser=torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True),
         sampler=PKSampler(train.labels, plan, seed=settings.seed),
@@ -275,8 +220,8 @@ def _start(
     )
 
 
-def _forward(run: _Run, batch: Tensor) -> TripletLoss:
-    """Embed this rank's images of a batch and compute the triplet loss of the whole batch."""
+def _forward(run: TrainingRun, batch: Tensor) -> TripletLoss | LibraryBatchLoss:
+    """Embed this rank's images of a batch and compute the loss of the whole batch."""
     settings, device = run.settings, run.device
     inputs = training_input(
         run.network, run.train, batch, run.own, augment=settings.augment, device=device
@@ -287,9 +232,12 @@ def _forward(run: _Run, batch: Tensor) -> TripletLoss:
         torch.autocast(device.type, dtype=run.precision, enabled=mixed),
     ):
         vectors = run.network(inputs)
+    vectors, labels = all_gather_rows(vectors), run.train.labels[batch].to(device)
+    if run.library_loss:
+        return library_batch_loss(run.library_loss, vectors, labels)
     return triplet_loss(
-        all_gather_rows(vectors),
-        run.train.labels[batch].to(device),
+        vectors,
+        labels,
         mining=settings.mining,
         margin=settings.margin,
         distance=settings.distance,
@@ -297,7 +245,7 @@ def _forward(run: _Run, batch: Tensor) -> TripletLoss:
     )
 
 
-def _set_learning_rates(run: _Run) -> None:
+def _set_learning_rates(run: TrainingRun) -> None:
     """Set the learning rate of each parameter group for the next step."""
     factor = learning_rate_factor(run.step, run.steps)
     for group, peak_rate in zip(run.optimiser.param_groups, run.peak_rates, strict=True):
@@ -305,7 +253,7 @@ def _set_learning_rates(run: _Run) -> None:
 
 
 def _end_of_epoch(
-    run: _Run, gallery: Split, queries: Split | None, held_out: Split | None
+    run: TrainingRun, gallery: Split, queries: Split | None, held_out: Split | None
 ) -> EpochLog:
     """Validate the network, log the epoch and keep the weights if they are the best so far."""
     broadcast_buffers(run.network)
@@ -321,7 +269,7 @@ def _end_of_epoch(
     log = EpochLog(
         epoch=epoch,
         loss=loss,
-        active_share=active_share,
+        active_share=None if run.library_loss else active_share,
         mean_distance=mean_distance,
         val_knn=val_knn,
         val_triplet=val_triplet,

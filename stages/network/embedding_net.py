@@ -1,17 +1,24 @@
 """The embedding network: pixel scaling, trunk, projection, L2 normalisation."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.errors import CheckpointError, SettingsError
+from stages.errors import SettingsError
 from stages.network.conv import MIN_SIDE
 from stages.network.digest import state_digest
-from stages.network.pretrained import LibraryTrunk, make_trunk, projection_head, trunk_blocks
+from stages.network.library_weights import fit_weights
+from stages.network.pretrained import (
+    UNRECORDED,
+    LibraryTrunk,
+    make_trunk,
+    projection_head,
+    trunk_blocks,
+)
 from stages.network.projection import ResidualProjection
 
 TRUNK_LEARNING_RATE_FACTOR = 0.1  # learning rate of a pretrained trunk over that of the projection
@@ -58,6 +65,7 @@ class EmbeddingNet(nn.Module):
             worse. Their scale and shift are trained.
         mean: Mean of the pixels in [0, 1], one value, or one per channel. Default: 0.
         std: Standard deviation of these pixels, one value, or one per channel. Default: 1.
+        side: Side to which a library trunk resizes the images. None: the smallest possible one.
         projection: ``residual``: :class:`stages.network.projection.ResidualProjection`. None:
             :func:`stages.network.pretrained.projection_head` for library networks, as in all
             checkpoints without this entry, and a linear layer for the others.
@@ -86,10 +94,11 @@ class EmbeddingNet(nn.Module):
         pretrained: bool = False,
         mean: Tensor | None = None,
         std: Tensor | None = None,
+        side: int | None = None,
         projection: str | None = None,
     ):
         super().__init__()
-        self.config = {
+        self.config: dict[str, Any] = {
             "name": name,
             "channels": channels,
             "size": size,
@@ -99,8 +108,10 @@ class EmbeddingNet(nn.Module):
         }
         if projection is not None:
             self.config["projection"] = projection
-        self.trunk, features = make_trunk(name, channels, size)
+        self.trunk, features = make_trunk(name, channels, size, side)
         is_library = isinstance(self.trunk, LibraryTrunk)
+        if isinstance(self.trunk, LibraryTrunk) and side != UNRECORDED:
+            self.config["side"] = self.trunk.side
         trunk_channels = 3 if is_library else channels
         self._register_statistic("mean", torch.zeros(1) if mean is None else mean, trunk_channels)
         self._register_statistic("std", torch.ones(1) if std is None else std, trunk_channels)
@@ -176,34 +187,17 @@ class EmbeddingNet(nn.Module):
     def load_trunk(self, tensors: Mapping[str, Tensor], *, where: str) -> None:
         """Load pretrained weights into a library trunk.
 
-        Weights of the classifier and of auxiliary heads are ignored.
-
         Args:
-            tensors: Weights and buffers under the library's names.
+            tensors: Weights and buffers, see :func:`stages.network.library_weights.fit_weights`.
             where: Origin of the weights, for the error message.
 
         Raises:
             CheckpointError: If a tensor is missing, unknown or of another shape.
         """
         assert isinstance(self.trunk, LibraryTrunk)
-        expected = self.trunk.body.state_dict()
-        given = {
-            name: value for name, value in tensors.items() if not name.startswith(self.trunk.heads)
-        }
-        # Files from before BatchNorm had this counter lack it, and nothing uses it.
-        required = {
-            name: value
-            for name, value in expected.items()
-            if name in given or not name.endswith("num_batches_tracked")
-        }
-        if mismatch := describe_mismatch(required, given, dtypes=False):
-            raise CheckpointError(
-                f"{where}: not the weights of {self.config['name']} at size "
-                f"{self.config['size']} ({mismatch}); give the weights of this network "
-                "and size, or change the network or the size"
-            )
+        given = fit_weights(self.trunk, str(self.config["name"]), tensors, where=where)
         # Copy instead of load_state_dict: some networks require extra state there.
-        for name, value in expected.items():
+        for name, value in self.trunk.body.state_dict().items():
             value.copy_(given.get(name, value))
         self._trunk_digest = None
 
@@ -217,7 +211,7 @@ class EmbeddingNet(nn.Module):
         return super().load_state_dict(state, *args, **kwargs)
 
     def trunk_digest(self) -> str | None:
-        """Compute the digest of the trunk's weights and of the pixel scaling.
+        """Compute the digest of the trunk's weights, of its side and of the pixel scaling.
 
         It identifies the features that a frozen trunk computes.
 
@@ -225,13 +219,14 @@ class EmbeddingNet(nn.Module):
             The digest, or None if the trunk is trained.
         """
         if self.config["trunk"] == "frozen" and self._trunk_digest is None:
-            self._trunk_digest = state_digest(
-                {
-                    name: value
-                    for name, value in self.state_dict().items()
-                    if not name.startswith("project.")
-                }
-            )
+            tensors = {
+                name: value
+                for name, value in self.state_dict().items()
+                if not name.startswith("project.")
+            }
+            if self.config.get("side", self.config["size"]) != self.config["size"]:
+                tensors["side"] = torch.tensor(self.config["side"])
+            self._trunk_digest = state_digest(tensors)
         return self._trunk_digest
 
     def features(self, images: Tensor) -> Tensor:
@@ -280,47 +275,6 @@ def _frozen_block_count(name: str, trunk: str, blocks: int) -> int:
     return blocks - trained
 
 
-def describe_mismatch(
-    expected: Mapping[str, Tensor], given: Mapping[str, Tensor], *, dtypes: bool = True
-) -> str:
-    """Describe how the names, shapes and dtypes of tensors differ from the expected ones.
-
-    Args:
-        expected: Tensors by name, on any device.
-        given: The tensors to compare with them.
-        dtypes: False to accept any dtype.
-
-    Returns:
-        A phrase that names up to three tensors per kind of difference; empty if all fit.
-
-    Example:
-        >>> describe_mismatch({"a": torch.zeros(2)}, {"a": torch.zeros(3), "b": torch.zeros(1)})
-        'unknown b; wrong shape: a (3,) instead of (2,)'
-    """
-    missing = [name for name in expected if name not in given]
-    unknown = [name for name in given if name not in expected]
-    reshaped, retyped = [], []
-    for name, value in expected.items():
-        other = given.get(name, value)
-        if other.shape != value.shape:
-            reshaped.append(f"{name} {tuple(other.shape)} instead of {tuple(value.shape)}")
-        elif dtypes and other.dtype != value.dtype:
-            retyped.append(f"{name} {other.dtype} instead of {value.dtype}")
-    problems = {
-        "missing": missing,
-        "unknown": unknown,
-        "wrong shape:": reshaped,
-        "wrong dtype:": retyped,
-    }
-    listed = [f"{problem} {_first_three(names)}" for problem, names in problems.items() if names]
-    return "; ".join(listed)
-
-
-def _first_three(names: Sequence[str]) -> str:
-    listed = ", ".join(names[:3])
-    return f"{listed} and {len(names) - 3} more" if len(names) > 3 else listed
-
-
 def to_device(network: nn.Module, device: torch.device) -> Any:
     """Move a network to a device and to the channels-last layout, which convolutions run faster in.
 
@@ -346,4 +300,4 @@ def build_network(config: Mapping[str, Any]) -> EmbeddingNet:
     Raises:
         SettingsError: If the trunk cannot be built.
     """
-    return EmbeddingNet(**config)
+    return EmbeddingNet(**{"side": UNRECORDED, **config})

@@ -1,19 +1,18 @@
 """Trunks from torchvision and timm."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.errors import SettingsError
 from stages.network.conv import OWN_TRUNKS
+from stages.network.library_bodies import body_builder
+from stages.network.library_input import MIN_SIDE, count_features, library_input
 
-MAX_PROBED_SIDE = 512  # largest input side in pixels that make_trunk tries
+UNRECORDED = 0  # for the side of a library network in a record of an earlier version
 HIDDEN_UNITS = 512  # width of the hidden layer of the projection head
 
 
@@ -58,17 +57,18 @@ class LibraryTrunk(nn.Module):
         return features.flatten(1)
 
 
-def make_trunk(name: str, channels: int, size: int) -> tuple[nn.Module, int]:
+def make_trunk(
+    name: str, channels: int, size: int, side: int | None = None
+) -> tuple[nn.Module, int]:
     """Build a trunk with random weights.
 
-    Library networks only run on some image sizes: multiples of 16 or 32, at least 75 pixels, or one
-    fixed size. The trunk resizes images to the smallest side, from ``size`` up, that works.
-
     Args:
-        name: ``conv``, ``conv-deep``, ``efficientnet-lite0``, ``torchvision:NAME`` or
+        name: ``conv``, ``conv-deep``, ``efficientnet-liteN``, ``torchvision:NAME`` or
             ``timm:NAME``.
         channels: Number of image channels. Library networks always get 3.
         size: Side of the square images in pixels.
+        side: Side to which a library network resizes them. None: that of :func:`library_input`.
+            ``UNRECORDED``: as earlier versions chose it.
 
     Returns:
         The trunk, which maps scaled pixels (N, channels, size, size) to features (N, F), and F.
@@ -79,110 +79,33 @@ def make_trunk(name: str, channels: int, size: int) -> tuple[nn.Module, int]:
     """
     if name in OWN_TRUNKS:
         return OWN_TRUNKS[name](channels, size)
-    build_body = _body_builder(name)
-    first_error = ""
-    for side in _candidate_sides(size):
-        try:
-            body, heads = build_body(side)
-            features = _count_features(body, side)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            first_error = first_error or " ".join(str(error).split())[:200]
-        else:
-            return LibraryTrunk(body.train(), side, heads), features
-    raise SettingsError(
-        "network",
-        name,
-        f"does not run on images of {size} x {size} ({first_error}); choose another size",
-    )
-
-
-def _body_builder(name: str) -> Callable[[int], tuple[nn.Module, tuple[str, ...]]]:
-    """Return the function that builds a library network for images of a given side."""
-    library, _, model = name.partition(":")
-    if library == "torchvision":
-        return partial(_torchvision_body, model)
-    return partial(_timm_body, name, model or "tf_efficientnet_lite0")
-
-
-def _candidate_sides(size: int) -> Iterator[int]:
-    """Yield the image's own side, at least 32, then the multiples of 32 above it."""
-    smallest = max(size, 32)
-    yield smallest
-    yield from range(32 * math.ceil((smallest + 1) / 32), max(MAX_PROBED_SIDE, smallest) + 1, 32)
-
-
-def _count_features(body: nn.Module, side: int) -> int:
-    """Return the number of features that a network computes, by applying it to a black image."""
-    with torch.no_grad():
-        features: Tensor = body.eval()(torch.zeros(1, 3, side, side))
-    return features.flatten(1).shape[1]
-
-
-def _torchvision_body(name: str, side: int) -> tuple[nn.Module, tuple[str, ...]]:
-    """Build a torchvision network without its last layer.
-
-    Args:
-        name: Name in ``torchvision.models``.
-        side: Side of the square images in pixels, which vision transformers need to know.
-
-    Returns:
-        The network with an identity as its last layer, and the prefixes of the weights that it
-        lacks: its last layer and the auxiliary classifiers.
-    """
-    from torchvision import models  # slow to import
-
-    if name not in (names := models.list_models(module=models)):
-        similar = ", ".join(get_close_matches(name, names, 5, 0.3)) or "resnet18, inception_v3"
-        raise SettingsError(
-            "network",
-            f"torchvision:{name}",
-            f"torchvision has no such classification network; choose one such as {similar}",
-        )
-    options: dict[str, Any] = {"image_size": side} if name.startswith("vit_") else {}
-    if name in ("inception_v3", "googlenet"):
-        # Their weights expect pixels in [-1, 1]; with transform_input the networks convert them.
-        options = {"aux_logits": False, "transform_input": True, "init_weights": True}
-    body: nn.Module = models.get_model(name, weights=None, **options)
-    weighted_layers = [
-        path for path, module in body.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))
-    ]
-    last_layer = weighted_layers[-1]
-    body.set_submodule(last_layer, nn.Identity())
-    return body, (f"{last_layer}.", "AuxLogits.", "aux1.", "aux2.")
-
-
-def _timm_body(name: str, model: str, side: int) -> tuple[nn.Module, tuple[str, ...]]:
-    """Build a timm network without its classifier.
-
-    Args:
-        name: Name of the network as the settings spell it, for messages.
-        model: Name in timm.
-        side: Ignored; timm's networks need no image size.
-
-    Returns:
-        The network, and the prefixes of the weights that it lacks: its classifiers.
-    """
+    if side == UNRECORDED:
+        return _earlier_trunk(name, size)
+    found = library_input(name, size, side)
+    build = body_builder(name)
     try:
-        import timm
-    except ImportError as error:
-        extra = "offline" if name == "efficientnet-lite0" else "timm"
-        raise SettingsError(
-            "network",
-            name,
-            f"needs the package timm; run pip install 'embedding-pipeline[{extra}]'",
-        ) from error
-    if not timm.is_model(model):
-        matches = get_close_matches(model, timm.list_models(), 5, 0.3)
-        similar = ", ".join(matches) or "resnet18, efficientnet_b0"
-        raise SettingsError(
-            "network", name, f"timm has no such network; choose one such as {similar}"
-        )
-    body: nn.Module = timm.create_model(model, pretrained=False, num_classes=0)
-    config: Any = body.pretrained_cfg
-    heads = config.get("classifier") or ()
-    if isinstance(heads, str):
-        heads = (heads,)
-    return body, tuple(f"{head}." for head in heads)
+        body, heads = build(found.side)
+    except RuntimeError as error:  # a few networks cannot be built on the meta device
+        reason = " ".join(str(error).split())[:200]
+        raise SettingsError("network", name, f"cannot be built ({reason})") from error
+    return LibraryTrunk(body.train(), found.side, heads), found.features
+
+
+def _earlier_trunk(name: str, size: int) -> tuple[nn.Module, int]:
+    """Build a trunk as in checkpoints that do not record the side.
+
+    A network of timm has the image size that it was designed for, whatever the side, and the same
+    random numbers are drawn as in earlier versions.
+    """
+    build = body_builder(name)
+    smallest = max(size, MIN_SIDE)
+    next_multiple = 32 * (smallest // 32 + 1)
+    for side in (smallest, *range(next_multiple, max(512, smallest) + 1, 32)):
+        with suppress(RuntimeError, ValueError, AssertionError):
+            body, heads = build(side if name.startswith("torchvision:") else None)
+            features = count_features(body, side)
+            return LibraryTrunk(body.train(), side, heads), features
+    raise SettingsError("network", name, f"does not run on images of {size} x {size}")
 
 
 def projection_head(features: int, dim: int) -> nn.Module:

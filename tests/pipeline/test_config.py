@@ -3,10 +3,18 @@
 from pathlib import Path
 
 import click
+import pandas as pd
 import pytest
 
 from pipeline.cli import commands
-from pipeline.config import add_run_defaults, configured_values, read_config
+from pipeline.config import (
+    add_compare_defaults,
+    add_run_defaults,
+    configured_values,
+    read_config,
+)
+from pipeline.tensor_files import read_header
+from pipeline.training_state import load_state
 from stages.errors import SettingsError
 
 
@@ -48,6 +56,38 @@ def test_unusable_file_is_a_settings_error(tmp_path, text, name):
     assert raised.value.field == "config"
 
 
+def test_loss_and_its_parameters_come_from_tables(tmp_path, run_command, digit_folder):
+    pytest.importorskip("pytorch_metric_learning")
+    (tmp_path / "settings.toml").write_text("""
+        [embed]
+        loss = "pml:CrossBatchMemory"
+        mining = "pml:MultiSimilarityMiner"
+        epochs = 2
+        dim = 8
+        [embed.loss-options]
+        memory_size = 500
+        loss = {name = "ContrastiveLoss", neg_margin = 0.7}
+        [embed.mining-options]
+        epsilon = 0.2
+    """)
+    arguments = ("--config", "settings.toml", "embed", "--data", str(digit_folder))
+    status, _, errors = run_command(*arguments, "--out", "e.safetensors")
+    assert status == 0, errors
+    assert "active" not in errors and "loss" in errors
+    header = read_header(Path("e.safetensors"))
+    assert header.record["settings"]["loss_options"] == {
+        "memory_size": 500,
+        "loss": {"name": "ContrastiveLoss", "neg_margin": 0.7},
+    }
+    assert header.record["settings"]["mining_options"] == {"epsilon": 0.2}
+    history = pd.read_csv("e.history.csv")
+    assert history.active_share.isna().all() and (history.mean_distance > 0.05).all()
+    state = load_state(Path("e.state"))[0]
+    assert len(state.loss["loss.embedding_memory"]) == 500
+    status, _, errors = run_command(*arguments, "--out", "e.safetensors", "--loss-options", "{}")
+    assert status == 1 and "loss-options" in errors
+
+
 def test_missing_file_ends_with_status_1(run_command):
     status, _, errors = run_command("--config", "missing.toml", "embed")
     assert status == 1 and "--config missing.toml" in errors
@@ -58,6 +98,25 @@ def test_embed_table_applies_to_run():
     tables = add_run_defaults(tables, commands.commands["run"])
     assert tables["run"] == {"epochs": 4, "dim": 24}  # --out of embed is a checkpoint
     assert tables["embed"] == {"epochs": 4, "dim": 32, "out": "e"}
+
+
+def test_embed_and_run_tables_apply_to_compare():
+    compare = commands.commands["compare"]
+    tables = {
+        "embed": {"epochs": 4, "dim": 32, "network": "conv", "mining": "random", "out": "e"},
+        "run": {"dim": 24, "out": "r", "embedding": "e", "seeds": "0,1"},
+        "compare": {"epochs": 5},
+    }
+    tables = add_compare_defaults(add_run_defaults(tables, commands.commands["run"]), compare)
+    assert tables["compare"] == {
+        "epochs": 5,
+        "dim": 24,
+        "networks": "conv",
+        "mining": "random",
+        "out": "r",
+    }
+    tables["compare"]["networks"] = "conv,conv-deep"
+    assert add_compare_defaults(tables, compare)["compare"]["networks"] == "conv,conv-deep"
 
 
 def test_configured_values_are_converted():

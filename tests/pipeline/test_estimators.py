@@ -71,7 +71,7 @@ def test_parameters_are_the_fields_of_the_settings(estimator):
     for kind in kinds:
         for field in fields(kind):
             expected.setdefault(field.name, field.default)
-    for name in ("test", "unseen_classes", "max_unreadable", "root", "download"):
+    for name in ("test", "unseen_classes", "max_unreadable", "root", "download", "given"):
         del expected[name]  # X is no data source, and all of it is for training
     assert defaults == expected
     assert estimator().get_params() == expected

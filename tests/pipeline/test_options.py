@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.cli import commands
 from pipeline.context import RunContext
-from pipeline.options import AUTOMATIC, HELP, parse_seeds, pick, settings_options, spell
+from pipeline.options import AUTOMATIC, HELP, pick, settings_options, spell
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
 SETTINGS = (ReadSettings, EmbedSettings, ClassifySettings)
@@ -59,16 +59,6 @@ def test_pick_ignores_other_options_and_keeps_defaults():
     options = {"dropout": 0.2, "quiet": True, "source": "digits"}
     assert pick(ClassifySettings, options) == ClassifySettings(dropout=0.2)
     assert pick(RunContext, options) == RunContext(quiet=True)
-
-
-def test_seeds_are_distinct_whole_numbers():
-    option = click.Option(["--seeds"])
-    context = click.Context(click.Command("run"))
-    assert parse_seeds(context, option, None) == ()
-    assert parse_seeds(context, option, "0,1, 2") == (0, 1, 2)
-    for value in ("0,x", "1,1", "1.5"):
-        with pytest.raises(click.BadParameter, match=value):
-            parse_seeds(context, option, value)
 
 
 def test_hints_spell_only_what_differs_from_the_default():

@@ -8,16 +8,19 @@ from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 from image_files import write_random_images
 
+from pipeline import network_choice
 from pipeline.commands.embed import embed
 from pipeline.commands.folds import run_folds
 from pipeline.commands.inputs import load_data
 from pipeline.commands.run import run
 from pipeline.context import RunContext
 from pipeline.failures import failure_of_another_rank, is_lost_process, report_failure
+from pipeline.network_choice import choose_network
 from pipeline.processes import (
     any_rank,
     assert_equal_across_ranks,
@@ -37,6 +40,7 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", str(port)
     QUIET.start()
     check_errors(rank)
+    check_network_choice(rank)
     check_failure_reports(rank)
     check_different_states(rank, folder)
     check_decoding(rank, folder)
@@ -59,6 +63,19 @@ def check_errors(rank: int) -> None:
     with pytest.raises(PipelineError, match=r"^images: .*process 0: a.*process 1: b.*copy"):
         assert_equal_across_ranks("images", "ab"[rank], "copy them")
     assert_equal_across_ranks("images", "a", "copy them")
+
+
+def check_network_choice(rank: int) -> None:
+    """Check that machines with other packages do not train different networks."""
+    photos = np.zeros((4, 72, 72, 3), np.uint8)
+    photos[0, 0, 0, 0] = 1  # not grey
+    chosen = choose_network(photos, ReadSettings(), EmbedSettings(), QUIET)
+    assert chosen.settings.network == network_choice.TRUNK
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(network_choice, "PACKAGES", ("no_such_package",))
+        with pytest.raises(PipelineError, match=r"process 1: conv.*install the same packages"):
+            choose_network(photos, ReadSettings(), EmbedSettings(), QUIET)
 
 
 def check_failure_reports(rank: int) -> None:

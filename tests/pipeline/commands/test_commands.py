@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from pipeline.checkpoint import load_classifier, load_embedding
+from pipeline.cli import main
 from pipeline.tensor_files import read_header
 
 EMBEDDING = Path("checkpoints/embedding.safetensors")
@@ -29,13 +30,27 @@ METRICS = {
 COLUMNS = ["run", "split", "value", "ci_low", "ci_high", "count", "definition"]
 
 
+@pytest.fixture(scope="module")
+def outputs_and_images(tmp_path_factory, write_digits) -> tuple[Path, Path]:
+    """Run the three stages once on a folder of 300 digits; return the outputs and the images."""
+    outputs = tmp_path_factory.mktemp("outputs")
+    images = write_digits(tmp_path_factory.mktemp("images"))
+    embed = ("embed", "--data", str(images), "--epochs", "8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(outputs)
+        for command in (embed, ("classify",), ("report",)):
+            with pytest.raises(SystemExit) as stop:
+                main([*command, "--quiet"])
+            assert stop.value.code == 0
+    return outputs, images
+
+
 @pytest.fixture
-def trained(run_command, digit_folder):
-    """Run the three stages on a folder of 300 digits and return the folder."""
-    for command in (("embed", "--data", digit_folder, "--epochs", 8), ("classify",), ("report",)):
-        status, _, errors = run_command(*command)
-        assert status == 0, errors
-    return digit_folder
+def trained(outputs_and_images, run_command, tmp_path) -> Path:
+    """Copy the outputs of the three stages into the folder of the commands; return the images."""
+    outputs, images = outputs_and_images
+    shutil.copytree(outputs, tmp_path, dirs_exist_ok=True)
+    return images
 
 
 def accuracy() -> pd.DataFrame:
@@ -116,8 +131,10 @@ def test_classifier_contains_the_unchanged_embedding(trained):
     assert all(torch.equal(embedding[name], frozen[name]) for name in embedding)
 
 
-def test_moved_folder_has_the_same_fingerprint(run_command, trained, tmp_path):
-    moved = trained.rename(tmp_path / "elsewhere")
+def test_moved_folder_has_the_same_fingerprint(run_command, digit_folder, tmp_path):
+    assert run_command("embed", "--data", digit_folder, "--epochs", 1)[0] == 0
+    assert run_command("classify")[0] == 0
+    moved = digit_folder.rename(tmp_path / "elsewhere")
     status, _, errors = run_command("report")
     assert status == 1 and "photos" in errors
     assert run_command("report", "--data", moved)[0] == 0
@@ -187,7 +204,8 @@ def test_folder_with_its_own_splits_in_colour(run_command, tmp_path):
     folder = tmp_path / "own" / "train" / "red thing"
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     (folder / "empty.jpg").write_bytes(b"")
-    status, _, errors = run_command("run", "--data", "own", "--size", 32, "--dim", 16)
+    options = ("--size", 32, "--dim", 16, "--epochs", 50)
+    status, _, errors = run_command("run", "--data", "own", *options)
     assert status == 0, errors
     assert "2 of 53 images skipped" in errors
     assert "train/red thing/broken.png: " in errors and "train/red thing/empty.jpg: " in errors

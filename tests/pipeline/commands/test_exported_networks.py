@@ -27,6 +27,8 @@ LIBRARY_NETWORKS = [
     "torchvision:inception_v3",
     "torchvision:convnext_tiny",
     "torchvision:vit_b_16",
+    "timm:test_vit3",
+    "timm:vit_tiny_patch16_dinov3_qkvb",
     "efficientnet-lite0",
 ]
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "export.md"

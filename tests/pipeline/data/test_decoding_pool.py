@@ -37,7 +37,7 @@ def use_pool(monkeypatch):
     """Return a function that makes `file_decoder` use a given pool of two workers."""
 
     def use(pool: FakePool) -> None:
-        monkeypatch.setattr(decoding_pool, "_worker_pool", lambda _: nullcontext(pool))
+        monkeypatch.setattr(decoding_pool, "worker_pool", lambda _: nullcontext(pool))
         monkeypatch.setattr(decoding_pool, "_available_cpus", lambda: 2)
         monkeypatch.setattr(decoding_pool, "POOL_FILES", 10)
         monkeypatch.setattr(decoding_pool, "SMALL_FILES_PER_TASK", 10)

@@ -234,8 +234,8 @@ def test_worker_processes_do_not_change_the_store(
         pools.append(workers)
         return worker_pool(workers)
 
-    worker_pool = decoding_pool._worker_pool
-    monkeypatch.setattr(decoding_pool, "_worker_pool", start_pool)
+    worker_pool = decoding_pool.worker_pool
+    monkeypatch.setattr(decoding_pool, "worker_pool", start_pool)
     monkeypatch.setattr(decoding_pool, "POOL_FILES", 1000)
     monkeypatch.setattr(decoding_pool, "_available_cpus", lambda: 2)
     build_store(folder, tmp_path / "several")

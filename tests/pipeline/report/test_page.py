@@ -271,9 +271,9 @@ def test_the_page_can_be_printed(report_file, browse):
 def test_ten_thousand_test_images_take_a_minute_and_10_mb(tmp_path, browse):
     data = make_dataset(tuple(map(str, range(10))), train=30, test=1000, noise=60, size=28)
     paths = train_both(data, tmp_path)
-    start = time.monotonic()
+    start = time.process_time()  # does not depend on other processes
     report(*paths, out=tmp_path, context=QUIET, source=data)
-    assert time.monotonic() - start < 60
+    assert time.process_time() - start < 60
     assert (tmp_path / "report.html").stat().st_size < 10_000_000
     page = browse(tmp_path / "report.html")
     assert page.problems() == []

@@ -127,7 +127,7 @@ def test_a_thousand_classes_make_a_page_below_10_mb(tmp_path):
     test_images = {0: 0, 1: 1} | dict.fromkeys(range(2, 1000), 2)
     data = make_dataset(classes, train=2, test=test_images)
     settings = dataclasses.replace(TINY, epochs=1, classes_per_batch=80, images_per_class=2)
-    paths = train_both(data, tmp_path, settings=settings)
+    paths = train_both(data, tmp_path, settings=settings, max_iter=5)
     (run,) = report(*paths, out=tmp_path / "out", context=QUIET, source=data)
     assert run.evaluation.score("classification_accuracy").count == 1997
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")

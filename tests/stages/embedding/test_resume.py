@@ -39,6 +39,7 @@ def test_fitting_state_is_accepted(network):
         ({"step": -1, "history": ()}, {}, "-1"),
         ({"sampler": {**make_state().sampler, "position": 0}}, {}, "0 batches"),
         ({"network": {}}, {}, "network: missing"),
+        ({"loss": {"x": torch.zeros(1)}}, {}, "loss: unknown x"),
         ({"best": ((0.4, 0.0), 1, {"x": torch.zeros(1)})}, {}, "best epoch: .*unknown x"),
         ({"optimiser": {"state": {1: {}}}}, {}, "parameter 1 of 1"),
         ({"optimiser": {"state": {"x": {}}}}, {}, "parameter x of 1"),

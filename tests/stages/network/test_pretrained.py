@@ -50,7 +50,6 @@ def photos():
         pytest.param("torchvision:resnet50", marks=slow),
         pytest.param("torchvision:efficientnet_b0", marks=slow),
         pytest.param("torchvision:convnext_tiny", marks=slow),
-        pytest.param("torchvision:vit_b_16", marks=slow),
         pytest.param("torchvision:inception_v3", marks=slow),
         pytest.param("torchvision:squeezenet1_1", marks=slow),
         "efficientnet-lite0",
@@ -144,6 +143,7 @@ def test_loading_ignores_classifier_and_batchnorm_counters(small_weights):
     [
         ({"network": "resnet18"}, r"^network resnet18: .*torchvision:NAME"),
         ({"network": "torchvision:"}, "torchvision:NAME"),
+        ({"network": "vit_base_patch14_dinov2"}, "timm:vit_base_patch14_dinov2"),
         ({"trunk": "last-0"}, "^trunk last-0: "),
         ({"trunk": "first-2"}, "last-N such as last-2"),
         ({"network": "conv", "weights": "default"}, "^weights default: .*conv.*"),

@@ -1,0 +1,101 @@
+"""Figures of a comparison: accuracy with intervals, and accuracy against speed."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from pipeline.escape import printable
+from pipeline.report.comparison import MAIN, METRICS, ComparedRun, Comparison
+from pipeline.report.plots import BLUE, GREY, ORANGE, STYLE, new_figure
+from stages.evaluation.metric_definitions import METRICS as DEFINITIONS
+
+COMPARISON_FIGURES = ("compared", "compared-speed")
+COLOURS = dict(zip(METRICS, (BLUE, ORANGE, GREY), strict=True))
+MAX_NAME = 32  # characters
+
+
+def draw_comparison(comparison: Comparison) -> dict[str, Figure]:
+    """Draw the figures of a comparison.
+
+    Args:
+        comparison: Result of the comparison.
+
+    Returns:
+        Matplotlib figures by name, one of ``COMPARISON_FIGURES``. Without a test image of a known
+        class there are none; speed is drawn only if two runs have a time.
+    """
+    entries = [entry for entry in comparison.finished if entry.score(MAIN).count]
+    if not entries:
+        return {}
+    entries.sort(key=lambda entry: -(entry.score(MAIN).value or 0))
+    figures = {"compared": _draw_accuracy(entries)}
+    timed = [entry for entry in entries if entry.seconds_per_image]
+    if len(timed) > 1 and comparison.field == "network":
+        figures["compared-speed"] = _draw_speed(timed)
+    return figures
+
+
+def _draw_accuracy(entries: Sequence[ComparedRun]) -> Figure:
+    """Draw one row per run with a dot and an interval per metric."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(5.2, 1.1 + 0.5 * len(entries))
+        for metric, offset in zip(METRICS, (-0.22, 0.0, 0.22), strict=True):
+            colour, title = COLOURS[metric], DEFINITIONS[metric].title
+            axes.plot([], [], "o", color=colour, markersize=4, label=title)
+            for row, entry in enumerate(entries):
+                score, y = entry.score(metric), row + offset
+                if score.value is None:
+                    continue
+                if score.low is not None and score.high is not None:
+                    wide: Any = {"linewidth": 4, "alpha": 0.4, "solid_capstyle": "butt"}
+                    axes.plot([score.low, score.high], [y, y], color=colour, **wide)
+                axes.plot([score.value], [y], "o", color=colour, markersize=4)
+        names = [_short(entry.name) for entry in entries]
+        axes.set_yticks(range(len(entries)), names, parse_math=False)
+        axes.set_ylim(len(entries) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.set_xlim(right=1.005)
+        axes.set_xlabel("score with 95% CI")
+        figure.legend(loc="outside upper left", fontsize=8, ncols=3)
+    return figure
+
+
+def _draw_speed(entries: Sequence[ComparedRun]) -> Figure:
+    """Draw classification accuracy against the time per image."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(5.2, 3.4)
+        for entry in entries:
+            score, seconds = entry.score(MAIN), entry.seconds_per_image
+            assert score.value is not None and seconds is not None  # others are left out
+            x = 1000 * seconds
+            if score.low is not None and score.high is not None:
+                axes.plot([x, x], [score.low, score.high], color=BLUE, linewidth=3, alpha=0.35)
+            axes.plot([x], [score.value], "o", color=BLUE, markersize=5)
+            axes.annotate(
+                _short(entry.name),
+                (x, score.value),
+                xytext=(6, 3),
+                textcoords="offset points",
+                fontsize=8,
+                parse_math=False,
+            )
+        axes.set_xscale("log")
+        axes.margins(x=0.12)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("milliseconds per image (logarithmic)")
+        axes.set_ylabel("classification accuracy")
+    return figure
+
+
+def _plain(value: float, _: object) -> str:
+    return f"{value:g}"
+
+
+def _short(name: str) -> str:
+    name = printable(name.replace("\n", " "))
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}\u2026"

@@ -1,0 +1,53 @@
+"""Which shared settings apply to which network, loss or mining mode."""
+
+import pytest
+
+from pipeline.commands.compared_settings import settings_of
+from stages.errors import SettingsError
+
+
+@pytest.mark.parametrize(
+    ("network", "weights", "trunk"),
+    [
+        ("conv", "none", "tune"),
+        ("conv-deep", "none", "tune"),
+        ("auto", "none", "tune"),
+        ("efficientnet-lite0", "default", "frozen"),
+        ("timm:resnet18", "default", "frozen"),
+    ],
+)
+def test_weights_apply_to_networks_of_a_library(network, weights, trunk):
+    shared = {"weights": "default", "trunk": "frozen", "dim": 32}
+    settings = settings_of("network", network, shared)
+    assert (settings.weights, settings.trunk, settings.dim) == (weights, trunk, 32)
+
+
+def test_mining_and_parameters_apply_to_the_losses_that_take_them():
+    shared = {"mining": "semi-hard", "loss_options": {"temperature": 0.1}}
+    triplet = settings_of("loss", "triplet", shared)
+    other = settings_of("loss", "pml:SupConLoss", shared)
+    assert (triplet.mining, triplet.loss_options) == ("semi-hard", None)
+    assert (other.mining, other.loss_options) == ("batch-all", {"temperature": 0.1})
+    shared = {"mining": "pml:MultiSimilarityMiner", "mining_options": {"epsilon": 0.2}}
+    triplet = settings_of("loss", "triplet", shared)
+    other = settings_of("loss", "pml:SupConLoss", shared)
+    assert (triplet.mining, triplet.mining_options) == ("batch-all", None)
+    assert (other.mining, other.mining_options) == (
+        "pml:MultiSimilarityMiner",
+        {"epsilon": 0.2},
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "shared"),
+    [
+        ("network", "nonsense", {}),
+        ("loss", "nonsense", {}),
+        ("mining", "pml:MultiSimilarityMiner", {"loss": "triplet"}),
+        ("mining", "semi-hard", {"loss": "pml:SupConLoss"}),
+    ],
+)
+def test_value_that_does_not_fit_is_an_error(field, value, shared):
+    with pytest.raises(SettingsError) as raised:
+        settings_of(field, value, shared)
+    assert raised.value.field == field

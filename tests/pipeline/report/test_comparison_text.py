@@ -1,0 +1,189 @@
+"""The verdict of a comparison: two, three and more networks, ties and undefined values."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from pipeline.report.comparison import ComparedRun, Comparison, compared_table
+from pipeline.report.comparison_plots import draw_comparison
+from pipeline.report.comparison_text import (
+    comparison_findings,
+    comparison_rows,
+    comparison_text,
+    verdict_of_comparison,
+)
+from stages.evaluation.results import Score
+from stages.evaluation.statistics import wilson_interval
+from stages.settings import EmbedSettings
+
+
+def entry(name: str, correct: np.ndarray, seconds: float | None = None) -> ComparedRun:
+    """Return a run that classifies these of N images correctly, bool, shape (N,)."""
+    correct = np.asarray(correct, dtype=bool)
+    count = len(correct)
+    value = float(correct.mean()) if count else None
+    low, high = wilson_interval(value, count) if count else (None, None)
+    nothing = np.zeros(count)
+    evaluation = SimpleNamespace(
+        score=lambda metric: Score(metric, "test", value, low, high, count, "made up"),
+        correct={"knn_accuracy": correct, "classification_accuracy": correct},
+        measures=SimpleNamespace(
+            total=nothing,
+            won=nothing,
+            won_any=nothing,
+            total_any=nothing,
+            map_at_r=np.full(count, np.nan),
+        ),
+    )
+    run = SimpleNamespace(
+        run=name,
+        embedding={"fingerprint": "f" * 64},
+        images=SimpleNamespace(ids=tuple(map(str, range(count)))),
+        evaluation=evaluation,
+    )
+    settings = EmbedSettings(network="conv")
+    return ComparedRun(name, settings, 32, run, seconds_per_image=seconds, memory=2**20)
+
+
+def first(correct: int, count: int = 140) -> np.ndarray:
+    """Return N results of which the first are correct."""
+    return np.arange(count) < correct
+
+
+def verdict(*entries: ComparedRun, field: str = "network") -> str:
+    return verdict_of_comparison(Comparison(field, entries))
+
+
+def test_two_networks_that_are_not_distinguishable():
+    text = verdict(entry("a", first(132), 0.01), entry("b", first(130), 0.031))
+    assert re.match(r"a and b are not distinguishable on 140 images \(difference 1\.4 points", text)
+    assert "a is 3.1 times as fast as b" in text and "adjusted" not in text
+    slower_first = verdict(entry("b", first(130), 0.01), entry("a", first(132), 0.031))
+    assert slower_first.startswith("a and b are") and "b is 3.1 times as fast as a" in slower_first
+
+
+def test_interval_has_the_sign_of_the_best_one_whatever_the_order():
+    texts = set()
+    for order in (1, -1):
+        entries = [entry("a", first(132), 0.01), entry("b", first(130), 0.031)][::order]
+        texts.add(verdict(*entries))
+    assert len(texts) == 1
+    low, high = re.search(r"interval (\S+) to ([^,]+),", texts.pop()).groups()
+    assert low.startswith("\u2212") and float(high) > 1.4
+
+
+def test_two_networks_of_which_one_is_better():
+    text = verdict(entry("a", first(90), 0.01), entry("b", first(130), 0.01))
+    assert text.startswith("b is better than a on 140 images (classification accuracy 92.9%")
+    assert "64.3%" in text and "p < 0.001" in text and "fast" not in text
+
+
+def test_equal_networks_are_tied_and_the_faster_one_is_named_first():
+    text = verdict(entry("a", first(130), 0.03), entry("b", first(130), 0.01))
+    assert text.startswith("b and a are not distinguishable on 140 images (difference 0.0 points")
+    assert "p = 1.0" in text and "b is 3.0 times as fast as a" in text
+
+
+@pytest.mark.parametrize("seconds", [(0.010, 0.011), (0.011, 0.010)])
+def test_similar_times_are_no_difference(seconds):
+    entries = [entry(name, first(130), time) for name, time in zip("ab", seconds, strict=True)]
+    assert "about equally fast" in verdict(*entries)
+    assert "fast" not in verdict(*entries, field="loss")
+
+
+def test_unknown_times_are_left_out():
+    assert "fast" not in verdict(entry("a", first(130), 0.01), entry("b", first(130)))
+
+
+def test_three_networks_of_which_two_are_equally_good():
+    entries = (
+        entry("a", first(60), 0.001),
+        entry("b", first(130), 0.01),
+        entry("c", first(129), 0.03),
+    )
+    text = verdict(*entries)
+    assert text.startswith("b is better than a on 140 images")
+    assert "; b and c are not distinguishable (difference 0.7 points" in text
+    assert text.endswith("b is 3.0 times as fast as c.")
+    assert "adjusted p" in text
+
+
+def test_best_of_three_names_the_closest_one():
+    text = verdict(entry("a", first(60)), entry("b", first(130)), entry("c", first(80)))
+    assert text.startswith("b is better than c and a on 140 images")
+    assert "57.1% for c, the next best" in text
+
+
+def test_three_networks_that_are_not_distinguishable():
+    entries = [entry(name, first(130 - row), 0.01 * (row + 1)) for row, name in enumerate("abc")]
+    text = verdict(*entries)
+    assert text.startswith("a, b and c are not distinguishable on 140 images (largest difference,")
+    assert "between a and c: 1.4 points" in text and "a is also the fastest of them" in text
+    assert "c is the fastest of them, 3.0 times as fast as a" in verdict(
+        *(entry(name, first(130 - row), 0.03 / (row + 1)) for row, name in enumerate("abc"))
+    )
+
+
+def test_correction_for_three_networks_can_take_away_significance():
+    a, b, c = first(140), first(135), first(140)
+    alone = verdict(entry("a", a), entry("b", b))
+    assert alone.startswith("a is better than b")
+    text = verdict(entry("a", a), entry("b", b), entry("c", c))
+    assert "a, c and b are not distinguishable" in text
+
+
+def test_two_networks_can_differ_although_neither_differs_from_the_best():
+    """The best one is right on other images than the rest, which makes its tests weak."""
+    best = np.roll(first(84, 160), 76)
+    second, third = first(80, 160), first(66, 160)
+    entries = entry("best", best), entry("second", second), entry("third", third)
+    comparison = Comparison("network", entries)
+    assert comparison.difference(entries[1], entries[2]).significant
+    assert not comparison.difference(entries[0], entries[2]).significant
+    text = verdict_of_comparison(comparison)
+    assert "second and third are not distinguishable from best" in text
+    assert "although second is better than third" in text
+
+
+def test_few_images_decide_nothing():
+    text = verdict(entry("a", first(2, 2)), entry("b", first(1, 2)))
+    assert text.startswith("a and b are not distinguishable on 2 images")
+    text = verdict(entry("a", first(1, 1)), entry("b", first(0, 1)))
+    assert "not distinguishable on 1 image (" in text
+
+
+def test_one_network_is_left():
+    failed = ComparedRun("b", None, None, error="out of memory")
+    comparison = Comparison("network", (entry("a", first(130)), failed))
+    texts = [finding.text for finding in comparison_findings(comparison)]
+    assert texts[0].startswith("Only one network could be evaluated: a has a classification")
+    assert texts[1:] == ["The network b could not be evaluated: out of memory."]
+
+
+def test_without_known_test_images_nothing_can_be_compared():
+    comparison = Comparison("loss", (entry("a", first(0, 0)), entry("b", first(0, 0))))
+    assert verdict_of_comparison(comparison).startswith("The losses cannot be compared")
+    assert [row["classification_accuracy"] for row in comparison_rows(comparison)] == ["\u2013"] * 2
+    assert compared_table(comparison)["classification_accuracy"].isna().all()
+    assert draw_comparison(comparison) == {}
+
+
+def test_verdict_is_the_last_line_in_the_terminal(tmp_path):
+    comparison = Comparison("network", (entry("a", first(132), 0.01), entry("b", first(90), 0.1)))
+    lines = comparison_text(comparison, [tmp_path / "compared.csv"]).splitlines()
+    assert lines[-1] == verdict_of_comparison(comparison)
+    assert lines[1].split()[:2] == ["a", "94.3%"] and lines[2].split()[:2] == ["b", "64.3%"]
+    assert str(tmp_path / "compared.csv") in lines
+
+
+def test_names_are_no_formulas_in_the_table_and_no_mathematics_in_the_figures():
+    names = "=cmd|' /C calc'!A0", "$\\frac{$", "x" * 90
+    entries = [entry(name, first(100 + row), 0.01) for row, name in enumerate(names)]
+    comparison = Comparison("network", tuple(entries))
+    assert compared_table(comparison)["run"][0].startswith("'=")
+    figures = draw_comparison(comparison)
+    assert set(figures) == {"compared", "compared-speed"}
+    for figure in figures.values():
+        figure.canvas.draw()
