@@ -151,6 +151,7 @@ class EmbeddingNet(nn.Module):
         super().train(mode)
         if self.config["trunk"] == "frozen":
             self.trunk.eval()
+            return self  # everything below is in evaluation mode already, and the loops are slow
         for block in trunk_blocks(self.trunk)[: self._frozen_block_count]:
             block.eval()
         if self.config["pretrained"]:

@@ -1,7 +1,7 @@
 """Initial networks: random or pretrained weights, pixel statistics, first projection."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.distributed import broadcast_tensors
 from stages.network.embedding_net import EmbeddingNet, build_network, to_device
@@ -52,17 +52,17 @@ def new_network(
     return network
 
 
-def fit_projection(network: EmbeddingNet, train: Split, *, device: torch.device) -> None:
+def fit_projection(network: nn.Module, train: Split, *, device: torch.device) -> None:
     """Fit a residual projection to the trunk features of the training images.
 
-    Other projections stay as they are.
+    Other projections and networks stay as they are.
 
     Args:
         network: Network before training, on ``device``. Its projection is changed in place.
         train: Training images.
         device: Device for the trunk, if the images have no cached features.
     """
-    if isinstance(network.project, ResidualProjection):
+    if isinstance(network, EmbeddingNet) and isinstance(network.project, ResidualProjection):
         subset = train.select(evenly_spaced(len(train), FIT_IMAGES))
         network.project.fit(trunk_features(network, subset, device=device))
         # Other processors may round differently, and gradients assume equal weights.

@@ -13,6 +13,7 @@ from PIL import Image
 from pipeline.commands.export import export, sample_photos
 from pipeline.data.decode import decode_files
 from stages.network.embedding_net import EmbeddingNet
+from stages.network.projection import RESIDUAL, ResidualProjection
 from stages.settings import RESIZES, ReadSettings
 
 # conv with one channel is exported by the test of images of any size.
@@ -91,6 +92,12 @@ def test_library_network_on_grey_images_of_any_size(tmp_path):
     check_network(tmp_path, "torchvision:resnet18", 20, 1, any_size=any_size)
 
 
+@pytest.mark.slow
+def test_projection_of_a_frozen_trunk(tmp_path):
+    frozen = {"trunk": "frozen", "projection": RESIDUAL}
+    check_network(tmp_path, "torchvision:mobilenet_v3_small", 32, 3, **frozen)
+
+
 def check_network(
     folder: Path,
     name: str,
@@ -100,10 +107,13 @@ def check_network(
     resize: str = "pad-repeat",
     any_size: Path | None = None,
     high: bool = False,
+    **options: str,
 ) -> None:
     """Export an untrained network, and compare its vector of a photograph."""
     torch.manual_seed(0)
-    network = EmbeddingNet(channels, size, 8, name=name).eval()
+    network = EmbeddingNet(channels, size, 8, name=name, **options).eval()
+    if isinstance(network.project, ResidualProjection):
+        network.project.fit(torch.rand(20, network.project.linear.in_features))
     read = asdict(ReadSettings(size=size, channels=channels, resize=resize))
     classifier = write_classifier(folder / "c.safetensors", network, read=read)
     photo, out = folder / "photo.png", folder / "model.onnx"

@@ -31,7 +31,7 @@ from stages.evaluation.knn import knn
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet
 from stages.network.inference import trunk_features
-from stages.network.initialization import new_network
+from stages.network.initialization import fit_projection, new_network
 from stages.records import Split
 from stages.settings import ClassifySettings
 
@@ -180,6 +180,7 @@ def test_untrained_baseline_is_the_initial_network(small_weights, tmp_path, monk
     photos = make_photos()
     settings = library_settings(weights=str(small_weights), trunk="frozen")
     initial = new_network(photos.train, settings, load_weights(settings))
+    fit_projection(initial, photos.train, device=torch.device("cpu"))
     embedding, classifier = tmp_path / "e.safetensors", tmp_path / "c.safetensors"
     embed(photos, photos.read, settings, out=embedding, context=QUIET)
     assert list(default_cache().glob("*.features.npy"))

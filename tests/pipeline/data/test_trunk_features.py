@@ -1,6 +1,8 @@
 """Cached trunk features give the same results as pixels and are computed once."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from pipeline.data.trunk_features import cache_trunk_features
 from pipeline.weights import load_weights
 from stages.classifier.frozen_embedding import embed_frozen
 from stages.embedding.inputs import training_input
-from stages.embedding.train import train_embedding
+from stages.embedding.train import Step, train_embedding
 from stages.network.digest import state_digest
 from stages.network.embedding_net import EmbeddingNet
 from stages.network.inference import embed_images, embed_split, has_cached_features
@@ -63,6 +65,26 @@ def test_training_on_features_trains_only_the_projection(photos, settings, netwo
     ).network
     assert state_digest(trained.trunk.state_dict()) == trunk_before
     assert state_digest(trained.project.state_dict()) != projection_before
+
+
+def test_resumed_run_equals_uninterrupted_run(photos, settings, network, tmp_path):
+    data = add_features(photos, network, tmp_path)
+    states = []
+
+    def stop_in_second_epoch(step: Step) -> bool:
+        if step.done == 3:  # of 4
+            states.append(copy.deepcopy(step.state()))
+        return step.done == 3
+
+    def train(**options: Any) -> EmbeddingNet:
+        initial = copy.deepcopy(network)
+        arguments = data.train, data.validation, settings
+        return train_embedding(*arguments, device=CPU, network=initial, **options).network
+
+    whole = train()
+    train(on_step=stop_in_second_epoch)
+    resumed = train(state=states[0])
+    assert state_digest(resumed.state_dict()) == state_digest(whole.state_dict())
 
 
 def test_embeddings_from_features_equal_embeddings_from_pixels(photos, network, tmp_path):
