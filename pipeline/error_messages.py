@@ -45,17 +45,21 @@ def describe_error(error: Exception) -> tuple[int, str]:
     raise error
 
 
-def describe_failure(error: Exception) -> str:
-    """Return the message of an error in one line, also of a bug, for work that continues.
+def describe_failure(error: Exception) -> tuple[str, bool]:
+    """Return the message of an error in one line, for work that continues after it.
 
     Args:
         error: Any error.
+
+    Returns:
+        The message, and True if the error is a bug.
     """
+    is_bug = False
     try:
         message = describe_error(error)[1].removeprefix("error: ")
     except Exception:  # describe_error raises what it does not know
-        message = f"{type(error).__name__}: {error}"
-    return " ".join(message.split())[:500].removesuffix(".")
+        message, is_bug = f"{type(error).__name__}: {error}", True
+    return " ".join(message.split())[:500].removesuffix("."), is_bug
 
 
 def error_message(error: PipelineError) -> str:

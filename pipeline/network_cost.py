@@ -28,10 +28,12 @@ class NetworkCost(NamedTuple):
             if it could not be measured.
         memory: Peak memory in bytes: of the process, or of the GPU if the network is on one; None
             if it is unknown.
+        problem: Why nothing could be measured; else empty.
     """
 
     seconds_per_image: float | None
     memory: int | None
+    problem: str = ""
 
 
 def measure_cost(checkpoint: Path, *, device: str, threads: int) -> NetworkCost:
@@ -49,10 +51,12 @@ def measure_cost(checkpoint: Path, *, device: str, threads: int) -> NetworkCost:
         The cost; without values if the process could not be started, was killed, or had too little
         memory.
     """
+    try:
+        with worker_pool(1) as pool:
+            return pool.submit(_measure, checkpoint, device, threads).result()
     # The error of a process that was killed, and those of torch, are RuntimeErrors.
-    with suppress(RuntimeError, OSError, MemoryError), worker_pool(1) as pool:
-        return pool.submit(_measure, checkpoint, device, threads).result()
-    return NetworkCost(None, None)
+    except (RuntimeError, OSError, MemoryError) as error:
+        return NetworkCost(None, None, f"{type(error).__name__}: {error}"[:200])
 
 
 def _measure(checkpoint: Path, device: str, threads: int) -> NetworkCost:

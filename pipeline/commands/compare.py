@@ -16,6 +16,7 @@ from pipeline.commands.folds import (
     run_fold,
     warn_of_collapse,
 )
+from pipeline.commands.inputs import add_trunk_features
 from pipeline.commands.report import reserve_report
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
@@ -29,6 +30,8 @@ from pipeline.report.write import write_report
 from pipeline.weights import load_weights
 from stages.distributed import rank_and_world_size
 from stages.errors import DataError, PipelineError, SettingsError
+from stages.network.embedding_net import to_device
+from stages.network.initialization import new_network
 from stages.settings import ClassifySettings, ReadSettings
 
 INTERRUPTED = "interrupted before it was finished"
@@ -202,10 +205,18 @@ def _train(
         nonlocal cost
         if not seconds:  # the networks of all folds cost the same
             cost = measure_cost(embedding, device=device.type, threads=torch.get_num_threads())
+            if cost.problem:
+                problem = f"speed and memory could not be measured ({cost.problem})"
+                context.say(f"warning: {candidate.name}: {problem}")
         seconds.append(training_seconds)
 
     settings = (candidate.settings, plan.classify_settings)
     pretrained = load_weights(candidate.settings)
+    if candidate.settings.trunk == "frozen":
+        # Before the clock starts: the cache may have the features from an earlier run.
+        train = candidate.data.embedding_train
+        network = to_device(new_network(train, candidate.settings, pretrained), device)
+        add_trunk_features(candidate.data, network, device, context)
     quiet = FoldContext(**vars(context))
     run: EvaluatedRun
     if plan.folds:

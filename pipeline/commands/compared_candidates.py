@@ -1,5 +1,6 @@
 """Networks, losses or mining modes that can be compared, checked before any training."""
 
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -70,13 +71,17 @@ def prepare_candidates(
     candidates: list[Candidate] = []
     failures: dict[str, ComparedRun] = {}
     once = FoldContext(**vars(context))  # shows a note about the images once
-    # For `auto`: these options are given for the other networks.
+    shared_reason = ""
+    if field != "network":
+        read, shared, shared_reason = _choose_shared_network(source, read, shared, context)
+    # For `auto` among networks: these options are given for the other networks.
     context_of_auto = replace(context, given=context.given - {"weights", "trunk"})
     for value in values:
         settings: EmbedSettings | None = None
         try:
             settings = settings_of(field, value, shared)
             own_read, settings, reason = choose_network(source, read, settings, context_of_auto)
+            reason = reason or shared_reason
             own_read = with_pretrained_size(own_read, settings)
             new_library_loss(settings, torch.arange(2))  # finds wrong names and parameters
         except DataError:  # of the images, so the same for all
@@ -95,7 +100,26 @@ def prepare_candidates(
                 problem = f"the same as {other.name} ({field} {getattr(settings, field)})"
                 raise SettingsError(OPTIONS[field], value, f"{problem}; leave one of them out")
         candidates.append(Candidate(value, settings, data, reason))
+        if field == "network" and settings.from_library and settings.weights == "none":
+            context.say(
+                f"note: {value} starts with random weights; for pretrained ones use "
+                "--weights default --trunk frozen"
+            )
     return candidates, failures
+
+
+def _choose_shared_network(
+    source: str | Dataset, read: ReadSettings, shared: Mapping[str, Any], context: RunContext
+) -> tuple[ReadSettings, dict[str, Any], str]:
+    """Replace ``auto`` in the settings that all losses or mining modes share.
+
+    Returns:
+        How to read the images, the shared settings, and why the network was chosen.
+    """
+    names = ("network", "weights", "trunk")
+    given = EmbedSettings(**{name: shared[name] for name in names if name in shared})
+    read, chosen, reason = choose_network(source, read, given, context)
+    return read, {**shared, **{name: getattr(chosen, name) for name in names}}, reason
 
 
 def _check_candidate(
@@ -133,6 +157,8 @@ def failed_entry(
         error: Why it has failed.
         context: Output options.
     """
-    message = describe_failure(error)
+    message, is_bug = describe_failure(error)
     context.say(f"warning: {name} cannot be evaluated: {message}")
+    if is_bug:
+        context.say("".join(traceback.format_exception(error)).rstrip())
     return ComparedRun(name, settings, size, error=message)

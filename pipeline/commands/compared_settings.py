@@ -50,8 +50,9 @@ def settings_of(field: str, value: str, shared: Mapping[str, Any]) -> EmbedSetti
     """Return the settings of one network, loss or mining mode.
 
     Shared settings that do not apply to it keep their defaults: ``weights`` and ``trunk`` for
-    ``auto``, ``conv`` and ``conv-deep``; a mode of the triplet loss for another loss, and a miner
-    of pytorch-metric-learning for the triplet loss; parameters of the other kind of loss.
+    ``auto``, ``conv`` and ``conv-deep`` among networks; margin, distance and mining mode of the
+    triplet loss for another loss, and a miner of pytorch-metric-learning for the triplet loss;
+    parameters of the other kind of loss.
 
     Args:
         field: Setting that differs.
@@ -68,7 +69,7 @@ def settings_of(field: str, value: str, shared: Mapping[str, Any]) -> EmbedSetti
         ('none', 'tune')
     """
     settings = {**shared, field: value}
-    if settings.get("network", AUTO) in WITHOUT_WEIGHTS:
+    if field == "network" and value in WITHOUT_WEIGHTS:
         settings.pop("weights", None)
         settings.pop("trunk", None)
     is_triplet = settings.get("loss", "triplet") == "triplet"
@@ -78,6 +79,9 @@ def settings_of(field: str, value: str, shared: Mapping[str, Any]) -> EmbedSetti
         settings.pop("mining", None)
     if is_triplet:
         settings.pop("loss_options", None)
+    elif field == "loss":
+        settings.pop("margin", None)
+        settings.pop("distance", None)
     if not settings.get("mining", "batch-all").startswith(PML):
         settings.pop("mining_options", None)
     return EmbedSettings(**settings)

@@ -32,7 +32,8 @@ class ComparedRun:
         size: Side of the images in pixels, if it is known.
         run: Evaluated run, or None if it has failed.
         error: Why it has failed; else empty.
-        training_seconds: Seconds that both stages of training have taken, over all folds.
+        training_seconds: Seconds that both stages of training have taken, over all folds, without
+            the features of a frozen trunk.
         seconds_per_image: Seconds to embed a decoded image; None if unknown.
         memory: Peak memory of embedding in bytes; None if unknown.
     """

@@ -125,9 +125,10 @@ class LibraryLoss(nn.Module):
         """
         state: dict[str, Tensor] = self.state_dict()
         for path, key in self.plain_state:
-            state[f"{path}.{key}"] = torch.as_tensor(
-                getattr(self.get_submodule(path), key)
-            ).detach()
+            value = getattr(self.get_submodule(path), key)
+            # Python's floats have double precision: 0.3 must be 0.3 after resuming.
+            dtype = torch.float64 if isinstance(value, float) else None
+            state[f"{path}.{key}"] = torch.as_tensor(value, dtype=dtype).detach()
         return state
 
     def restore(self, state: dict[str, Tensor]) -> None:

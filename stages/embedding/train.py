@@ -99,7 +99,7 @@ def train_embedding(
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainedEmbedding:
-    """Train an embedding network with triplet loss on batches of P classes with K images each.
+    """Train an embedding network on batches of P classes with K images each.
 
     The result has the weights of the best validated epoch, see
     :func:`stages.embedding.best_epoch.is_better`; without validation images and held-out classes,

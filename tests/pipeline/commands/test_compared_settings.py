@@ -23,10 +23,10 @@ def test_weights_apply_to_networks_of_a_library(network, weights, trunk):
 
 
 def test_mining_and_parameters_apply_to_the_losses_that_take_them():
-    shared = {"mining": "semi-hard", "loss_options": {"temperature": 0.1}}
+    shared = {"mining": "semi-hard", "margin": 0.3, "loss_options": {"temperature": 0.1}}
     triplet = settings_of("loss", "triplet", shared)
     other = settings_of("loss", "pml:SupConLoss", shared)
-    assert (triplet.mining, triplet.loss_options) == ("semi-hard", None)
+    assert (triplet.mining, triplet.margin, triplet.loss_options) == ("semi-hard", 0.3, None)
     assert (other.mining, other.loss_options) == ("batch-all", {"temperature": 0.1})
     shared = {"mining": "pml:MultiSimilarityMiner", "mining_options": {"epsilon": 0.2}}
     triplet = settings_of("loss", "triplet", shared)
@@ -36,6 +36,11 @@ def test_mining_and_parameters_apply_to_the_losses_that_take_them():
         "pml:MultiSimilarityMiner",
         {"epsilon": 0.2},
     )
+
+
+def test_losses_share_the_trunk_that_is_given():
+    shared = {"network": "conv", "trunk": "last-2"}
+    assert settings_of("loss", "triplet", shared).trunk == "last-2"
 
 
 @pytest.mark.parametrize(

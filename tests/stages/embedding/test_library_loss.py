@@ -94,6 +94,7 @@ def test_loss_trains_and_its_whole_state_is_known_before(train, settings):
         {"loss": "pml:ArcFaceLoss", "mining": "pml:DistanceWeightedMiner"},  # draws random numbers
         {"loss": "pml:CrossBatchMemory", "loss_options": QUEUE},
         {"loss": "pml:DynamicSoftMarginLoss"},  # keeps a tensor that is no buffer
+        {"loss": "pml:MultiSimilarityLoss", "loss_options": {"alpha": 2.3}},
     ],
     ids=lambda changes: changes["loss"],
 )
@@ -114,11 +115,20 @@ def test_resumed_run_equals_uninterrupted_run(changes):
     torch.rand(7)  # draws between the two runs must not matter
     resumed = train_embedding(train, None, settings, device=CPU, state=states[0], on_step=keep_last)
     assert last[0].step == 9
-    assert (
-        state_digest(last[0].loss) == state_digest(states[1].loss) != state_digest(states[0].loss)
-    )
+    assert state_digest(last[0].loss) == state_digest(states[1].loss)
+    is_trained = state_digest(states[1].loss) != state_digest(states[0].loss)
+    assert is_trained == (changes["loss"] != "pml:MultiSimilarityLoss")  # has no weights
     assert state_digest(resumed.network.state_dict()) == state_digest(whole.network.state_dict())
     assert [vars(log) for log in resumed.history] == [vars(log) for log in whole.history]
+
+
+def test_parameters_keep_double_precision_in_the_state():
+    settings = pml(
+        "TripletMarginLoss", mining="pml:HDCMiner", mining_options={"filter_percentage": 0.3}
+    )
+    loss = LibraryLoss(settings, torch.arange(3))
+    loss.restore(loss.saved_state())
+    assert loss.miner.filter_percentage == 0.3
 
 
 def test_state_without_the_weights_of_the_loss_is_rejected(train):
