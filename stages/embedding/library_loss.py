@@ -15,9 +15,9 @@ from stages.errors import SettingsError
 from stages.settings import PML, EmbedSettings
 
 # Learning rate of a loss's own weights, such as the proxies of classes, as a multiple of the
-# network's. Recipes of proxy losses use 100 with a rate of 1e-4; our rate is 30 times as high. Among
-# 1, 10 and 100, 1 had the best mean over two image sets and three losses on validation images, with
-# one seed, but it was not best for each: `benchmarks/losses.py`.
+# network's. Recipes of proxy losses use 100 with a rate of 1e-4; our rate is 30 times as high.
+# Among 1, 10 and 100, 1 had the best mean over two image sets and three losses on validation
+# images, with one seed, but it was not best for each: `benchmarks/losses.py`.
 RATE_FACTOR = 1
 SMALLEST = BatchPlan(classes_per_batch=2, images_per_class=2, per_epoch=1)
 
