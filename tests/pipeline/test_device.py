@@ -95,7 +95,8 @@ def test_commands_restore_the_settings_of_torch(monkeypatch, tmp_path):
         monkeypatch.setattr(f"pipeline.commands.{command}.load_embedding", prepare)
     monkeypatch.setattr("pipeline.commands.predict.load_classifier", prepare)
     context = RunContext(device="cpu", threads=3, quiet=True)
-    read, stage_one, stage_two = ReadSettings(), EmbedSettings(), ClassifySettings()
+    read, stage_two = ReadSettings(), ClassifySettings()
+    stage_one = EmbedSettings(network="conv")  # `auto` would look at the images first
     path = tmp_path / "file"
     image = path.with_suffix(".png")
     image.touch()

@@ -24,7 +24,7 @@ def test_the_files_have_the_documented_columns(good_report):
     accuracy, comparisons, predictions = read_tables(good_report.folder / "out")
     assert ",".join(accuracy) == "run,metric,split,value,ci_low,ci_high,count,definition"
     assert ",".join(comparisons) == (
-        "run_a,metric_a,run_b,metric_b,split,difference,ci_low,ci_high,p_value,count,test"
+        "run_a,metric_a,run_b,metric_b,split,difference,ci_low,ci_high,p_value,count,test,p_holm"
     )
     assert ",".join(predictions) == (
         "run,id,label,knn_label,classifier_label,classifier_probability,triplet_accuracy,"
