@@ -1,5 +1,6 @@
 """Overlapping clusters of unit vectors for the tests of stage two."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -19,6 +20,12 @@ def make_clusters(
         centres[labels] + noise * torch.randn(count, dim, generator=generator), dim=1
     )
     return Embeddings(vectors, labels, tuple(map(str, range(classes))))
+
+
+def standardise(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors (N, D) with mean 0 and, on average, variance 1 per coordinate."""
+    centred = vectors - vectors.mean(axis=0)
+    return centred / np.sqrt(np.square(centred).mean())
 
 
 def make_first_class_rare(embeddings: Embeddings, keep_every: int) -> Embeddings:

@@ -1,7 +1,5 @@
 """Cross-fitting: out-of-sample predictions of the head for training images."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -10,6 +8,7 @@ from stages.classifier.head_loss import (
     dropout_replicas,
     fit_weighted,
 )
+from stages.classifier.standardisation import Standardisation
 from stages.records import Embeddings
 from stages.settings import ClassifySettings
 
@@ -49,8 +48,8 @@ def cross_fit(
     counts = torch.bincount(train.labels, minlength=len(train.classes))
     if (counts >= 2).sum() < 2:
         return None
-    scale = math.sqrt(train.vectors.shape[1])
-    vectors, labels = dropout_replicas(train, settings.dropout, settings.seed, scale)
+    standardisation = Standardisation.of(train.vectors)
+    vectors, labels = dropout_replicas(train, settings.dropout, settings.seed, standardisation)
     vectors, labels = vectors[: REPLICAS * len(train)], labels[: REPLICAS * len(train)]
     folds = torch.empty_like(train.labels)
     folds[train.labels.argsort(stable=True)] = torch.arange(len(train)) % FOLDS
@@ -66,7 +65,8 @@ def cross_fit(
             vectors[kept], labels[kept], weights, weight_decay, settings.max_iter, device=device
         )
         with torch.inference_mode():
-            predictions.append(head((train.vectors[left_out] * scale).to(device)).cpu())
+            unseen = standardisation.apply(train.vectors[left_out]).to(device)
+            predictions.append(head(unseen).cpu())
         predicted_labels.append(train.labels[left_out])
         if sum(map(len, predicted_labels)) >= ENOUGH_PREDICTIONS:
             break

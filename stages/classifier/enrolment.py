@@ -3,7 +3,6 @@
 Everything is computed from stored vectors; the images of the first training are not needed.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from torch import Tensor
 from stages.classifier.calibration import K_CANDIDATES, MAX_K_QUERIES
 from stages.classifier.cross_fit import REPLICAS
 from stages.classifier.head_loss import class_weights_for, dropout_replicas, fit_weighted
+from stages.classifier.standardisation import Standardisation
 from stages.classifier.train import TrainedClassifier, train_classifier
 from stages.evaluation.knn import classify_left_out, default_k, knn
 from stages.network.head import Head, probabilities
@@ -258,9 +258,9 @@ def _heads_without(
 ) -> Iterator[Head]:
     """Yield a head for unit vectors per group of rows that it is not trained on."""
     stored = gallery.embeddings
-    scale = math.sqrt(stored.vectors.shape[1])
+    standardisation = Standardisation.of(stored.vectors)
     decay = trained.history[trained.epoch - 1].weight_decay
-    vectors, labels = dropout_replicas(stored, settings.dropout, settings.seed, scale)
+    vectors, labels = dropout_replicas(stored, settings.dropout, settings.seed, standardisation)
     vectors, labels = vectors[: REPLICAS * len(stored)], labels[: REPLICAS * len(stored)]
 
     def fit(without: Tensor, start: Head | None) -> Head:
@@ -280,11 +280,6 @@ def _heads_without(
 
     start = fit(torch.empty(0, dtype=torch.int64), None)  # near all the others
     for rows in left_out:
-        yield _for_unit_vectors(fit(rows, start), scale)
-
-
-def _for_unit_vectors(head: Head, scale: float) -> Head:
-    """Return a head on the CPU for unit vectors from one for scaled vectors."""
-    with torch.no_grad():
-        head.linear.weight.mul_(scale)
-    return head.cpu()
+        head = fit(rows, start)
+        standardisation.fold_into(head)
+        yield head.cpu()

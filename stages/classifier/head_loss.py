@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.classifier.standardisation import Standardisation
 from stages.network.head import Head
 from stages.records import Embeddings
 
@@ -45,26 +46,26 @@ def class_weights_for(labels: Tensor, classes: int, *, balance: bool) -> Tensor:
 
 
 def dropout_replicas(
-    train: Embeddings, dropout: float, seed: int, scale: float
+    train: Embeddings, dropout: float, seed: int, standardisation: Standardisation
 ) -> tuple[Tensor, Tensor]:
-    """Repeat scaled training vectors under different dropout masks.
+    """Repeat standardised training vectors under different dropout masks.
 
     Args:
         train: N training embeddings.
         dropout: Probability of zeroing a coordinate. The others are divided by 1 - dropout.
         seed: Seed of the masks.
-        scale: Factor for all vectors.
+        standardisation: Mean and factor of the training vectors.
 
     Returns:
         Vectors, float32, shape (R * N, D), and labels, int64, shape (R * N,). R is 1 without
         dropout.
     """
     if not dropout:
-        return train.vectors * scale, train.labels
+        return standardisation.apply(train.vectors), train.labels
     replicas = (
         SMALL_DATA_REPLICAS if len(train) <= SMALL_DATA else max(1, REPLICATED_ROWS // len(train))
     )
-    vectors = (train.vectors * scale).repeat(replicas, 1)  # (R * N, D)
+    vectors = standardisation.apply(train.vectors).repeat(replicas, 1)  # (R * N, D)
     keep = torch.rand(vectors.shape, generator=torch.Generator().manual_seed(seed)) >= dropout
     return vectors * keep / (1 - dropout), train.labels.repeat(replicas)
 
@@ -84,7 +85,7 @@ class HeadLoss:
 
     Args:
         head: Head without dropout, whose gradients are set.
-        vectors: Scaled vectors, float32, shape (N, D).
+        vectors: Standardised vectors, float32, shape (N, D).
         labels: Class indices, int64, shape (N,).
         weight_per_class: Class weights, float32, shape (classes,).
         decay: Weight decay.
@@ -144,10 +145,10 @@ def fit_weighted(
     device: torch.device,
     start: Head | None = None,
 ) -> Head:
-    """Fit a head to scaled vectors with one weight decay.
+    """Fit a head to standardised vectors with one weight decay.
 
     Args:
-        vectors: Scaled vectors, float32, shape (N, D).
+        vectors: Standardised vectors, float32, shape (N, D).
         labels: Class indices, int64, shape (N,).
         weight_per_class: Class weights, float32, shape (classes,).
         decay: Weight decay.
@@ -156,7 +157,7 @@ def fit_weighted(
         start: Head to start from; it is not changed. None: zero weights.
 
     Returns:
-        The head for scaled vectors, on ``device``.
+        The head for standardised vectors, on ``device``.
     """
     head = zero_head(vectors.shape[1], len(weight_per_class), device)
     if start is not None:

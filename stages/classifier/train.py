@@ -17,6 +17,7 @@ from stages.classifier.head_loss import (
     minimise,
     zero_head,
 )
+from stages.classifier.standardisation import Standardisation
 from stages.evaluation.knn import default_k
 from stages.network.head import Head
 from stages.records import Embeddings, HeadLog
@@ -170,8 +171,9 @@ def fit_head(
     wins. Among equals, the one with the lowest calibrated validation loss wins: strong weight decay
     shrinks all logits, and the temperature makes up for that.
 
-    Training vectors are scaled by sqrt(D), because the effect of the weight decay would otherwise
-    depend on D. The factor is multiplied into the weights afterwards.
+    The vectors are standardised; see
+    :class:`stages.classifier.standardisation.Standardisation`. The head that is returned has the
+    standardisation in its weights.
 
     Args:
         train: Training embeddings.
@@ -187,11 +189,11 @@ def fit_head(
         history, from 1, and the history.
     """
     classes, dim = len(train.classes), train.vectors.shape[1]
-    scale = math.sqrt(dim)
+    standardisation = Standardisation.of(train.vectors)
     if weight_per_class is None:
         weight_per_class = class_weights_for(train.labels, classes, balance=settings.balance)
     weight_per_class = weight_per_class.to(device)
-    vectors, labels = dropout_replicas(train, settings.dropout, settings.seed, scale)
+    vectors, labels = dropout_replicas(train, settings.dropout, settings.seed, standardisation)
     vectors, labels = vectors.to(device), labels.to(device)
     head = zero_head(dim, classes, device)
     weights: list[tuple[Tensor, Tensor]] = []
@@ -202,7 +204,7 @@ def fit_head(
         minimise(loss, settings.max_iter)
         passes += loss.passes
         converged = loss.passes < settings.max_iter
-        val_loss, val_accuracy = _validate(head, validation, weight_per_class, scale)
+        val_loss, val_accuracy = _validate(head, validation, weight_per_class, standardisation)
         log = HeadLog(
             epoch=passes,
             loss=float(loss()),
@@ -216,7 +218,9 @@ def fit_head(
             on_epoch(log)
         weights.append(_copy_weights(head))
     best = _choose_decay(history, len(validation) if validation and one_standard_error else None)
-    _restore_weights(head, weights[best], scale)
+    _load_weights(head, weights[best])
+    standardisation.fold_into(head)
+    head.zero_grad(set_to_none=True)
     head.dropout.p = settings.dropout
     return head.cpu(), best + 1, tuple(history)
 
@@ -254,24 +258,26 @@ def _copy_weights(head: Head) -> tuple[Tensor, Tensor]:
     return head.linear.weight.detach().clone(), head.linear.bias.detach().clone()
 
 
-def _restore_weights(head: Head, weights: tuple[Tensor, Tensor], scale: float) -> None:
-    """Load weights that were fitted to scaled vectors into a head for unit vectors."""
+def _load_weights(head: Head, weights: tuple[Tensor, Tensor]) -> None:
     weight, bias = weights
     with torch.no_grad():
-        head.linear.weight.copy_(weight * scale)
+        head.linear.weight.copy_(weight)
         head.linear.bias.copy_(bias)
-    head.zero_grad(set_to_none=True)
 
 
 def _validate(
-    head: Head, validation: Embeddings | None, weight_per_class: Tensor, scale: float
+    head: Head,
+    validation: Embeddings | None,
+    weight_per_class: Tensor,
+    standardisation: Standardisation,
 ) -> tuple[float | None, float | None]:
     """Compute loss, at the best temperature, and accuracy on validation, weighted by class."""
     if validation is None:
         return None, None
     labels = validation.labels
     with torch.inference_mode():
-        log_probabilities = head((validation.vectors * scale).to(weight_per_class.device)).cpu()
+        vectors = standardisation.apply(validation.vectors).to(weight_per_class.device)
+        log_probabilities = head(vectors).cpu()
     image_weights = weight_per_class.cpu()[labels]
     correct = (log_probabilities.argmax(1) == labels) * image_weights
     temperature = fit_temperature(log_probabilities, labels)

@@ -1,11 +1,9 @@
 """Cross-fitting: each image is predicted by a head that was not trained on it."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
-from clusters import make_clusters, make_first_class_rare
+from clusters import make_clusters, make_first_class_rare, standardise
 from sklearn.linear_model import LogisticRegression
 
 from stages.classifier.cross_fit import cross_fit
@@ -23,7 +21,7 @@ def test_predictions_equal_scikit_learns(monkeypatch, balance):
     train = make_first_class_rare(make_clusters(150, 3), keep_every=4)
     settings = ClassifySettings(dropout=0, balance=balance)
     predictions, labels = cross_fit(train, DECAY, settings, device=CPU)
-    vectors = train.vectors.numpy() * math.sqrt(train.vectors.shape[1])
+    vectors = standardise(train.vectors.numpy())
     order = np.argsort(train.labels.numpy(), kind="stable")
     expected, expected_labels = [], []
     for fold in range(3):

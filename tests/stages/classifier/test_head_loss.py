@@ -6,6 +6,7 @@ from clusters import make_clusters
 from sklearn.utils.class_weight import compute_class_weight
 
 from stages.classifier.head_loss import class_weights, dropout_replicas
+from stages.classifier.standardisation import Standardisation
 
 
 def test_class_weights_equal_scikit_learns():
@@ -17,7 +18,8 @@ def test_class_weights_equal_scikit_learns():
 
 def test_replicas_keep_the_mean_and_the_order():
     train = make_clusters(200)
-    vectors, labels = dropout_replicas(train, 0.5, seed=0, scale=2.0)
+    standardisation = Standardisation(torch.zeros(train.vectors.shape[1]), 2.0)
+    vectors, labels = dropout_replicas(train, 0.5, seed=0, standardisation=standardisation)
     replicas = vectors.view(-1, *train.vectors.shape)  # (R, N, D)
     assert labels.equal(train.labels.repeat(len(replicas)))
     kept = replicas != 0
