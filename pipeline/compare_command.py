@@ -56,7 +56,7 @@ def names_option(flag: str, default: str, text: str) -> Any:
 @names_option(
     "--mining", EmbedSettings.mining, "Mining modes to compare, as for `pipeline embed --mining`."
 )
-@opt.path_option("--out", REPORTS, "Folder for the report.")
+@opt.path_option("--out", REPORTS / "compare", "Folder for the report.")
 @opt.force_option("Replace a comparison, or a report on cross-validation.")
 @opt.figures_option
 @folds_options

@@ -62,8 +62,17 @@ def _table_values(path: Path, command: click.Command, table: dict[str, Any]) -> 
         if not is_right:
             problem = f"{place} = {value}: wrong type; use {expected}"
             raise SettingsError("config", path, problem)
-        values[chosen.name] = [value] if chosen.multiple and isinstance(value, str) else value
+        if chosen.multiple and isinstance(value, str):
+            value = [value]
+        elif _takes_list(chosen) and isinstance(value, list):
+            value = ",".join(map(str, value))
+        values[chosen.name] = value
     return values
+
+
+def _takes_list(option: click.Option) -> bool:
+    """Return True for an option with commas between its values, such as ``--networks``."""
+    return (option.metavar or "").endswith(",...")
 
 
 def _check_type(option: click.Option, value: object) -> tuple[bool, str]:
@@ -79,8 +88,9 @@ def _check_type(option: click.Option, value: object) -> tuple[bool, str]:
         return isinstance(value, dict), f"a table [{option.name.replace('_', '-')}]"
     if option.name == "margin":
         return is_number or isinstance(value, str), "a number or soft"
-    if option.multiple and isinstance(value, list):
-        return all(isinstance(item, str) for item in value), "texts in quotes"
+    if (option.multiple or _takes_list(option)) and isinstance(value, list):
+        kinds = (int,) if option.name == "seeds" else (str,)
+        return all(type(item) in kinds for item in value), "a list of names in quotes"
     return isinstance(value, str), "a text in quotes"
 
 
@@ -114,7 +124,7 @@ def add_compare_defaults(tables: Tables, compare: click.Command) -> Tables:
     for singular, plural in (("network", "networks"), ("loss", "losses")):
         if singular in values:
             values[plural] = values[singular]
-    names = {option.name for option in compare.params}
+    names = {option.name for option in compare.params} - {"out", "figures"}  # of another report
     shared = {name: value for name, value in values.items() if name in names}
     return {**tables, "compare": shared | tables.get("compare", {})}
 

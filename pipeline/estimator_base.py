@@ -142,7 +142,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         """Train one or both stages and return the path of the last checkpoint."""
         from pipeline.commands.classify import classify
         from pipeline.commands.embed import embed
-        from pipeline.commands.inputs import EmbedInputs, say_enlargement
+        from pipeline.commands.inputs import EmbedInputs, say_network_notes
         from pipeline.network_choice import choose_network
         from pipeline.weights import load_weights, with_pretrained_size
 
@@ -155,7 +155,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
         read = with_pretrained_size(read, settings)
         pretrained = load_weights(settings)
         data = _read_dataset(given, entries, read, context)
-        say_enlargement(settings, data, context)
+        say_network_notes(settings, data, context)
         inputs = EmbedInputs(data, pretrained, warnings=(), network_choice=reason)
         embedding = folder / "embedding.safetensors"
         try:

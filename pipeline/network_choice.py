@@ -66,45 +66,53 @@ def choose_network(
     """
     if settings.network != AUTO:
         return NetworkChoice(read, settings, "")
-    suits, reason = main_process_first(lambda: _suits_trunk(source, read, settings, context))
-    is_installed = suits and all(find_spec(package) for package in PACKAGES)
-    if is_installed:
+    suits, reason = main_process_first(lambda: _suits_trunk(source, read, context))
+    given = _given(read, settings, context)
+    is_installed = all(find_spec(package) for package in PACKAGES)
+    if suits and is_installed and not given:
         chosen = replace(settings, network=TRUNK, weights="default", trunk="frozen")
         reason = f"{TRUNK} with ImageNet weights, frozen ({reason})"
         advice = "; --network conv trains from scratch"
     else:
         chosen = replace(settings, network="conv")
-        missing = ", but the extra `offline` is not installed" if suits else ""
-        reason = f"conv, trained from scratch ({reason}{missing})"
+        if given:
+            reason = f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} given"
+        elif suits:
+            reason += ", but the extra `offline` is not installed"
+        reason = f"conv, trained from scratch ({reason})"
         advice = ""
     assert_equal_across_ranks(
         "--network auto", chosen.network, "install the same packages on every machine"
     )
     context.say(f"network: {reason}{advice}")
-    if suits and not is_installed:
-        context.say(f"note: {_better_command(source)}")
+    if suits and chosen.network == "conv":
+        context.say(f"note: {_better_command(source, read, is_installed)}")
     return NetworkChoice(read, chosen, reason)
 
 
-def _better_command(source: object) -> str:
-    """Return advice for photos if the pretrained trunk is not installed."""
-    advice = f"a pretrained network is usually more accurate on photos: run {INSTALL}, then "
+def _better_command(source: object, read: ReadSettings, is_installed: bool) -> str:
+    """Return advice for photos if the pretrained trunk was not chosen."""
+    install = "" if is_installed else f"run {INSTALL}, then "
+    size = f" --size {read.size}" if read.size else ""
+    setting = f"{SETTING}{size}"
+    command = f"train again with {setting}"
     if isinstance(source, str):
-        return f"{advice}pipeline run --data {shlex.quote(source)} {SETTING} --force"
-    return f"{advice}train again"
+        command = f"pipeline run --data {shlex.quote(source)} {setting} --force"
+    return f"a pretrained network is usually more accurate on photos: {install}{command}"
 
 
-def _suits_trunk(
-    source: Any, read: ReadSettings, settings: EmbedSettings, context: RunContext
-) -> tuple[bool, str]:
-    """Return True if a pretrained trunk suits the images and settings, and the reason."""
+def _given(read: ReadSettings, settings: EmbedSettings, context: RunContext) -> list[str]:
+    """Return the options that are given and belong to a network that the user names."""
     given = set(context.given) & {"size", "weights", "trunk"}
     if read.size is not None:
         given.add("size")
     if settings.trunk != EmbedSettings.trunk:
         given.add("trunk")
-    if given:
-        return False, f"{' and '.join(sorted(given))} {'is' if len(given) == 1 else 'are'} given"
+    return sorted(given)
+
+
+def _suits_trunk(source: Any, read: ReadSettings, context: RunContext) -> tuple[bool, str]:
+    """Return True if a pretrained trunk suits the images, and a description of the images."""
     if read.channels == 1:
         return False, "the images are read as grey"
     if isinstance(source, str) and source.startswith("torchvision:"):

@@ -3,6 +3,7 @@
 import importlib
 import math
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ from stages.settings import EFFICIENTNETS, EmbedSettings, ReadSettings
 
 LITE_SIZES = dict(zip(EFFICIENTNETS, (224, 240, 260), strict=True))  # sides in pixels
 NESTED = ("state_dict", "model", "model_state_dict", "model_state", "module")  # keys of weights
-FILE_ADVICE = "give a state dict saved by torch.save, or a .safetensors file"
+FILE_ADVICE = "give a file of torch.save(model.state_dict(), FILE), or a .safetensors file"
 
 
 class InputSpec(NamedTuple):
@@ -193,7 +194,12 @@ def _read_file(path: Path) -> Any:
             _check_zip(path)
         # From a mapped file, tensors cannot reach beyond the end of the file.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=in_zip)
-    except Exception as error:  # torch, pickle and zipfile raise many kinds for a damaged file
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"--weights {path}: is damaged, or holds Python objects such as a whole model, which "
+            f"could run code; {FILE_ADVICE}"
+        ) from error
+    except Exception as error:  # torch and zipfile raise many kinds for a damaged file
         reason = f"{type(error).__name__}: {_one_line(error)}"
         raise CheckpointError(
             f"--weights {path}: cannot be read ({reason}); {FILE_ADVICE}"

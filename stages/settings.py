@@ -213,9 +213,12 @@ class EmbedSettings:
 
     def _check_loss(self) -> None:
         is_pml = _is_pml(self.loss)
-        _require(self.loss == "triplet" or is_pml, "loss", self.loss, "triplet or pml:NAME")
+        example = f", such as pml:{self.loss}" if self.loss.isidentifier() else ""
+        allowed = f"triplet or pml:NAME{example}"
+        _require(self.loss == "triplet" or is_pml, "loss", self.loss, allowed)
         known = self.mining in MININGS or _is_pml(self.mining)
-        _require(known, "mining", self.mining, f"{', '.join(MININGS)} or pml:NAME")
+        example = f", such as pml:{self.mining}" if self.mining.isidentifier() else ""
+        _require(known, "mining", self.mining, f"{', '.join(MININGS)} or pml:NAME{example}")
         if _is_pml(self.mining) and not is_pml:
             problem = "works with a loss of pytorch-metric-learning only; use one, or another mode"
             raise SettingsError("mining", self.mining, problem)
@@ -233,7 +236,7 @@ class EmbedSettings:
         for field_name in ("margin", "distance"):
             value = getattr(self, field_name)
             if is_pml and value != getattr(EmbedSettings, field_name):
-                problem = "belongs to the triplet loss; give a loss pml:NAME its own loss_options"
+                problem = "belongs to the triplet loss; give a loss pml:NAME its own --loss-options"
                 raise SettingsError(field_name, "soft" if value is None else value, problem)
 
     def _check_network(self) -> None:

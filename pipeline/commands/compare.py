@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 
-from pipeline.commands.compared_candidates import Candidate, failed_entry, prepare_candidates
+from pipeline.commands.compared_candidates import (
+    Candidate,
+    failed_entry,
+    prepare_candidates,
+    say_failure,
+)
 from pipeline.commands.compared_settings import OPTIONS, check_shared
 from pipeline.commands.folds import (
     FoldContext,
@@ -23,7 +28,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.folds import plan_folds
 from pipeline.device import restore_torch_settings
 from pipeline.network_cost import NetworkCost, measure_cost
-from pipeline.report.comparison import MAIN, ComparedRun, Comparison
+from pipeline.report.comparison import MAIN, NOUNS, ComparedRun, Comparison
 from pipeline.report.evaluated_run import EvaluatedRun
 from pipeline.report.formats import format_percent
 from pipeline.report.write import write_report
@@ -98,7 +103,7 @@ def compare(
         SettingsError: If a shared setting is wrong, two values are the same, or the images cannot
             be divided into so many folds.
         DataError: If the images cannot be used.
-        PipelineError: If all of them fail.
+        PipelineError: If fewer than two can be trained, or all fail in training.
         KeyboardInterrupt: After a signal, once the report on the finished ones is written.
 
     Example:
@@ -115,9 +120,10 @@ def compare(
     _check_splits(source, read, folds)
     with reserve_report(out, figures, force):
         candidates, entries = prepare_candidates(source, read, field, values, shared, context)
-        if candidates:
-            plan = _plan(candidates[0], classify_settings, folds, repeats, context)
-            entries |= _train_all(candidates, plan, field, device, context)
+        if len(candidates) < 2:
+            raise PipelineError(_too_few(field, candidates, entries))
+        plan = _plan(candidates[0], classify_settings, folds, repeats, context)
+        entries |= _train_all(candidates, plan, field, device, context)
         comparison = Comparison(
             field=field,
             entries=tuple(entries[value] for value in values),
@@ -128,6 +134,15 @@ def compare(
             write_report(out, comparison.runs, figures=figures, comparison=comparison)
     _raise_if_unfinished(comparison, out)
     return comparison
+
+
+def _too_few(
+    field: str, candidates: Sequence[Candidate], failures: Mapping[str, ComparedRun]
+) -> str:
+    """Return why there is nothing to compare."""
+    left = f"only {candidates[0].name}" if candidates else f"none of the {NOUNS[field][1]}"
+    reasons = "; ".join(f"{name}: {entry.error}" for name, entry in failures.items())
+    return f"nothing to compare, {left} can be trained: {reasons}"
 
 
 def _check_splits(source: str | Dataset, read: ReadSettings, folds: int | None) -> None:
@@ -184,6 +199,7 @@ def _train_all(
             except Exception as error:
                 size = candidate.data.read.size
                 entry = failed_entry(candidate.name, candidate.settings, size, error, context)
+                say_failure(entry, context)
             entries[candidate.name] = entry
             bar.update()
             if entry.run:

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.commands.compared_settings import OPTIONS, settings_of
 from pipeline.commands.folds import FoldContext
-from pipeline.commands.inputs import load_data
+from pipeline.commands.inputs import load_data, say_network_notes
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
 from pipeline.error_messages import describe_failure
@@ -100,11 +100,10 @@ def prepare_candidates(
                 problem = f"the same as {other.name} ({field} {getattr(settings, field)})"
                 raise SettingsError(OPTIONS[field], value, f"{problem}; leave one of them out")
         candidates.append(Candidate(value, settings, data, reason))
-        if field == "network" and settings.from_library and settings.weights == "none":
-            context.say(
-                f"note: {value} starts with random weights; for pretrained ones use "
-                "--weights default --trunk frozen"
-            )
+        say_network_notes(settings, data, once)
+    if len(candidates) >= 2:
+        for failure in failures.values():
+            say_failure(failure, context)
     return candidates, failures
 
 
@@ -148,7 +147,7 @@ def failed_entry(
     error: Exception,
     context: RunContext,
 ) -> ComparedRun:
-    """Return the row of a network that has failed, and say why.
+    """Return the row of a network that has failed. The traceback of a bug is shown.
 
     Args:
         name: Name of the network, loss or mining mode.
@@ -158,7 +157,11 @@ def failed_entry(
         context: Output options.
     """
     message, is_bug = describe_failure(error)
-    context.say(f"warning: {name} cannot be evaluated: {message}")
     if is_bug:
         context.say("".join(traceback.format_exception(error)).rstrip())
     return ComparedRun(name, settings, size, error=message)
+
+
+def say_failure(entry: ComparedRun, context: RunContext) -> None:
+    """Warn that a network could not be evaluated."""
+    context.say(f"warning: {entry.name} cannot be evaluated: {entry.error}")

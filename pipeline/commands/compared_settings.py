@@ -10,6 +10,7 @@ from stages.settings import AUTO, MININGS, PML, EmbedSettings
 OPTIONS = {"network": "networks", "loss": "losses", "mining": "mining"}  # field -> option
 WITHOUT_WEIGHTS = (AUTO, "conv", "conv-deep")
 # Settings that belong to a network, a loss or a mining mode, and not to all of them.
+PARAMETERS = {"loss_options": "loss", "mining_options": "mining"}  # table -> field of its owner
 SPECIFIC = {"network", "weights", "loss", "loss_options", "mining", "mining_options"}
 
 
@@ -37,6 +38,7 @@ def check_shared(field: str, values: Sequence[str], shared: Mapping[str, Any]) -
     for name in shared:
         if name not in known or name == field:
             raise SettingsError(name, None, "is no setting that all share; leave it out")
+    _check_parameters(field, values, shared)
     common = {name: value for name, value in shared.items() if name not in SPECIFIC}
     EmbedSettings(**common)
     networks = values if field == "network" else [shared.get("network", AUTO)]
@@ -52,7 +54,8 @@ def settings_of(field: str, value: str, shared: Mapping[str, Any]) -> EmbedSetti
     Shared settings that do not apply to it keep their defaults: ``weights`` and ``trunk`` for
     ``auto``, ``conv`` and ``conv-deep`` among networks; margin, distance and mining mode of the
     triplet loss for another loss, and a miner of pytorch-metric-learning for the triplet loss;
-    parameters of the other kind of loss.
+    parameters of the other kind of loss. Parameters under ``pml:NAME`` apply to that loss or miner
+    only.
 
     Args:
         field: Setting that differs.
@@ -84,4 +87,25 @@ def settings_of(field: str, value: str, shared: Mapping[str, Any]) -> EmbedSetti
         settings.pop("distance", None)
     if not settings.get("mining", "batch-all").startswith(PML):
         settings.pop("mining_options", None)
+    for name, owner in PARAMETERS.items():
+        if _are_by_name(settings.get(name)):
+            settings[name] = settings[name].get(settings[owner])
     return EmbedSettings(**settings)
+
+
+def _check_parameters(field: str, values: Sequence[str], shared: Mapping[str, Any]) -> None:
+    """Check the names of losses or miners that have parameters of their own."""
+    for name, owner in PARAMETERS.items():
+        if not _are_by_name(shared.get(name)):
+            continue
+        names = values if field == owner else [shared.get(owner)]
+        for key in shared[name]:
+            if key not in names:
+                problem = f"{key} is not among {', '.join(map(str, names))}; "
+                problem += "give each name its parameters, or all the same ones without names"
+                raise SettingsError(name, None, problem)
+
+
+def _are_by_name(options: object) -> bool:
+    """Return True for a table with one table per loss or miner, such as ``{"pml:A": {...}}``."""
+    return isinstance(options, dict) and any(str(key).startswith(PML) for key in options)

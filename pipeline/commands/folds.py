@@ -11,7 +11,7 @@ import torch
 
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
-from pipeline.commands.inputs import load_data, say_enlargement, with_audit
+from pipeline.commands.inputs import load_data, say_network_notes, with_audit
 from pipeline.commands.report import evaluate_run, reserve_report
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset, Source
@@ -135,7 +135,7 @@ def _run_folds(
     """Train and evaluate all folds, and pool them into one run."""
     embed_settings = settings[0]
     data = load_data(source, with_pretrained_size(read, embed_settings), context)
-    say_enlargement(embed_settings, data, context)
+    say_network_notes(embed_settings, data, context)
     pretrained = load_weights(embed_settings)
     pool, notes = pool_splits(data, context)
     plans, remarks = plan_folds(pool, folds, repeats)

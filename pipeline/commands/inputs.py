@@ -72,7 +72,7 @@ def prepare_inputs(
     read = with_pretrained_size(read, settings)
     pretrained = load_weights(settings)
     data = load_data(source, read, context)
-    say_enlargement(settings, data, context)
+    say_network_notes(settings, data, context)
     assert_equal_across_ranks(
         data.source, f"fingerprint {data.fingerprint[:12]}", "give every machine the same images"
     )
@@ -113,9 +113,16 @@ def source_files(source: object) -> list[Path]:
     return [Path(str(source))] if is_file else []
 
 
-def say_enlargement(settings: EmbedSettings, data: Dataset, context: RunContext) -> None:
-    """Say how the network enlarges the images, if it does."""
-    for note in enlargement_notes(settings, data.train.store.shape[-1]):
+def say_network_notes(settings: EmbedSettings, data: Dataset, context: RunContext) -> None:
+    """Say if the network enlarges the images, or starts with random weights unasked."""
+    notes = enlargement_notes(settings, data.train.store.shape[-1])
+    is_random = settings.from_library and settings.weights == "none"
+    if is_random and settings.trunk != "frozen" and "weights" not in context.given:
+        notes.append(
+            f"{settings.network} starts with random weights; for pretrained ones add "
+            "--weights default --trunk frozen"
+        )
+    for note in notes:
         context.say(f"note: {note}")
 
 

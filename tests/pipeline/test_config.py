@@ -113,10 +113,15 @@ def test_embed_and_run_tables_apply_to_compare():
         "dim": 24,
         "networks": "conv",
         "mining": "random",
-        "out": "r",
     }
     tables["compare"]["networks"] = "conv,conv-deep"
     assert add_compare_defaults(tables, compare)["compare"]["networks"] == "conv,conv-deep"
+
+
+def test_values_with_commas_can_be_lists(tmp_path):
+    text = '[compare]\nnetworks = ["auto", "conv"]\n[run]\nseeds = [0, 1]\n'
+    tables = read(tmp_path, text)
+    assert tables == {"compare": {"networks": "auto,conv"}, "run": {"seeds": "0,1"}}
 
 
 def test_configured_values_are_converted():
@@ -148,7 +153,8 @@ def test_configured_values_are_converted():
         ("embed", "dim = 8\ndim_ = 3"),
         ("embed", "classes-per-batch = 4\nclasses_per_batch = 5"),
         ("report", "embedding = [1]"),
-        ("run", "seeds = [0, 1]"),
+        ("run", 'seeds = ["0", "1"]'),
+        ("compare", "networks = [1]"),
         ("classify", "dropout = 0.1 0.2"),
     ],
 )

@@ -15,7 +15,7 @@ from pipeline.commands.inputs import EmbedInputs
 from pipeline.data import image_facts
 from pipeline.data.sources import read_source
 from pipeline.estimators import EmbedThenClassify
-from pipeline.network_choice import TRUNK, choose_network
+from pipeline.network_choice import SETTING, TRUNK, choose_network
 from pipeline.tensor_files import read_header
 from stages.errors import DataError
 from stages.settings import EmbedSettings, ReadSettings
@@ -182,6 +182,8 @@ def test_options_with_default_values_count_as_given(photos, option, run_command,
     options = ("--data", photos, "--epochs", 1, "--dim", 8, "--cache", tmp_path / "cache")
     status, _, err = run_command("embed", *options, *option)
     assert status == 0 and "network: conv" in err and f"{option[0][2:]} is given" in err
+    size = " --size 64" if option[0] == "--size" else ""
+    assert f"{SETTING}{size} --force\n" in err
     record = read_header(tmp_path / "checkpoints/embedding.safetensors").record
     assert record["settings"]["network"] == "conv" and record["network_choice"] in err
 

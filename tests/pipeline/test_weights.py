@@ -131,7 +131,7 @@ def test_network_larger_than_the_memory_raises(monkeypatch):
 def test_missing_or_unreadable_file_raises(name, content, tmp_path):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"--weights .*{name}: .*give a state dict"):
+    with pytest.raises(CheckpointError, match=rf"--weights .*{name}: .*give a file of"):
         load_weights(library_settings(weights=str(tmp_path / name)))
 
 
@@ -251,3 +251,11 @@ def test_failed_download_raises(monkeypatch):
 def test_input_of_unknown_network_raises(name):
     with pytest.raises(SettingsError, match=f"^network {name}: .*such as .*resnet1"):
         input_spec(name)
+
+
+def test_pickled_model_is_named_as_such(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
+    settings = EmbedSettings(network="efficientnet-lite0", weights=str(tmp_path / "model.pth"))
+    with pytest.raises(CheckpointError, match="Python objects such as a whole model") as raised:
+        load_weights(settings)
+    assert "\n" not in str(raised.value)

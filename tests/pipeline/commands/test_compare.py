@@ -200,9 +200,11 @@ def test_networks_that_fail_are_reported_and_the_others_compared(tmp_path, capsy
     assert table["weights"]["conv"] == "none" and table["classification_accuracy"]["conv"] > 0
 
 
-def test_error_if_all_fail(tmp_path):
-    with pytest.raises(PipelineError, match=r"mad.*bad"):
-        compare_modes(tmp_path / "out", field="network", values=("mad", "bad"))
+@pytest.mark.parametrize(("values", "left"), [(("mad", "bad"), "none"), (("conv", "bad"), "conv")])
+def test_error_before_training_if_fewer_than_two_are_left(tmp_path, monkeypatch, values, left):
+    monkeypatch.setattr(compare_module, "_train_all", None)
+    with pytest.raises(PipelineError, match=f"{left}.*can be trained: .*bad: --network bad"):
+        compare_modes(tmp_path / "out", field="network", values=values)
     assert not (tmp_path / "out").exists()
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from pipeline.commands.compared_settings import settings_of
+from pipeline.commands.compared_settings import check_shared, settings_of
 from stages.errors import SettingsError
+from stages.settings import EmbedSettings
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,22 @@ def test_mining_and_parameters_apply_to_the_losses_that_take_them():
         "pml:MultiSimilarityMiner",
         {"epsilon": 0.2},
     )
+
+
+def test_parameters_by_name_apply_to_one_loss():
+    options = {"pml:ArcFaceLoss": {"margin": 20}, "pml:SupConLoss": {"temperature": 0.2}}
+    shared = {"loss_options": options}
+    for name in ("triplet", "pml:ArcFaceLoss", "pml:SupConLoss", "pml:TripletMarginLoss"):
+        assert settings_of("loss", name, shared).loss_options == options.get(name)
+    assert settings_of("mining", "pml:BatchHardMiner", shared | {"loss": "pml:SupConLoss"}) == (
+        EmbedSettings(
+            loss="pml:SupConLoss", mining="pml:BatchHardMiner", loss_options={"temperature": 0.2}
+        )
+    )
+    check_shared("loss", ["triplet", *options], shared)
+    with pytest.raises(SettingsError, match="pml:ArcFaceLoss is not among") as raised:
+        check_shared("loss", ["triplet", "pml:SupConLoss"], shared)
+    assert raised.value.field == "loss_options"
 
 
 def test_losses_share_the_trunk_that_is_given():
