@@ -236,7 +236,7 @@ class EmbedSettings:
         for field_name in ("margin", "distance"):
             value = getattr(self, field_name)
             if is_pml and value != getattr(EmbedSettings, field_name):
-                problem = "belongs to the triplet loss; give a loss pml:NAME its own --loss-options"
+                problem = "belongs to the triplet loss; give a loss pml:NAME its own loss options"
                 raise SettingsError(field_name, "soft" if value is None else value, problem)
 
     def _check_network(self) -> None:

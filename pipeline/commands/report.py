@@ -215,9 +215,12 @@ def _load_both(
         )
     embedded, classified = load_embedding(embedding), load_classifier(classifier)
     if classified.embedding_digest != embedded.digest:
-        advice = f"run `pipeline classify --embedding {embedding} --out {classifier} --force`"
-        if classified.record.get("enrolled"):  # that would lose the enrolled images
-            advice = "give the embedding that it was trained on with --embedding"
+        advice = "give the embedding that it was trained on with --embedding"
+        if not classified.record.get("enrolled"):
+            advice += (
+                ", or train a classifier for this one: "
+                f"`pipeline classify --embedding {embedding} --out NEW_FILE`"
+            )
         raise CheckpointError(
             f"{classifier}: trained on the embedding {classified.embedding_digest[:12]}, but "
             f"{embedding} holds {embedded.digest[:12]}; {advice}"

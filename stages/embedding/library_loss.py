@@ -114,8 +114,8 @@ class LibraryLoss(nn.Module):
                 "loss",
                 self.name,
                 f"{pair} cannot be computed for {len(labels)} images of "
-                f"{len(labels.unique())} classes ({describe(error)}); change --loss-options, "
-                "--mining or --mining-options",
+                f"{len(labels.unique())} classes ({describe(error)}); change the loss options, "
+                "the miner or its options",
             ) from error
 
     def saved_state(self) -> dict[str, Tensor]:
@@ -182,7 +182,7 @@ def new_library_loss(
         value = copy.deepcopy(loss)(vectors, labels)
         (gradient,) = torch.autograd.grad(value, vectors)
     if not (math.isfinite(value.item()) and bool(gradient.isfinite().all())):
-        problem = "the loss of random vectors is not finite, or its gradient; change --loss-options"
+        problem = "the loss of random vectors is not finite, or its gradient; change the loss options"
         raise SettingsError("loss", settings.loss, problem)
     return loss
 

@@ -85,7 +85,7 @@ def build(
     allowed = ", ".join(key for key in accepted if key not in filled) or "none"
     for key in options:
         if key in filled:
-            problem = f"{key} of {name} is taken from the data and --dim; leave it out"
+            problem = f"{key} of {name} is taken from the data and the dimension; leave it out"
             raise SettingsError(place.options, None, problem)
         if key not in accepted:
             problem = f"{name} has no parameter {key[:60]}; its parameters are: {allowed}"

@@ -41,6 +41,7 @@ def timm_name(name: str) -> str:
 
 def patch_size(body: nn.Module) -> int:
     """Return the side in pixels of the patches that a vision transformer works on, else 1."""
+    # Most have a layer `patch_embed`, networks of timm's NaFlexVit `embeds`, others neither.
     for module in (getattr(body, "patch_embed", None), getattr(body, "embeds", None), body):
         size: Any = getattr(module, "patch_size", 1)
         size = size[0] if isinstance(size, (tuple, list)) else size

@@ -98,6 +98,7 @@ def _earlier_trunk(name: str, size: int) -> tuple[nn.Module, int]:
     random numbers are drawn as in earlier versions.
     """
     build = body_builder(name)
+    # Those versions tried the image's own size, then multiples of 32 up to 512.
     smallest = max(size, MIN_SIDE)
     next_multiple = 32 * (smallest // 32 + 1)
     for side in (smallest, *range(next_multiple, max(512, smallest) + 1, 32)):

@@ -255,7 +255,6 @@ def test_input_of_unknown_network_raises(name):
 
 def test_pickled_model_is_named_as_such(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
-    settings = EmbedSettings(network="efficientnet-lite0", weights=str(tmp_path / "model.pth"))
     with pytest.raises(CheckpointError, match="Python objects such as a whole model") as raised:
-        load_weights(settings)
+        load_weights(library_settings(weights=str(tmp_path / "model.pth")))
     assert "\n" not in str(raised.value)
