@@ -182,7 +182,7 @@ def new_library_loss(
         value = copy.deepcopy(loss)(vectors, labels)
         (gradient,) = torch.autograd.grad(value, vectors)
     if not (math.isfinite(value.item()) and bool(gradient.isfinite().all())):
-        problem = "the loss of random vectors or its gradient is not finite; change the loss options"
+        problem = "the loss of random vectors or its gradient is not finite; change its options"
         raise SettingsError("loss", settings.loss, problem)
     return loss
 
