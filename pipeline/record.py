@@ -90,7 +90,7 @@ _PROGRESS = {
     "history": [EpochLog],
     "sums": [NUMBER],
     "position": whole_number(0),
-    "best": Nullable({"score": SHARE, "triplet": SHARE, "epoch": whole_number(1)}),
+    "kept": Nullable({"highest": SHARE, "epoch": whole_number(1)}),
 }
 _SCHEMAS: dict[str, dict[str, Any]] = {
     "embedding": {
@@ -261,7 +261,7 @@ def _check_progress(progress: Mapping[str, Any], speeds: list[float | None]) -> 
         raise RecordError(f"progress.sums has {len(progress['sums'])} numbers instead of 3")
     if len(speeds) != epochs:
         raise RecordError(f"speeds has {len(speeds)} items but progress.history has {epochs}")
-    if progress["best"] and progress["best"]["epoch"] > epochs:
+    if progress["kept"] and progress["kept"]["epoch"] > epochs:
         raise RecordError(
-            f"progress.best.epoch is {progress['best']['epoch']} but progress.history has {epochs}"
+            f"progress.kept.epoch is {progress['kept']['epoch']} but progress.history has {epochs}"
         )

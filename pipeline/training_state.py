@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.tensor_files import load_tensors, save_tensors
 from stages.errors import CheckpointError
-from stages.records import EpochLog, TrainingState
+from stages.records import EpochLog, KeptEpoch, TrainingState
 
 
 def save_state(path: Path, state: TrainingState, record: Mapping[str, Any]) -> None:
@@ -34,17 +34,17 @@ def save_state(path: Path, state: TrainingState, record: Mapping[str, Any]) -> N
         "history": [asdict(log) for log in state.history],
         "sums": state.sums,
         "position": state.sampler["position"],
-        "best": None,
+        "kept": None,
     }
     tensors = {f"network.{name}": value for name, value in state.network.items()}
     for parameter, values in state.optimiser["state"].items():
         tensors |= {f"optimiser.{parameter}.{name}": value for name, value in values.items()}
     tensors |= {f"loss.{name}": value for name, value in state.loss.items()}
     tensors |= {"sampler": state.sampler["generator"], "generator": state.generator}
-    if state.best:
-        (score, triplet), epoch, network = state.best
-        progress["best"] = {"score": score, "triplet": triplet, "epoch": epoch}
-        tensors |= {f"best.{name}": value for name, value in network.items()}
+    if state.kept:
+        highest, epoch, network = state.kept
+        progress["kept"] = {"highest": highest, "epoch": epoch}
+        tensors |= {f"kept.{name}": value for name, value in network.items()}
     save_tensors(path, "state", tensors, {**record, "progress": progress})
 
 
@@ -71,7 +71,7 @@ def load_state(path: Path) -> tuple[TrainingState, dict[str, Any]]:
         _check_generator(path, name, value)
     parts: dict[str, dict[str, Tensor]] = {
         "network": {},
-        "best": {},
+        "kept": {},
         "optimiser": {},
         "loss": {},
     }
@@ -82,7 +82,7 @@ def load_state(path: Path) -> tuple[TrainingState, dict[str, Any]]:
                 f"{path}: unknown tensor {name}; use --force to start the training again"
             )
         parts[part][rest] = value
-    best = progress["best"]
+    kept = progress["kept"]
     state = TrainingState(
         step=progress["step"],
         steps=progress["steps"],
@@ -92,7 +92,7 @@ def load_state(path: Path) -> tuple[TrainingState, dict[str, Any]]:
         generator=generators["generator"],
         history=tuple(EpochLog(**log) for log in progress["history"]),
         sums=tuple(progress["sums"]),
-        best=best and ((best["score"], best["triplet"]), best["epoch"], parts["best"]),
+        kept=kept and KeptEpoch(kept["highest"], kept["epoch"], parts["kept"]),
         loss=parts["loss"],
     )
     return state, record

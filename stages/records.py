@@ -5,7 +5,7 @@ They are frozen and use ``eq=False``, because comparing tensor fields with ``==`
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -253,6 +253,20 @@ class HeadLog:
     converged: bool
 
 
+class KeptEpoch(NamedTuple):
+    """The epoch whose weights would be kept if training ended now.
+
+    Attributes:
+        highest: Highest validation score of any epoch so far.
+        epoch: Number of the epoch, from 1.
+        network: State dict of its network.
+    """
+
+    highest: float
+    epoch: int
+    network: dict[str, Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingState:
     """Everything needed to resume stage one.
@@ -270,8 +284,7 @@ class TrainingState:
         history: Logs of the finished epochs.
         sums: Sums over the current epoch's steps of the loss, the active share and the mean
             distance.
-        best: Scores (kNN accuracy or recall@1, and triplet accuracy), number and network state
-            dict of the best epoch so far, or None before the first validation.
+        kept: The epoch to keep so far, or None before the first validation.
         loss: State of a library's loss: its weights, queues and counters. Empty for the triplet
             loss.
     """
@@ -284,5 +297,5 @@ class TrainingState:
     generator: Tensor
     history: tuple[EpochLog, ...]
     sums: tuple[float, float, float]
-    best: tuple[tuple[float, float], int, dict[str, Tensor]] | None
+    kept: KeptEpoch | None
     loss: dict[str, Tensor] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from pipeline.vector_cache import save_vectors
 from stages.errors import CheckpointError
 from stages.network.embedding_net import EmbeddingNet
 from stages.network.head import Head
-from stages.records import Embeddings, EpochLog, TrainingState
+from stages.records import Embeddings, EpochLog, KeptEpoch, TrainingState
 
 CLASSES = ("a", "b")
 
@@ -73,7 +73,7 @@ def make_state(network: EmbeddingNet | None = None) -> TrainingState:
         generator=torch.Generator().manual_seed(2).get_state(),
         history=(EpochLog(1, 0.1, 0.2, 0.3, 0.4, None),),
         sums=(0.0, 1.0, 2.0),
-        best=((0.4, 0.0), 1, weights),
+        kept=KeptEpoch(0.4, 1, weights),
     )
 
 

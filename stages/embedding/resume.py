@@ -25,7 +25,7 @@ def check_state(
     Args:
         state: State to resume from.
         network: Network of the run.
-        optimiser: Optimiser of the run, AdamW.
+        optimiser: Optimiser of the run, :class:`stages.embedding.muon.Muon`.
         steps: Optimiser steps of the whole run.
         per_epoch: Optimiser steps per epoch.
         loss: State of a library's loss; empty for the triplet loss.
@@ -47,9 +47,10 @@ def check_state(
         "network": describe_mismatch(tensors, state.network),
         "loss": describe_mismatch(loss, state.loss),
     }
-    if state.best:
-        mismatches["best epoch"] = describe_mismatch(tensors, state.best[2])
+    if state.kept:
+        mismatches["kept epoch"] = describe_mismatch(tensors, state.kept.network)
     parameters = _parameters(optimiser)
+    orthogonal = _orthogonal_parameters(optimiser)
     if state.step and not state.optimiser["state"]:
         raise CheckpointError(f"step {state.step} without the optimiser's moments")
     for index, values in state.optimiser["state"].items():
@@ -57,6 +58,8 @@ def check_state(
             raise CheckpointError(f"optimiser: parameter {index} of {len(parameters)}")
         moment = parameters[index]
         expected = {"step": torch.zeros(()), "exp_avg": moment, "exp_avg_sq": moment}
+        if index in orthogonal:
+            expected = {"step": torch.zeros(()), "momentum": moment}
         mismatches[f"optimiser: parameter {index}"] = describe_mismatch(expected, values)
     for place, mismatch in mismatches.items():
         if mismatch:
@@ -81,6 +84,14 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, state: TrainingState) ->
 
 def _parameters(optimiser: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimiser.param_groups for parameter in group["params"]]
+
+
+def _orthogonal_parameters(optimiser: torch.optim.Optimizer) -> set[int]:
+    """Return the numbers of the parameters that Muon takes as matrices."""
+    flags: list[bool] = []
+    for group in optimiser.param_groups:
+        flags += [group.get("orthogonal", False)] * len(group["params"])
+    return {index for index, flag in enumerate(flags) if flag}
 
 
 def _like(parameter: Tensor, value: Tensor) -> Tensor:

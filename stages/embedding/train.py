@@ -17,7 +17,7 @@ from stages.distributed import (
     rank_and_world_size,
     rank_slice,
 )
-from stages.embedding.best_epoch import epoch_score, is_better
+from stages.embedding.best_epoch import epoch_score, is_kept
 from stages.embedding.inputs import training_input
 from stages.embedding.library_loss import (
     LibraryBatchLoss,
@@ -26,6 +26,7 @@ from stages.embedding.library_loss import (
     new_library_loss,
 )
 from stages.embedding.loss import TripletLoss, triplet_loss
+from stages.embedding.muon import Muon
 from stages.embedding.sampler import PKSampler
 from stages.embedding.schedule import is_validated, learning_rate_factor, plan_training
 from stages.embedding.training_run import TrainingRun
@@ -40,7 +41,7 @@ from stages.embedding.validation import (
 from stages.errors import SettingsError
 from stages.network.embedding_net import EmbeddingNet, to_device
 from stages.network.initialization import fit_projection, new_network
-from stages.records import EpochLog, Split, TrainingState
+from stages.records import EpochLog, KeptEpoch, Split, TrainingState
 from stages.settings import EmbedSettings
 
 WEIGHT_DECAY = 1e-2
@@ -75,8 +76,8 @@ class TrainedEmbedding(NamedTuple):
     """Result of :func:`train_embedding`.
 
     Attributes:
-        network: Network with the weights of the best epoch, in evaluation mode.
-        epoch: Number of the best epoch, from 1; 0 if no epoch was finished.
+        network: Network with the weights of the kept epoch, in evaluation mode.
+        epoch: Number of the kept epoch, from 1; 0 if no epoch was finished.
         history: One log per epoch.
     """
 
@@ -101,9 +102,9 @@ def train_embedding(
 ) -> TrainedEmbedding:
     """Train an embedding network on batches of P classes with K images each.
 
-    The result has the weights of the best validated epoch, see
-    :func:`stages.embedding.best_epoch.is_better`; without validation images and held-out classes,
-    of the last epoch.
+    The result has the weights of the latest epoch that is not clearly worse on validation than the
+    best one, see :func:`stages.embedding.best_epoch.is_kept`; without validation images and
+    held-out classes, of the last epoch.
 
     With several ranks, each embeds its share of every batch, computes the loss of the whole batch
     and takes the same step. BatchNorm is synchronised between ranks on CUDA only.
@@ -125,7 +126,7 @@ def train_embedding(
         on_epoch: Called after each epoch.
 
     Returns:
-        The trained network, the best epoch and the history.
+        The trained network, the kept epoch and the history.
 
     Raises:
         SettingsError: If the batches cannot be formed or divided among ranks, or the loss is no
@@ -181,10 +182,10 @@ def train_embedding(
         )
         if on_step and on_step(report):
             break
-    if run.best is not None:
-        run.network.load_state_dict(run.best[2])
+    if run.kept is not None:
+        run.network.load_state_dict(run.kept.network)
     run.network.eval()
-    return TrainedEmbedding(run.network, run.best[1] if run.best else 0, run.history)
+    return TrainedEmbedding(run.network, run.kept.epoch if run.kept else 0, run.history)
 
 
 def _start(
@@ -213,7 +214,7 @@ def _start(
         network=network,
         library_loss=library_loss,
         peak_rates=[group["lr"] for group in groups],
-        optimiser=torch.optim.AdamW(groups, weight_decay=WEIGHT_DECAY, fused=True),
+        optimiser=Muon(groups, weight_decay=WEIGHT_DECAY),
         sampler=PKSampler(train.labels, plan, seed=settings.seed),
         own=own,
         epochs=epochs,
@@ -255,16 +256,14 @@ def _set_learning_rates(run: TrainingRun) -> None:
 def _end_of_epoch(
     run: TrainingRun, gallery: Split, queries: Split | None, held_out: Split | None
 ) -> EpochLog:
-    """Validate the network, log the epoch and keep the weights if they are the best so far."""
+    """Validate the network, log the epoch, and keep its weights unless they are clearly worse."""
     broadcast_buffers(run.network)
     epoch = run.step // len(run.sampler)
     validated = is_validated(epoch, run.epochs)
     val_knn, val_triplet = validate(
         run.network, gallery, queries if validated else None, device=run.device
     )
-    val_recall, held_out_triplets = validate_held_out(
-        run.network, held_out if validated else None, device=run.device
-    )
+    val_recall = validate_held_out(run.network, held_out if validated else None, device=run.device)
     loss, active_share, mean_distance = (total / len(run.sampler) for total in run.sums)
     log = EpochLog(
         epoch=epoch,
@@ -277,7 +276,9 @@ def _end_of_epoch(
     )
     run.history = (*run.history, log)
     run.sums = (0.0, 0.0, 0.0)
-    if validated and is_better(log, run.best, held_out_triplets):
-        score = epoch_score(log, held_out_triplets)
-        run.best = score, epoch, copy.deepcopy(run.network.state_dict())
+    if validated:
+        score = epoch_score(log)
+        highest = max(score, run.kept.highest) if run.kept else score
+        if is_kept(score, highest, len(held_out or queries or ())):
+            run.kept = KeptEpoch(highest, epoch, copy.deepcopy(run.network.state_dict()))
     return log

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.embedding.best_epoch import Best, out_of_patience
+from stages.embedding.best_epoch import out_of_patience
 from stages.embedding.library_loss import LibraryLoss
 from stages.embedding.resume import check_state, restore_optimiser
 from stages.embedding.sampler import PKSampler
 from stages.network.embedding_net import EmbeddingNet
-from stages.records import EpochLog, Split, TrainingState
+from stages.records import EpochLog, KeptEpoch, Split, TrainingState
 from stages.settings import EmbedSettings
 
 
@@ -33,7 +33,7 @@ class TrainingRun:
     step: int = 0
     sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
     history: tuple[EpochLog, ...] = ()
-    best: Best | None = None
+    kept: KeptEpoch | None = None
 
     @property
     def steps(self) -> int:
@@ -43,7 +43,7 @@ class TrainingRun:
     @property
     def finished(self) -> bool:
         """True after the last step, or if training should stop early."""
-        return self.step >= self.steps or out_of_patience(self.settings, self.history, self.best)
+        return self.step >= self.steps or out_of_patience(self.settings, self.history)
 
     def batches(self) -> Iterator[Tensor]:
         """Yield the remaining batches of the run, int64, shape (P * K,)."""
@@ -70,7 +70,7 @@ class TrainingRun:
             generator=torch.get_rng_state(),
             history=self.history,
             sums=self.sums,
-            best=self.best,
+            kept=self.kept,
             loss=self.library_loss.saved_state() if self.library_loss else {},
         )
 
@@ -91,4 +91,4 @@ class TrainingRun:
         self.sampler.load_state_dict(state.sampler)
         torch.set_rng_state(state.generator)
         self.step, self.sums = state.step, state.sums
-        self.history, self.best = state.history, state.best
+        self.history, self.kept = state.history, state.kept

@@ -92,8 +92,8 @@ def validate(
 
 def validate_held_out(
     network: nn.Module, held_out: Split | None, *, device: torch.device
-) -> tuple[float | None, float | None]:
-    """Compute recall@1 and triplet accuracy on images of held-out classes.
+) -> float | None:
+    """Compute recall@1 on images of held-out classes.
 
     Each image queries all others.
 
@@ -103,14 +103,12 @@ def validate_held_out(
         device: Device of the network.
 
     Returns:
-        Share of images whose nearest image is of the same class, and share of correctly ordered
-        triplets. An image without another one of its class is no query. None for a score that is
-        undefined.
+        Share of images whose nearest image is of the same class. An image without another one of
+        its class is no query. None if there is no query.
     """
     if held_out is None:
-        return None, None
+        return None
     embedded = embed_split(network, held_out, device=device)
-    measures = measure_split(embedded.vectors, embedded.labels)
-    hits = measures.precision_at_1[~np.isnan(measures.precision_at_1)]
-    triplets = triplet_accuracy(measures)[0]
-    return float(hits.mean()) if len(hits) else None, None if math.isnan(triplets) else triplets
+    hits = measure_split(embedded.vectors, embedded.labels).precision_at_1
+    hits = hits[~np.isnan(hits)]
+    return float(hits.mean()) if len(hits) else None

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.errors import SettingsError
-from stages.network.conv import MIN_SIDE
+from stages.network.conv import MIN_SIDE, OWN_TRUNKS
 from stages.network.digest import state_digest
 from stages.network.library_weights import fit_weights
 from stages.network.pretrained import (
@@ -21,6 +21,9 @@ from stages.network.pretrained import (
 )
 from stages.network.projection import ResidualProjection
 
+# Learning rate of the matrices of conv and conv-deep, as a multiple of that of the other weights: a
+# step of Muon changes this share of the weights.
+MATRIX_LEARNING_RATE_FACTOR = 16
 TRUNK_LEARNING_RATE_FACTOR = 0.1  # learning rate of a pretrained trunk over that of the projection
 
 
@@ -164,25 +167,37 @@ class EmbeddingNet(nn.Module):
         """Return the trainable parameters as parameter groups of an optimiser.
 
         Args:
-            rate: Learning rate. A pretrained trunk gets a tenth of it.
+            rate: Learning rate. A pretrained trunk gets a tenth of it, the matrices of our own
+                networks 16 times as much.
 
         Returns:
-            One or two groups with the keys ``params`` and ``lr``.
+            Groups with the keys ``params`` and ``lr``. The group of the weights that
+            :class:`stages.embedding.muon.Muon` takes as matrices has ``orthogonal``, True.
         """
         trunk_parameters: list[nn.Parameter] = []
         other_parameters: list[nn.Parameter] = []
+        matrices: list[nn.Parameter] = []
+        # Networks of our own have BatchNorm or L2 normalisation after each layer.
+        is_scale_free = self.config["name"] in OWN_TRUNKS
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
             if self.config["pretrained"] and name.startswith("trunk."):
                 trunk_parameters.append(parameter)
+            elif is_scale_free and parameter.ndim > 1:
+                matrices.append(parameter)
             else:
                 other_parameters.append(parameter)
-        groups = [{"params": other_parameters, "lr": rate}]
-        if trunk_parameters:
-            trunk_rate = rate * TRUNK_LEARNING_RATE_FACTOR
-            groups.append({"params": trunk_parameters, "lr": trunk_rate})
-        return groups
+        groups = [
+            {"params": other_parameters, "lr": rate},
+            {"params": trunk_parameters, "lr": rate * TRUNK_LEARNING_RATE_FACTOR},
+            {
+                "params": matrices,
+                "lr": min(1.0, rate * MATRIX_LEARNING_RATE_FACTOR),
+                "orthogonal": True,
+            },
+        ]
+        return [group for group in groups if group["params"]]
 
     def load_trunk(self, tensors: Mapping[str, Tensor], *, where: str) -> None:
         """Load pretrained weights into a library trunk.

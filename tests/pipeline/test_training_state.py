@@ -41,8 +41,8 @@ def test_state_round_trip(path):
     assert (loaded.step, loaded.steps, loaded.sums) == (3, 9, (0.0, 1.0, 2.0))
     for name, value in saved.network.items():
         assert torch.equal(loaded.network[name], value)
-        assert torch.equal(loaded.best[2][name], value)
-    assert loaded.best[:2] == ((0.4, 0.0), 1)
+        assert torch.equal(loaded.kept.network[name], value)
+    assert (loaded.kept.highest, loaded.kept.epoch) == (0.4, 1)
     for name, value in saved.optimiser["state"][0].items():
         assert torch.equal(loaded.optimiser["state"][0][name], value)
     assert torch.equal(loaded.generator, saved.generator)
@@ -61,8 +61,8 @@ def test_state_of_a_loss_round_trips(path):
 
 
 def test_state_before_the_first_validation_round_trip(path):
-    save_state(path, replace(make_state(), best=None), RECORD)
-    assert load_state(path)[0].best is None
+    save_state(path, replace(make_state(), kept=None), RECORD)
+    assert load_state(path)[0].kept is None
 
 
 @pytest.mark.parametrize("kept", [0, 10, 32, -1])
@@ -100,8 +100,8 @@ def test_other_format_is_rejected(path, version, found):
         *[("sums", value) for value in ([1.0], [1, 2, "3"], ...)],
         *[("position", value) for value in (-1, "1", ...)],
         *[("history", value) for value in ([], [{}], 1, ...)],
-        *[("best", value) for value in ({}, {"score": 0.5, "triplet": 0.5, "epoch": 2}, 0, ...)],
-        ("best", {"score": 7, "triplet": 0.5, "epoch": 1}),
+        *[("kept", value) for value in ({}, {"highest": 0.5, "epoch": 2}, 0, ...)],
+        ("kept", {"highest": 7, "epoch": 1}),
         ("novelty", 1),
     ],
     ids=lambda value: str(value)[:20],

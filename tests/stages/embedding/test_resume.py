@@ -9,6 +9,7 @@ from checkpoint_files import make_network, make_state
 from stages.embedding.resume import check_state, restore_optimiser
 from stages.errors import CheckpointError
 from stages.network.embedding_net import to_device
+from stages.records import KeptEpoch
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_fitting_state_is_accepted(network):
         ({"sampler": {**make_state().sampler, "position": 0}}, {}, "0 batches"),
         ({"network": {}}, {}, "network: missing"),
         ({"loss": {"x": torch.zeros(1)}}, {}, "loss: unknown x"),
-        ({"best": ((0.4, 0.0), 1, {"x": torch.zeros(1)})}, {}, "best epoch: .*unknown x"),
+        ({"kept": KeptEpoch(0.4, 1, {"x": torch.zeros(1)})}, {}, "kept epoch: .*unknown x"),
         ({"optimiser": {"state": {1: {}}}}, {}, "parameter 1 of 1"),
         ({"optimiser": {"state": {"x": {}}}}, {}, "parameter x of 1"),
         ({"optimiser": {"state": {0: {}}}}, {}, "parameter 0: missing step"),

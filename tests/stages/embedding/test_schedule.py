@@ -1,13 +1,11 @@
-"""Schedule of stage one: learning rate, epochs, validated epochs and the best epoch."""
+"""Schedule of stage one: learning rate, epochs and validated epochs."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from stages.embedding.best_epoch import is_better
 from stages.embedding.schedule import is_validated, learning_rate_factor, plan_training
-from stages.records import EpochLog
 from stages.settings import EmbedSettings
 
 
@@ -54,38 +52,3 @@ def test_about_ten_epochs_and_the_last_are_validated(epochs):
     assert min(epochs, 10) <= len(validated) <= 20
     gaps = [b - a for a, b in zip([0, *validated[:-1]], validated, strict=True)]
     assert max(gaps) == gaps[0]
-
-
-@pytest.mark.parametrize(
-    ("knn", "triplet", "expected"),
-    [
-        (0.91, 0.10, True),  # kNN accuracy decides first
-        (0.89, 0.99, False),
-        (0.90, 0.81, True),  # then triplet accuracy
-        (0.90, 0.79, False),
-        (0.90, 0.80, True),  # then the later epoch
-        (0.90, None, False),  # an undefined score counts as 0
-    ],
-)
-def test_best_epoch_is_chosen_by_knn_then_triplet_accuracy_then_the_later(knn, triplet, expected):
-    log = EpochLog(5, 0.1, 0.2, 1.3, val_knn=knn, val_triplet=triplet)
-    assert is_better(log, ((0.9, 0.8), 4, {})) is expected
-
-
-def test_first_validated_epoch_is_the_best_so_far():
-    assert is_better(EpochLog(1, 0.1, 0.2, 1.3, val_knn=None, val_triplet=None), None)
-
-
-@pytest.mark.parametrize(
-    ("recall", "triplet", "expected"),
-    [
-        (0.91, 0.1, True),
-        (0.89, 0.9, False),
-        (0.9, 0.8, True),
-        (0.9, 0.79, False),
-        (0.9, None, False),
-    ],
-)
-def test_held_out_classes_choose_the_best_epoch(recall, triplet, expected):
-    log = EpochLog(5, 0.1, 0.2, 1.3, val_knn=0.1, val_triplet=0.99, val_recall=recall)
-    assert is_better(log, ((0.9, 0.8), 4, {}), triplet) is expected

@@ -128,6 +128,12 @@ def select_classes(split: Split, classes: set[int]) -> Split:
     return split.select(torch.tensor(chosen))
 
 
+def is_near(log: EpochLog, recalls: list[float], count: int) -> bool:
+    """Return True if a recall is at most one standard error below the highest one."""
+    highest = max(recalls)
+    return highest - log.val_recall <= math.sqrt(highest * (1 - highest) / count)
+
+
 def test_epoch_is_chosen_on_held_out_classes(digit_split):
     everything = digit_split(slice(0, 60))
     train, held_out = (select_classes(everything, part) for part in ({0, 1, 3}, {2, 8, 9}))
@@ -144,10 +150,11 @@ def test_epoch_is_chosen_on_held_out_classes(digit_split):
     trained = train_embedding(train, validation, settings, **inputs)
     recalls = [log.val_recall for log in trained.history]
     assert None not in recalls and len(set(recalls)) > 1
-    best = trained.history[trained.epoch - 1]
-    assert best.val_recall == max(recalls) and best.val_knn is not None
-    again = validate_held_out(trained.network, held_out, device=CPU)
-    assert again[0] == best.val_recall
+    kept = trained.history[trained.epoch - 1]
+    assert kept.val_knn is not None
+    allowed = [log.epoch for log in trained.history if is_near(log, recalls, len(held_out))]
+    assert trained.epoch == max(allowed)
+    assert validate_held_out(trained.network, held_out, device=CPU) == kept.val_recall
     train_embedding(train, validation, settings, **inputs, on_step=stop_at_step_2)
     resumed = train_embedding(train, validation, settings, **inputs, state=states[0])
     assert [vars(log) for log in resumed.history] == [vars(log) for log in trained.history]
