@@ -32,6 +32,7 @@ from stages.embedding.schedule import is_validated, learning_rate_factor, plan_t
 from stages.embedding.training_run import TrainingRun
 from stages.embedding.validation import (
     GALLERY,
+    GALLERY_PER_CLASS,
     QUERIES,
     evenly_spaced_subset,
     gallery_subset,
@@ -150,7 +151,7 @@ def train_embedding(
     run = _start(train, settings, network, device, precision)
     if state is not None:
         run.restore(state)
-    gallery = gallery_subset(gallery or train, GALLERY)
+    gallery = gallery_subset(gallery or train, GALLERY, GALLERY_PER_CLASS)
     queries = validation and evenly_spaced_subset(validation, QUERIES)
     held_out = held_out and evenly_spaced_subset(held_out, QUERIES)
     for batch in run.batches():

@@ -14,8 +14,9 @@ from stages.records import Split
 from stages.subset import evenly_spaced
 
 QUERIES = 2000  # largest number of validation images
-# Training images that their kNN searches, unless there are more classes than that.
-GALLERY = 1000
+# Training images that their kNN searches: about so many, but at least so many of each class, or all
+# if a class has fewer. With fewer per class, kNN would miss the classes with few images.
+GALLERY, GALLERY_PER_CLASS = 1000, 10
 
 
 def evenly_spaced_subset(split: Split, most: int) -> Split:
@@ -34,33 +35,31 @@ def evenly_spaced_subset(split: Split, most: int) -> Split:
     return split.select(by_class[evenly_spaced(len(split), most)])
 
 
-def gallery_subset(split: Split, most: int) -> Split:
-    """Return a subset that contains every class, so that kNN can find the class of any query.
+def gallery_subset(split: Split, count: int, per_class: int) -> Split:
+    """Return a subset in which every class keeps its share, but has some images at least.
 
     Args:
         split: Training images.
-        most: Largest number of images, unless there are more classes.
+        count: Number of images to choose.
+        per_class: Smallest number of images of a class; a smaller class keeps all of its images.
 
     Returns:
-        The images of :func:`evenly_spaced_subset` if they contain every class. Otherwise about
-        equally many images of each class, at least one.
+        The split itself if it is small enough, else the chosen images sorted by class.
 
     Example:
         >>> labels = torch.tensor([0, 0, 0, 0, 0, 0, 0, 1])
         >>> store = torch.zeros(8, 1, 4, 4, dtype=torch.uint8)
         >>> split = Split(store, torch.arange(8), labels, ("cat", "dog"), tuple("abcdefgh"))
-        >>> gallery_subset(split, 2).ids
-        ('a', 'h')
+        >>> gallery_subset(split, 4, 2).ids
+        ('a', 'c', 'e', 'g', 'h')
     """
-    subset = evenly_spaced_subset(split, most)
-    sizes = torch.bincount(split.labels)
-    class_count = int(sizes.count_nonzero())
-    if len(subset.labels.unique()) == class_count:
-        return subset
-    per_class = max(1, most // class_count)
+    if len(split) <= count:
+        return split
     chosen: list[Tensor] = []
-    for members in split.labels.argsort(stable=True).split(sizes.tolist()):
-        chosen.append(members[evenly_spaced(len(members), per_class)])
+    sizes: list[int] = torch.bincount(split.labels).tolist()
+    for members in split.labels.argsort(stable=True).split(sizes):
+        share = math.ceil(len(members) * count / len(split))
+        chosen.append(members[evenly_spaced(len(members), max(share, per_class))])
     return split.select(torch.cat(chosen))
 
 
