@@ -53,7 +53,7 @@ def _draw_accuracy(entries: Sequence[ComparedRun]) -> Figure:
                     wide: Any = {"linewidth": 4, "alpha": 0.4, "solid_capstyle": "butt"}
                     axes.plot([score.low, score.high], [y, y], color=colour, **wide)
                 axes.plot([score.value], [y], "o", color=colour, markersize=4)
-        names = [_short(entry.name) for entry in entries]
+        names = [_short(entry.title) for entry in entries]
         axes.set_yticks(range(len(entries)), names, parse_math=False)
         axes.set_ylim(len(entries) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")

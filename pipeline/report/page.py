@@ -12,7 +12,8 @@ from pipeline.escape import printable
 from pipeline.report.class_table import MANY_CLASSES, class_rows
 from pipeline.report.comparison import Comparison
 from pipeline.report.comparison_plots import COMPARISON_FIGURES
-from pipeline.report.comparison_text import comparison_findings, comparison_rows
+from pipeline.report.comparison_text import comparison_rows
+from pipeline.report.comparison_verdict import comparison_findings
 from pipeline.report.evaluated_run import EvaluatedRun, compare_runs_pairwise
 from pipeline.report.figures import confusion_matrix
 from pipeline.report.formats import (
