@@ -268,4 +268,16 @@ def test_names_are_no_formulas_in_the_table_and_no_mathematics_in_the_figures():
     figures = draw_comparison(comparison)
     assert set(figures) == {"compared", "compared-speed"}
     for figure in figures.values():
-        figure.canvas.draw()
+        figure.draw_without_rendering()
+
+
+def test_names_are_outside_the_plot_of_speed_so_they_cover_no_interval():
+    names = [f"network-{row}" for row in range(12)]
+    entries = [entry(name, first(130 - row), 0.01) for row, name in enumerate(names)]
+    figure = draw_comparison(Comparison("network", tuple(entries)))["compared-speed"]
+    figure.draw_without_rendering()
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names and not axes.texts
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    dots = [line for line in axes.lines if line.get_marker() != "None"]
+    assert len({(dot.get_color(), dot.get_marker()) for dot in dots}) == len(names)
