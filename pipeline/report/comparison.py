@@ -9,6 +9,7 @@ import pandas as pd
 from pipeline.escape import escape_formula
 from pipeline.report.evaluated_run import EvaluatedRun, RunComparison, compare_runs_pairwise
 from pipeline.report.formats import is_significant_p
+from pipeline.report.shown_settings import applicable_settings
 from stages.evaluation.results import Score
 from stages.settings import EmbedSettings
 
@@ -183,8 +184,9 @@ def compared_table(comparison: Comparison) -> pd.DataFrame:
     rows = []
     for entry in comparison.entries:
         row: dict[str, object] = {"run": escape_formula(entry.name)}
+        applicable = applicable_settings(vars(entry.settings)) if entry.settings else {}
         for name in SETTINGS:
-            value = getattr(entry.settings, name) if entry.settings else None
+            value = applicable.get(name)
             row[name] = None if value is None else escape_formula(str(value))
         row["size"] = entry.size
         for metric in METRICS:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pipeline.escape import printable
-from pipeline.report.comparison import MAIN, METRICS, ComparedRun, Comparison
+from pipeline.report.comparison import MAIN, METRICS, RANDOM, ComparedRun, Comparison
 from pipeline.report.plots import BLUE, GREY, ORANGE, PALETTE, STYLE, new_figure
 from stages.evaluation.metric_definitions import METRICS as DEFINITIONS
 
@@ -57,7 +57,7 @@ def _draw_accuracy(entries: Sequence[ComparedRun]) -> Figure:
                     wide: Any = {"linewidth": 4, "alpha": 0.4, "solid_capstyle": "butt"}
                     axes.plot([score.low, score.high], [y, y], color=colour, **wide)
                 axes.plot([score.value], [y], "o", color=colour, markersize=4)
-        names = [_short(entry.title) for entry in entries]
+        names = [_label(entry) for entry in entries]
         axes.set_yticks(range(len(entries)), names, parse_math=False)
         axes.set_ylim(len(entries) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
@@ -79,7 +79,7 @@ def _draw_speed(entries: Sequence[ComparedRun]) -> Figure:
         for entry, colour, marker in styles:
             score, seconds = entry.score(MAIN), entry.seconds_per_image
             assert score.value is not None and seconds is not None  # others are left out
-            x, name = 1000 * seconds, _short(entry.title)
+            x, name = 1000 * seconds, _label(entry)
             if score.low is not None and score.high is not None:
                 axes.plot([x, x], [score.low, score.high], color=colour, linewidth=3, alpha=0.4)
             axes.plot([x], [score.value], marker, color=colour, markersize=6, label=name)
@@ -98,6 +98,11 @@ def _draw_speed(entries: Sequence[ComparedRun]) -> Figure:
 
 def _plain(value: float, _: object) -> str:
     return f"{value:g}"
+
+
+def _label(entry: ComparedRun) -> str:
+    """Return a run's name, with a second line if its network starts with random weights."""
+    return f"{_short(entry.name)}\n({RANDOM})" if entry.starts_random else _short(entry.name)
 
 
 def _short(name: str) -> str:
