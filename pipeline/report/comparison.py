@@ -9,12 +9,14 @@ import pandas as pd
 from pipeline.escape import escape_formula
 from pipeline.report.evaluated_run import EvaluatedRun, RunComparison, compare_runs_pairwise
 from pipeline.report.formats import is_significant_p
+from pipeline.report.shown_settings import applicable_settings
 from stages.evaluation.results import Score
 from stages.settings import EmbedSettings
 
 MAIN = "classification_accuracy"  # decides which run is the best
 METRICS = (MAIN, "knn_accuracy", "map_at_r")
 SETTINGS = ("network", "weights", "trunk", "loss", "mining")
+RANDOM = "random weights"
 NOUNS = {
     "network": ("network", "networks"),
     "loss": ("loss", "losses"),
@@ -46,6 +48,19 @@ class ComparedRun:
     training_seconds: float | None = None
     seconds_per_image: float | None = None
     memory: int | None = None
+
+    @property
+    def starts_random(self) -> bool:
+        """True for a network of a library without pretrained weights."""
+        settings = self.settings
+        if settings is None or self.name != settings.network:  # a loss or a mining mode
+            return False
+        return settings.from_library and settings.weights == "none"
+
+    @property
+    def title(self) -> str:
+        """The name, with a remark if the network starts with random weights."""
+        return f"{self.name} ({RANDOM})" if self.starts_random else self.name
 
     def score(self, metric: str) -> Score:
         """Return a score on the test split."""
@@ -132,18 +147,22 @@ class Comparison:
         return min(measured, key=rank) if measured else None
 
     @cached_property
-    def _comparisons(self) -> dict[tuple[str, str], RunComparison]:
-        comparisons = compare_runs_pairwise(self.runs)[0]
+    def tests(self) -> list[RunComparison]:
+        """The paired tests of all metrics between the evaluated runs."""
+        return compare_runs_pairwise(self.runs)[0]
+
+    @cached_property
+    def _main_tests(self) -> dict[tuple[str, str], RunComparison]:
         return {
-            (item.run_a, item.run_b): item for item in comparisons if item.paired.metric_a == MAIN
+            (item.run_a, item.run_b): item for item in self.tests if item.paired.metric_a == MAIN
         }
 
     def difference(self, a: ComparedRun, b: ComparedRun) -> Difference | None:
         """Return the difference of two runs' classification accuracies, or None if undefined."""
-        item = self._comparisons.get((a.name, b.name))
+        item = self._main_tests.get((a.name, b.name))
         sign = 1
         if item is None:
-            item, sign = self._comparisons.get((b.name, a.name)), -1
+            item, sign = self._main_tests.get((b.name, a.name)), -1
         if item is None or item.p_holm is None:
             return None
         paired = item.paired
@@ -165,8 +184,9 @@ def compared_table(comparison: Comparison) -> pd.DataFrame:
     rows = []
     for entry in comparison.entries:
         row: dict[str, object] = {"run": escape_formula(entry.name)}
+        applicable = applicable_settings(vars(entry.settings)) if entry.settings else {}
         for name in SETTINGS:
-            value = getattr(entry.settings, name) if entry.settings else None
+            value = applicable.get(name)
             row[name] = None if value is None else escape_formula(str(value))
         row["size"] = entry.size
         for metric in METRICS:

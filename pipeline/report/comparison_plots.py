@@ -1,6 +1,8 @@
 """Figures of a comparison: accuracy with intervals, and accuracy against speed."""
 
+import math
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib
@@ -8,13 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pipeline.escape import printable
-from pipeline.report.comparison import MAIN, METRICS, ComparedRun, Comparison
-from pipeline.report.plots import BLUE, GREY, ORANGE, STYLE, new_figure
+from pipeline.report.comparison import MAIN, METRICS, RANDOM, ComparedRun, Comparison
+from pipeline.report.plots import BLUE, GREY, ORANGE, PALETTE, STYLE, new_figure
 from stages.evaluation.metric_definitions import METRICS as DEFINITIONS
 
 COMPARISON_FIGURES = ("compared", "compared-speed")
 COLOURS = dict(zip(METRICS, (BLUE, ORANGE, GREY), strict=True))
 MAX_NAME = 32  # characters
+MARKERS = "osD^vPX"
+LEGEND_COLUMNS = 2
 
 
 def draw_comparison(comparison: Comparison) -> dict[str, Figure]:
@@ -53,7 +57,7 @@ def _draw_accuracy(entries: Sequence[ComparedRun]) -> Figure:
                     wide: Any = {"linewidth": 4, "alpha": 0.4, "solid_capstyle": "butt"}
                     axes.plot([score.low, score.high], [y, y], color=colour, **wide)
                 axes.plot([score.value], [y], "o", color=colour, markersize=4)
-        names = [_short(entry.name) for entry in entries]
+        names = [_label(entry) for entry in entries]
         axes.set_yticks(range(len(entries)), names, parse_math=False)
         axes.set_ylim(len(entries) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
@@ -64,24 +68,24 @@ def _draw_accuracy(entries: Sequence[ComparedRun]) -> Figure:
 
 
 def _draw_speed(entries: Sequence[ComparedRun]) -> Figure:
-    """Draw classification accuracy against the time per image."""
+    """Draw classification accuracy against the time per image.
+
+    The names are in a legend: next to the dots they would cover intervals and each other.
+    """
+    rows = math.ceil(len(entries) / LEGEND_COLUMNS)
     with matplotlib.rc_context(STYLE):
-        figure, axes = new_figure(5.2, 3.4)
-        for entry in entries:
+        figure, axes = new_figure(5.2, 2.9 + 0.2 * rows)
+        styles = zip(entries, cycle(PALETTE), cycle(MARKERS), strict=False)
+        for entry, colour, marker in styles:
             score, seconds = entry.score(MAIN), entry.seconds_per_image
             assert score.value is not None and seconds is not None  # others are left out
-            x = 1000 * seconds
+            x, name = 1000 * seconds, _label(entry)
             if score.low is not None and score.high is not None:
-                axes.plot([x, x], [score.low, score.high], color=BLUE, linewidth=3, alpha=0.35)
-            axes.plot([x], [score.value], "o", color=BLUE, markersize=5)
-            axes.annotate(
-                _short(entry.name),
-                (x, score.value),
-                xytext=(6, 3),
-                textcoords="offset points",
-                fontsize=8,
-                parse_math=False,
-            )
+                axes.plot([x, x], [score.low, score.high], color=colour, linewidth=3, alpha=0.4)
+            axes.plot([x], [score.value], marker, color=colour, markersize=6, label=name)
+        legend = figure.legend(loc="outside upper left", fontsize=8, ncols=LEGEND_COLUMNS)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
         axes.set_xscale("log")
         axes.margins(x=0.12)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -94,6 +98,11 @@ def _draw_speed(entries: Sequence[ComparedRun]) -> Figure:
 
 def _plain(value: float, _: object) -> str:
     return f"{value:g}"
+
+
+def _label(entry: ComparedRun) -> str:
+    """Return a run's name, with a second line if its network starts with random weights."""
+    return f"{_short(entry.name)}\n({RANDOM})" if entry.starts_random else _short(entry.name)
 
 
 def _short(name: str) -> str:

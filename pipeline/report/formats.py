@@ -1,6 +1,7 @@
 """Percentages, p-values and differences as text."""
 
 import math
+from collections.abc import Sequence
 
 from pipeline.numbers import format_percentage
 from stages.evaluation.results import PairedTest, Score
@@ -82,6 +83,16 @@ def is_significant(paired: PairedTest) -> bool:
 def is_significant_p(p_value: float) -> bool:
     """Return True if a p-value is significant at the 5% level."""
     return p_value < LEVEL
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as in a sentence.
+
+    Example:
+        >>> listed(["a"]), listed(["a", "b"]), listed(["a", "b", "c"])
+        ('a', 'a and b', 'a, b and c')
+    """
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def format_difference(paired: PairedTest) -> str:

@@ -7,14 +7,15 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from pipeline.enrolments import describe_enrolments
 from pipeline.escape import printable
 from pipeline.report.class_table import MANY_CLASSES, class_rows
 from pipeline.report.comparison import Comparison
 from pipeline.report.comparison_plots import COMPARISON_FIGURES
-from pipeline.report.comparison_text import comparison_findings, comparison_rows
-from pipeline.report.evaluated_run import EvaluatedRun, compare_runs_pairwise
+from pipeline.report.comparison_text import comparison_rows
+from pipeline.report.comparison_verdict import comparison_findings
+from pipeline.report.evaluated_run import EvaluatedRun, RunComparison
 from pipeline.report.figures import confusion_matrix
+from pipeline.report.finding import Finding
 from pipeline.report.formats import (
     format_interval,
     format_p_value,
@@ -25,6 +26,8 @@ from pipeline.report.galleries import build_galleries
 from pipeline.report.hover_map import map_of_run, map_script
 from pipeline.report.open_set import unknown_view, unseen_view
 from pipeline.report.plots import PALETTE, inline_svg
+from pipeline.report.shared_findings import separate_shared_findings
+from pipeline.report.shown_settings import separate_shared_rows, setting_rows
 from pipeline.report.summary import MAIN_METRICS, summary, verdict
 from pipeline.report.suspect_gallery import build_suspect_gallery
 from pipeline.report.tables import score_title, shown_scores, side_by_side
@@ -39,6 +42,7 @@ def render_page(
     exploration: Exploration | None,
     figures: Sequence[Mapping[str, Any]],
     *,
+    comparisons: Sequence[RunComparison],
     pooled: bool = False,
     comparison: Comparison | None = None,
 ) -> str:
@@ -52,6 +56,7 @@ def render_page(
         runs: Evaluated runs.
         exploration: Distances and map of the first run, if there are any.
         figures: Matplotlib figures by name, for each run.
+        comparisons: Paired tests between the runs.
         pooled: True if the runs repeat one experiment with different seeds.
         comparison: Result of `pipeline compare` with these runs.
     """
@@ -62,10 +67,17 @@ def render_page(
         finalize=_printable,
         trim_blocks=True,
     )
+    once = _Once()
     # Bokeh's objects refer to earlier ones, so their order matters.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     views = [_run_view(run, figures[index], str(index)) for index, run in enumerate(runs)]
-    names, rows = side_by_side(runs, pooled=pooled)
+    shared_settings, own_settings = separate_shared_rows([setting_rows(run) for run in runs])
+    shared_findings, own_findings = separate_shared_findings(
+        [run.run for run in runs], [_findings(run) for run in runs]
+    )
+    for view, rows, findings in zip(views, own_settings, own_findings, strict=True):
+        view |= {"settings": rows, "findings": findings}
+    names, score_rows = side_by_side(runs, pooled=pooled)
     first = runs[0]
     colours = list(zip(first.test.classes, PALETTE, strict=False))
     return environment.get_template("report.html").render(
@@ -73,8 +85,12 @@ def render_page(
         summary=comparison_findings(comparison) if comparison else summary(runs, pooled=pooled),
         compared=comparison and _comparison_view(comparison, figures[0]),
         names=names,
-        rows=rows,
-        comparisons=[] if pooled else compare_runs_pairwise(runs)[0],
+        rows=score_rows,
+        shared_findings=shared_findings,
+        shared_settings=shared_settings,
+        comparisons=comparisons,
+        is_new=once.is_new,
+        once=once.show,
         metrics=METRICS,
         main_metrics=MAIN_METRICS,
         title=score_title,
@@ -91,6 +107,31 @@ def render_page(
     )
 
 
+class _Once:
+    """Explanations that the page shows for the first run only, unless they differ."""
+
+    def __init__(self) -> None:
+        self.shown: set[str] = set()
+
+    def is_new(self, text: str) -> bool:
+        """Return True the first time that a text is passed."""
+        is_new = text not in self.shown
+        self.shown.add(text)
+        return is_new
+
+    def show(self, text: str) -> str:
+        """Return the text the first time that it is passed, else nothing."""
+        return text if self.is_new(text) else ""
+
+
+def _findings(run: EvaluatedRun) -> list[Finding]:
+    """Return the findings about one run, with the network that ``auto`` stands for."""
+    findings = verdict(run)
+    choice = run.embedding.get("network_choice")
+    notes = [Finding("note", f"Network chosen by auto: {choice}.")] if choice else []
+    return [*findings[:1], *notes, *findings[1:]]
+
+
 def _printable(value: Any) -> Any:
     """Escape control characters in a text that the template prints."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
@@ -102,7 +143,7 @@ def _comparison_view(comparison: Comparison, figures: Mapping[str, Any]) -> dict
         "nouns": comparison.nouns,
         "folds": comparison.folds,
         "pairs": comparison.pairs,
-        "rows": comparison_rows(comparison),
+        "rows": [row | {"name": _breakable(row["name"])} for row in comparison_rows(comparison)],
         "failed": comparison.failed,
         "svg": [
             Markup(inline_svg(figures[name], name, name.replace("-", " ")))
@@ -110,6 +151,11 @@ def _comparison_view(comparison: Comparison, figures: Mapping[str, Any]) -> dict
             if name in figures
         ],
     }
+
+
+def _breakable(name: str) -> Markup:
+    """Return a name such as ``timm:resnet18`` that can be broken after the colon."""
+    return Markup(":<wbr>").join(printable(name).split(":"))
 
 
 def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dict[str, Any]:
@@ -124,7 +170,6 @@ def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dic
     return {
         "name": run.run,
         "tested": len(run.test) > 0,
-        "findings": verdict(run),
         "scores": shown_scores(evaluation),
         "paired_tests": [paired for paired in evaluation.paired_tests if paired.split == "test"],
         "cards": [evaluation.score(metric) for metric in MAIN_METRICS],
@@ -133,11 +178,8 @@ def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dic
         "many_classes": MANY_CLASSES,
         "confused": _confused_pairs(confusion, run.test.classes),
         "embedding": run.embedding,
-        "enrolments": describe_enrolments(run.classifier),
         "classifier": run.classifier,
         "calibrated": run.calibrated,
-        "notes": run.data.notes,
-        "leaked": len(evaluation.leaked),
         "unseen": unseen_view(run),
         "unknown": unknown_view(run),
         "folds": [fold.run for fold in run.folds],

@@ -74,7 +74,7 @@ def verdict(run: EvaluatedRun) -> list[Finding]:
         *enrolled_findings(run),
         _unseen_classes(run),
         _unknown_images(run),
-        _precision_of_folds(run),
+        *_precision_of_folds(run),
         _duplicates(run),
         _duplicates_of_unseen(run),
         _collapse(run),
@@ -191,23 +191,23 @@ def _rejected_shares(unknown: Score, known: Score, run: EvaluatedRun) -> str:
     return f"{text}."
 
 
-def _precision_of_folds(run: EvaluatedRun) -> Finding | None:
-    """Return how precise a pooled accuracy is: its interval, step and deviation."""
+def _precision_of_folds(run: EvaluatedRun) -> list[Finding]:
+    """Return how precise a pooled accuracy is: its step, interval and deviation."""
     if not run.folds:
-        return None
+        return []
     accuracy = run.evaluation.score("classification_accuracy")
-    text = (
-        "Each image was tested by models that were not trained on it. Accuracy on new images "
-        f"of this kind is likely to be {format_interval(accuracy)}. "
+    step = (
+        "Each image was tested by models that were not trained on it. "
         f"One image changes the accuracy by {100 / accuracy.count:.2g} points."
     )
+    text = f"Accuracy on new images of this kind is likely to be {format_interval(accuracy)}."
     # The accuracy of a fold with one image is 0 or 1: its deviation says nothing.
     if len(run.folds) != accuracy.count:
         deviation = next(score for score in run.deviation if score.metric == accuracy.metric)
         unit = "repeats" if run.repeats > 1 else "folds"
         points = format_percent(deviation.value).removesuffix("%")
         text += f" The standard deviation over {unit} is {points} points."
-    return Finding("note", text)
+    return [Finding("note", step), Finding("note", text)]
 
 
 def _duplicates(run: EvaluatedRun) -> Finding | None:
@@ -311,8 +311,8 @@ def _compare_with_baseline(
     else:
         problem = f"No significant improvement {of_method}over"
     value = format_percent(run.evaluation.score(baseline, split).value)
-    text = f"{problem} {description} ({value}, {p_equals(paired.p_value)})."
-    return Finding("warning", text)
+    statement, values = f"{problem} {description}", f"{value}, {p_equals(paired.p_value)}"
+    return Finding("warning", f"{statement} ({values}).", statement, values)
 
 
 def _compare_untested(

@@ -12,7 +12,6 @@ from pipeline.report.evaluated_run import (
     POOLED,
     EvaluatedRun,
     RunComparison,
-    compare_runs_pairwise,
 )
 from pipeline.report.formats import LEVEL
 from stages.evaluation.metric_definitions import METRICS
@@ -59,20 +58,20 @@ def accuracy_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> pd.
     return pd.DataFrame(rows, columns=SCORE_COLUMNS, dtype=object)
 
 
-def comparison_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> pd.DataFrame:
+def comparison_table(
+    runs: Sequence[EvaluatedRun], comparisons: Sequence[RunComparison] = ()
+) -> pd.DataFrame:
     """Return `comparisons.csv`: one row per paired test, within each run and between runs.
 
     Args:
         runs: Evaluated runs.
-        pooled: True to omit the tests between runs.
+        comparisons: Paired tests between the runs.
     """
-    comparisons = [
+    within = [
         RunComparison(run.run, run.run, paired)
         for run in runs
         for paired in run.evaluation.paired_tests
     ]
-    if not pooled:
-        comparisons += compare_runs_pairwise(runs)[0]
     rows = [
         [
             *(escape_formula(run_a), paired.metric_a, escape_formula(run_b), paired.metric_b),
@@ -80,7 +79,7 @@ def comparison_table(runs: Sequence[EvaluatedRun], *, pooled: bool = False) -> p
             *(_difference(paired.low), _difference(paired.high), _p_value(paired.p_value)),
             *(paired.count, paired.test, _p_value(p_holm)),
         ]
-        for run_a, run_b, paired, p_holm in comparisons
+        for run_a, run_b, paired, p_holm in (*within, *comparisons)
     ]
     return pd.DataFrame(rows, columns=PAIRED_COLUMNS, dtype=object)
 

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -10,7 +11,7 @@ from pipeline.files import write_atomically
 from pipeline.report.class_table import class_score_table
 from pipeline.report.comparison import Comparison, compared_table
 from pipeline.report.comparison_plots import draw_comparison
-from pipeline.report.evaluated_run import EvaluatedRun
+from pipeline.report.evaluated_run import EvaluatedRun, RunComparison, compare_runs_pairwise
 from pipeline.report.figures import FIGURES, draw_figures
 from pipeline.report.page import render_page
 from pipeline.report.plots import to_png, to_svg
@@ -96,14 +97,18 @@ def write_report(
     drawn = [draw_figures(runs[0], exploration), *(draw_figures(run, None) for run in runs[1:])]
     if comparison:
         drawn[0] |= draw_comparison(comparison)
+    between: list[RunComparison] = []
+    if not pooled:
+        between = comparison.tests if comparison else compare_runs_pairwise(runs)[0]
+    options: Any = {"comparisons": between, "pooled": pooled, "comparison": comparison}
     predictions = [prediction_table(fold) for run in runs for fold in run.folds or (run,)]
     contents = {
         "accuracy.csv": accuracy_table(runs, pooled=pooled).to_csv(index=False),
-        "comparisons.csv": comparison_table(runs, pooled=pooled).to_csv(index=False),
+        "comparisons.csv": comparison_table(runs, between).to_csv(index=False),
         "predictions.csv": pd.concat(predictions).to_csv(index=False),
         "classes.csv": class_score_table(runs).to_csv(index=False),
         "suspects.csv": suspect_table(runs).to_csv(index=False),
-        "report.html": render_page(runs, exploration, drawn, pooled=pooled, comparison=comparison),
+        "report.html": render_page(runs, exploration, drawn, **options),
     }
     assert tuple(contents) == NAMES
     if comparison:

@@ -1,5 +1,6 @@
-"""The verdict of a comparison: two, three and more networks, ties and undefined values."""
+"""Verdict and tables of a comparison: two, three and more networks, ties and undefined values."""
 
+import dataclasses
 import re
 from types import SimpleNamespace
 
@@ -8,12 +9,14 @@ import pytest
 
 from pipeline.report.comparison import ComparedRun, Comparison, compared_table
 from pipeline.report.comparison_plots import draw_comparison
-from pipeline.report.comparison_text import (
+from pipeline.report.comparison_text import comparison_rows, comparison_text
+from pipeline.report.comparison_verdict import (
     comparison_findings,
-    comparison_rows,
-    comparison_text,
+    details_of_comparison,
+    headline_of_comparison,
     verdict_of_comparison,
 )
+from pipeline.report.plots import to_svg
 from stages.evaluation.results import Score
 from stages.evaluation.statistics import wilson_interval
 from stages.settings import EmbedSettings
@@ -154,12 +157,92 @@ def test_few_images_decide_nothing():
     assert "not distinguishable on 1 image (" in text
 
 
-def test_one_network_is_left():
-    failed = ComparedRun("b", None, None, error="out of memory")
-    comparison = Comparison("network", (entry("a", first(130)), failed))
+def test_one_network_is_left(tmp_path):
+    failures = [ComparedRun(name, None, None, error="out of memory") for name in "bc"]
+    comparison = Comparison("network", (entry("a", first(130)), *failures))
     texts = [finding.text for finding in comparison_findings(comparison)]
     assert texts[0].startswith("Only one network could be evaluated: a has a classification")
-    assert texts[1:] == ["The network b could not be evaluated: out of memory."]
+    assert texts[1:] == ["b and c could not be evaluated; the table shows why."]
+    text = comparison_text(comparison, [])
+    assert text.count("out of memory") == 1
+    assert "The networks b and c could not be evaluated: out of memory." in text
+
+
+def headline(*entries: ComparedRun, field: str = "network") -> str:
+    return headline_of_comparison(Comparison(field, entries))
+
+
+def random_start(name: str, correct: np.ndarray, seconds: float | None = None) -> ComparedRun:
+    """Return a run of a library's network that starts with random weights."""
+    settings = EmbedSettings(network=name)
+    return dataclasses.replace(entry(name, correct, seconds), settings=settings)
+
+
+def test_headline_is_one_short_sentence_and_the_details_have_the_numbers():
+    entries = (entry("a", first(132), 0.01), entry("b", first(130), 0.031))
+    assert headline(*entries) == (
+        "a and b are not distinguishable on 140 images; a is 3.1 times as fast."
+    )
+    assert headline(*entries, field="loss") == "a and b are not distinguishable on 140 images."
+    details = details_of_comparison(Comparison("network", entries))
+    low, high = re.search(r"interval (\S+) to ([^,]+),", verdict(*entries)).groups()
+    p = re.search(r"p = [0-9.]+[0-9]", verdict(*entries))[0]
+    assert details == (
+        f"The difference between a and b is 1.4 points (95% interval {low} to {high}, {p})."
+    )
+
+
+def test_headline_counts_many_networks():
+    four = [entry(name, first(130), 0.01 * (row + 1)) for row, name in enumerate("abcd")]
+    assert headline(*four) == (
+        "The 4 networks are not distinguishable on 140 images; a is the fastest."
+    )
+    worse = [entry(name, first(60 - row)) for row, name in enumerate("wxyz")]
+    assert headline(four[0], *worse) == "a is better than the 4 other networks on 140 images."
+    text = headline(*four[:2], *worse)
+    assert text == (
+        "a is better than 4 of the 5 other networks on 140 images, and not distinguishable from b."
+    )
+    details = details_of_comparison(Comparison("network", (*four[:2], *worse)))
+    assert "is 92.9% for a and 42.9% for w, the next best: a difference of 50.0 points (" in details
+    assert "The difference between a and b is 0.0 points (" in details
+    assert details.endswith(" a is 2.0 times as fast as b.")
+
+
+def test_headline_does_not_claim_that_networks_are_equal_which_differ():
+    best = np.roll(first(84, 160), 76)
+    entries = entry("best", best), entry("b", first(80, 160)), entry("c", first(66, 160))
+    text = headline(*entries)
+    assert text == "best is not distinguishable from b and c on 160 images."
+    assert "However, b is better than c." in details_of_comparison(Comparison("network", entries))
+
+
+def test_random_weights_of_a_library_are_marked(tmp_path):
+    entries = [entry("conv", first(130)), random_start("timm:resnet10t", first(60))]
+    comparison = Comparison("network", tuple(entries))
+    marked = "timm:resnet10t (random weights)"
+    assert f"conv is better than {marked} on" in verdict(*entries)
+    assert f"conv is better than {marked} on" in headline(*entries)
+    assert f"{marked}  " in comparison_text(comparison, [])
+    assert [row["remark"] for row in comparison_rows(comparison)] == ["", "(random weights)"]
+    svg = to_svg(draw_comparison(comparison)["compared"], "x").decode()
+    assert svg.index(">timm:resnet10t</text>") < svg.index(">(random weights)</text>")
+    assert svg.count("(random weights)</text>") == 1 and ">conv</text>" in svg
+    # A headline that only counts them leaves this to the details.
+    others = [entry(name, first(50)) for name in "ab"]
+    comparison = Comparison("network", (*entries, *others))
+    assert "random" not in headline(*comparison.entries)
+    assert details_of_comparison(comparison).endswith("timm:resnet10t has random weights.")
+
+
+def test_pretrained_networks_and_losses_are_not_marked():
+    trained = EmbedSettings(network="timm:resnet10t", weights="default")
+    assert dataclasses.replace(entry("timm:resnet10t", first(9)), settings=trained).title == (
+        "timm:resnet10t"
+    )
+    loss = dataclasses.replace(random_start("timm:resnet10t", first(9)), name="triplet")
+    assert loss.title == "triplet" and entry("conv", first(9)).title == "conv"
+    assert ComparedRun("b", None, None, error="out of memory").title == "b"
 
 
 def test_without_known_test_images_nothing_can_be_compared():
@@ -186,4 +269,16 @@ def test_names_are_no_formulas_in_the_table_and_no_mathematics_in_the_figures():
     figures = draw_comparison(comparison)
     assert set(figures) == {"compared", "compared-speed"}
     for figure in figures.values():
-        figure.canvas.draw()
+        figure.draw_without_rendering()
+
+
+def test_names_are_outside_the_plot_of_speed_so_they_cover_no_interval():
+    names = [f"network-{row}" for row in range(12)]
+    entries = [entry(name, first(130 - row), 0.01) for row, name in enumerate(names)]
+    figure = draw_comparison(Comparison("network", tuple(entries)))["compared-speed"]
+    figure.draw_without_rendering()
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names and not axes.texts
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    dots = [line for line in axes.lines if line.get_marker() != "None"]
+    assert len({(dot.get_color(), dot.get_marker()) for dot in dots}) == len(names)

@@ -231,6 +231,31 @@ def test_the_page_fits_the_screen(report_file, browse, width, scheme):
     assert pixels.std() > 10  # the page is not empty
 
 
+WIDEST_VALUES = """(() => {
+    const cells = document.querySelectorAll('table.compared tbody tr')[1].cells;
+    cells[2].innerHTML = '\u221244.1<div class="interval">\u221258.5 to \u221226.8</div>';
+    cells[3].textContent = '< 0.001';
+})()"""
+MAIN_CELLS = """[...document.querySelectorAll('table.compared tbody tr')].slice(0, 4)
+    .flatMap(row => [...row.cells].slice(0, 4).map(cell => cell.getBoundingClientRect().right))"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_comparison_fits_the_screen_with_its_main_columns(comparison_page, browse, width):
+    page = browse(comparison_page)
+    page.resize(width)
+    page.evaluate(WIDEST_VALUES)
+    time.sleep(0.5)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    heads = "[...document.querySelectorAll('table.compared th')].map(cell => cell.textContent)"
+    assert page.evaluate(heads)[:4] == [
+        *("network", "classification accuracy", "difference to the best", "adjusted p")
+    ]
+    edges = page.evaluate(MAIN_CELLS)
+    assert len(edges) == 16 and max(edges) <= width
+    assert page.problems() == []
+
+
 def test_a_footnote_opens_its_definition(report_file, browse):
     page = browse(report_file)
     assert page.evaluate("document.querySelector('#definition-1').closest('details').open") is False

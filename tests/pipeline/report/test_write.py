@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import html
 import re
 from xml.etree import ElementTree
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from pipeline.commands.report import report
 from pipeline.escape import escape_formula
+from pipeline.report.evaluated_run import compare_runs_pairwise
 from pipeline.report.write import write_report
 
 CSV_FILES = ("accuracy.csv", "comparisons.csv", "predictions.csv", "classes.csv", "suspects.csv")
@@ -133,3 +135,66 @@ def test_a_thousand_classes_make_a_page_below_10_mb(tmp_path):
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert len(page) < 10_000_000
     assert page.count("<tr><td>class ") >= 1000
+
+
+def text_of(page: str) -> str:
+    """Return the text of a page without figures, scripts and styles."""
+    page = re.sub(r"<(style|script|svg).*?</\1>", "", page, flags=re.DOTALL)
+    return html.unescape(re.sub(r"<[^>]+>", "", page))
+
+
+def test_the_page_of_a_comparison_repeats_no_sentence(comparison_page):
+    page = comparison_page.read_text(encoding="utf-8")
+    blocks = re.findall(r"<(p|figcaption|dd|li)\b[^>]*>(.*?)</\1>", page, re.DOTALL)
+    texts = [text_of(content).strip() for _, content in blocks]
+    repeated = {text for text in texts if len(text) > 30 and texts.count(text) > 1}
+    # These describe one run each; here they are equal.
+    assert {text for text in repeated if not text.startswith(("Epoch ", "Temperature "))} == set()
+    assert page.count("No image can be rejected as unknown") == 1
+    assert page.count("no such network") == 1
+    assert "timm:nonsense could not be evaluated; the table shows why." in page
+
+
+def test_the_page_of_a_comparison_has_a_short_headline_and_the_details_below(comparison_page):
+    page = comparison_page.read_text(encoding="utf-8")
+    (headline, details) = re.findall(r'<p class="(?:answer|note)">(.*?)</p>', page)[:2]
+    assert headline == "The 4 networks are not distinguishable on 60 images; conv is the fastest."
+    assert details.startswith("The largest difference, between conv and ")
+    assert "95% interval" in details and details.endswith(
+        "timm:resnet10t, efficientnet-lite1 and torchvision:mobilenet_v3_small have random weights."
+    )
+    assert page.count('<span class="interval">(random weights)</span></td>') == 3
+    assert "The verdict is decided by the adjusted p, the findings on each run by p." in page
+
+
+def test_runs_are_compared_once_per_comparison(self_comparison, tmp_path, monkeypatch):
+    calls = []
+
+    def count(runs):
+        calls.append(len(runs))
+        return compare_runs_pairwise(runs)
+
+    monkeypatch.setattr("pipeline.report.comparison.compare_runs_pairwise", count)
+    monkeypatch.setattr("pipeline.report.write.compare_runs_pairwise", count)
+    comparison = dataclasses.replace(self_comparison)  # without the cached tests
+    write_report(tmp_path, comparison.runs, comparison=comparison)
+    assert calls == [4]
+    tests = pd.read_csv(tmp_path / "comparisons.csv")
+    assert (tests["run_a"] != tests["run_b"]).sum() == len(comparison.tests) > 0
+
+
+def test_the_network_that_auto_has_chosen_follows_the_answer(good_report, tmp_path):
+    (run,) = good_report.runs
+    choice = "conv, trained from scratch (small grey images)"
+    chosen = dataclasses.replace(run, embedding=run.embedding | {"network_choice": choice})
+    write_report(tmp_path, [chosen])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    findings = re.findall(r'<p class="(?:answer|note|warning)">(.*?)</p>', page)
+    assert findings[1] == f"Network chosen by auto: {choice}."
+    assert findings[0].startswith("Classification accuracy is")
+    other = (good_report.folder / "out" / "report.html").read_text(encoding="utf-8")
+    assert "adjusted" not in text_of(other)
+    two = [chosen, dataclasses.replace(chosen, run="b")]
+    write_report(tmp_path, two)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "The findings are decided by p, not by the adjusted p." in page
