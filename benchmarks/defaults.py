@@ -53,6 +53,7 @@ used.
 
 import argparse
 import ast
+import gzip
 import time
 import zlib
 from collections import defaultdict
@@ -68,11 +69,13 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks import characters
+from benchmarks.photo_sets import photo_set
 from pipeline.device import choose_precision, keep_freed_memory, start_device
-from stages.embedding import augment, sampler, schedule, train
+from stages.embedding import augment, muon, sampler, schedule, train
 from stages.embedding.train import Step, train_embedding
 from stages.evaluation.knn import knn
 from stages.evaluation.triplets_and_rankings import measure_split
+from stages.network import embedding_net
 from stages.network.inference import embed_split
 from stages.records import Split
 from stages.settings import EmbedSettings
@@ -148,6 +151,23 @@ def mnist(noise: float = 0.0) -> Splits:
     return Split(train.store, train.rows, noisy, train.classes, train.ids), validation
 
 
+def fashion() -> Splits:
+    """Return 4,000 of Fashion-MNIST's training images: clothing, shoes and bags."""
+    folder = Path("/usr/share/datasets/fashion-mnist")
+    with gzip.open(folder / "train-images-idx3-ubyte.gz") as file:
+        pixels = np.frombuffer(file.read(16 + 4000 * 784), np.uint8, offset=16)
+    with gzip.open(folder / "train-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read(8 + 4000), np.uint8, offset=8)
+    return split_images(pixels.reshape(-1, 1, 28, 28).copy(), labels, 0.3)
+
+
+def grey_pictures(name: str, work: Path, size: int) -> Splits:
+    """Return the pictures of a set of `benchmarks/photo_sets.py` in grey."""
+    files = photo_set(name, work).files
+    pixels = np.stack([open_image(path, size).mean(axis=0, keepdims=True) for path, _ in files])
+    return split_images(pixels.astype(np.uint8), np.array([label for _, label in files]), 0.4)
+
+
 def rendered_characters(work: Path) -> Splits:
     """Return one font of each package that `benchmarks/characters.py` does not test on."""
     manifest = work / "characters" / "characters.csv"
@@ -206,6 +226,10 @@ def load_sets(work: Path) -> dict[str, Callable[[], Splits]]:
         "characters": lambda: rendered_characters(work),
         "icons": icons,
         "photos": photos,
+        "fashion": fashion,
+        "grey-icons": lambda: grey_pictures("oxygen", work, 32),
+        "grey-photos": lambda: grey_pictures("photos", work, 32),
+        "solar-cells": lambda: grey_pictures("solar cells", work, 64),
     }
 
 
@@ -215,7 +239,7 @@ def replaced_constants(constants: dict[str, Any]) -> Iterator[None]:
     before = {
         (module, name): getattr(module, name)
         for name in constants
-        for module in (train, schedule, augment, sampler)
+        for module in (train, schedule, augment, sampler, muon, embedding_net)
         if hasattr(module, name)
     }
     try:

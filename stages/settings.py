@@ -153,8 +153,9 @@ class EmbedSettings:
         images_per_class: Images per class and batch, K. ``None``: see ``plan_batches``.
         epochs: Number of epochs; each contains every training image at least once. ``None``: see
             :func:`stages.embedding.schedule.plan_training`.
-        lr: Peak learning rate of AdamW, reached by linear warm-up and followed by cosine decay
-            to zero.
+        lr: Peak learning rate, reached by linear warm-up and followed by cosine decay to zero.
+            The matrices of ``conv`` and ``conv-deep`` have 16 times this rate, see
+            :class:`stages.embedding.muon.Muon`.
         augment: Shift, rotate and scale training images at random.
         patience: Stop after this many epochs without a better validation score. ``None``: never.
             The learning rate decays to zero, so the last epochs are usually the best.
