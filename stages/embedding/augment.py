@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SHIFT = 0.1  # largest shift along each axis, as a fraction of the image's side
-TURN = 15.0  # largest rotation in either direction, in degrees
-SCALE = 0.15  # largest change of scale, as a fraction: 0.85 to 1.15
+SHIFT = 0.08  # largest shift along each axis, as a fraction of the image's side
+TURN = 12.0  # largest rotation in either direction, in degrees
+SCALE = 0.12  # largest change of scale, as a fraction: 0.88 to 1.12
 MIN_AREA = 0.4  # smallest crop of a photo, as a fraction of its area
 MAX_ASPECT = 4 / 3  # largest ratio of the sides of a photo's crop, before it is cut to the photo
 COLOUR = 0.3  # largest change of brightness, contrast and saturation, as a fraction

@@ -10,8 +10,10 @@ from stages.settings import EmbedSettings
 
 # Validated epochs per run. With short epochs, validating each would take half of the training time.
 VALIDATIONS = 10
-WARM_UP = 0.2  # share of all steps
-EPOCHS, STEPS = 20, 400  # minimum of each
+# With Muon, our own networks need a shorter warm-up and fewer steps than those of a library.
+WARM_UP, LIBRARY_WARM_UP = 0.05, 0.2  # share of all steps
+EPOCHS, STEPS = 15, 300  # minimum of each
+LIBRARY_EPOCHS, LIBRARY_STEPS = 20, 400
 TUNED_EPOCHS, TUNED_STEPS = 10, 50  # minimum of each, if a pretrained trunk is trained
 LARGE_BATCH = 32  # images per batch, if a library's trunk is trained
 
@@ -19,10 +21,11 @@ LARGE_BATCH = 32  # images per batch, if a library's trunk is trained
 def plan_training(labels: Tensor, settings: EmbedSettings) -> tuple[BatchPlan, int]:
     """Choose the batches and the number of epochs where the settings leave them open.
 
-    The default number of epochs is 20, or more until there are 400 steps; ``conv-deep`` trains
-    three times as long. A library's trunk that is trained gets batches of 32 images, because more
-    would exceed the memory of most machines. A pretrained trunk that is trained gets at
-    least 10 epochs and 50 steps. If K is open, it is rounded up to a multiple of the world size.
+    The default number of epochs is 15, or more until there are 300 steps; ``conv-deep`` trains
+    three times as long. For a library's network these are 20 and 400. A library's trunk that is
+    trained gets batches of 32 images, because more would exceed the memory of most machines. A
+    pretrained trunk that is trained gets at least 10 epochs and 50 steps. If K is open, it is
+    rounded up to a multiple of the world size.
 
     Args:
         labels: Class index of each training image, int64, shape (N,).
@@ -39,7 +42,7 @@ def plan_training(labels: Tensor, settings: EmbedSettings) -> tuple[BatchPlan, i
         >>> import torch
         >>> labels = torch.arange(10).repeat_interleave(160)  # 10 classes with 160 images each
         >>> plan_training(labels, EmbedSettings())
-        (BatchPlan(classes_per_batch=10, images_per_class=16, per_epoch=10), 40)
+        (BatchPlan(classes_per_batch=10, images_per_class=16, per_epoch=10), 30)
     """
     tuned = settings.from_library and settings.trunk != "frozen"
     plan = plan_batches(
@@ -50,6 +53,8 @@ def plan_training(labels: Tensor, settings: EmbedSettings) -> tuple[BatchPlan, i
         multiple_of=rank_and_world_size()[1],
     )
     min_epochs, min_steps = EPOCHS, STEPS
+    if settings.from_library:
+        min_epochs, min_steps = LIBRARY_EPOCHS, LIBRARY_STEPS
     if tuned and settings.weights != "none":
         min_epochs, min_steps = TUNED_EPOCHS, TUNED_STEPS
     epoch_multiplier = 3 if settings.network == "conv-deep" else 1
@@ -70,18 +75,19 @@ def is_validated(epoch: int, epochs: int) -> bool:
     return epoch % max(1, epochs // VALIDATIONS) == 0 or epoch == epochs
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
+def learning_rate_factor(step: int, steps: int, *, from_library: bool = False) -> float:
     """Return the learning rate as a share of its peak: linear warm-up, then cosine decay to 0.
 
     Args:
         step: Steps done so far.
         steps: Steps of the whole run.
+        from_library: True for a network of a library.
 
     Example:
-        >>> [round(learning_rate_factor(step, 10), 2) for step in range(11)]
+        >>> [round(learning_rate_factor(step, 10, from_library=True), 2) for step in range(11)]
         [0.5, 1.0, 1.0, 0.96, 0.85, 0.69, 0.5, 0.31, 0.15, 0.04, 0.0]
     """
-    warm_up = max(1, round(WARM_UP * steps))
+    warm_up = max(1, round((LIBRARY_WARM_UP if from_library else WARM_UP) * steps))
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))

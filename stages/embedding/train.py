@@ -249,7 +249,8 @@ def _forward(run: TrainingRun, batch: Tensor) -> TripletLoss | LibraryBatchLoss:
 
 def _set_learning_rates(run: TrainingRun) -> None:
     """Set the learning rate of each parameter group for the next step."""
-    factor = learning_rate_factor(run.step, run.steps)
+    library = run.settings.from_library
+    factor = learning_rate_factor(run.step, run.steps, from_library=library)
     for group, peak_rate in zip(run.optimiser.param_groups, run.peak_rates, strict=True):
         group["lr"] = peak_rate * factor
 
