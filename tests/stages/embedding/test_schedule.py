@@ -19,7 +19,8 @@ def test_learning_rate_rises_to_its_peak_and_then_falls(steps):
 
 
 def test_learning_rate_ends_at_zero():
-    assert learning_rate_factor(0, 100) == 0.05
+    assert learning_rate_factor(0, 100) == 0.2
+    assert learning_rate_factor(0, 100, from_library=True) == 0.05
     assert learning_rate_factor(100, 100) == 0
 
 
@@ -31,11 +32,11 @@ def plan(images_per_class: int, **options: Any) -> tuple[int, int, int]:
 
 
 def test_small_data_sets_get_more_epochs():
-    assert [plan(16), plan(160), plan(16_000)] == [(10, 16, 400), (10, 16, 40), (10, 16, 20)]
+    assert [plan(16), plan(160), plan(16_000)] == [(10, 16, 300), (10, 16, 30), (10, 16, 15)]
 
 
 def test_conv_deep_gets_three_times_the_epochs_unless_they_are_given():
-    assert plan(160, network="conv-deep") == (10, 16, 120)
+    assert plan(160, network="conv-deep") == (10, 16, 90)
     assert plan(160, network="conv-deep", epochs=7) == (10, 16, 7)
 
 
