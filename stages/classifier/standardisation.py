@@ -33,7 +33,7 @@ class Standardisation(NamedTuple):
         """Compute mean and factor of vectors, float32, shape (N, D).
 
         Example:
-            >>> Standardisation.of(torch.tensor([[0.6, 0.8], [0.8, 0.6]])).factor
+            >>> round(Standardisation.of(torch.tensor([[0.6, 0.8], [0.8, 0.6]])).factor, 3)
             10.0
         """
         mean = vectors.mean(dim=0)
