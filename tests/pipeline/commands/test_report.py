@@ -39,7 +39,7 @@ def written(tmp_path_factory) -> Report:
         "val": dict.fromkeys(KNOWN, 8),
         "test": dict.fromkeys(KNOWN, 5) | dict.fromkeys(UNSEEN, 4),
     }
-    source = write_splits(root / "photos", splits, noise=180)
+    source = write_splits(root / "photos", splits, noise=120)
     return train_and_report(source, root / "out")
 
 
@@ -192,7 +192,7 @@ def test_seeds_with_unseen_classes_are_averaged(tmp_path, monkeypatch):
 def test_runs_without_known_test_images_are_summarized_by_unseen_classes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     splits = {"train": {"ash": 6, "elm": 6}, "test": dict.fromkeys(("oak", "yew", "fir"), 3)}
-    source = write_splits(Path("photos"), splits, noise=180)
+    source = write_splits(Path("photos"), splits, noise=120)
     settings = ReadSettings(), QUICK, ClassifySettings()
     files = {"embedding": Path("e.safetensors"), "classifier": Path("c.safetensors")}
     runs = run(str(source), *settings, **files, out=Path(), context=QUIET, seeds=(0, 1))
