@@ -22,7 +22,8 @@ def measure_memory(images: int) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measures RssAnon, which only Linux reports")
 def test_anonymous_memory_does_not_grow_with_the_store():
-    small, large = measure_memory(250), measure_memory(5000)
-    assert large["store"] == 20 * small["store"]
-    # Ids, labels and hashes of the images grow: a few percent of the size of the pixels.
-    assert large["anonymous"] - small["anonymous"] < 0.1 * (large["store"] - small["store"])
+    small, large = measure_memory(250), measure_memory(7500)
+    assert large["store"] == 30 * small["store"]
+    # A copy of the pixels would add the whole difference, 340 MB. What the allocator keeps of freed
+    # memory differs between runs by some 100 MB.
+    assert large["anonymous"] - small["anonymous"] < 0.5 * (large["store"] - small["store"])
