@@ -101,7 +101,7 @@ def peer_loader(root: Path, network: EmbeddingNet, *, channels_last: bool) -> Da
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    steps = [transforms.Grayscale(), transforms.RandomAffine(15, (0.1, 0.1), (0.85, 1.15))]
+    steps = [transforms.Grayscale(), transforms.RandomAffine(12, (0.08, 0.08), (0.88, 1.12))]
     if channels_last:
         steps += [transforms.PILToTensor()]
     else:
