@@ -285,9 +285,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: Command line without the program's name. Default: that of the process.
     """
     terminal.prepare_streams()
-    # Threads of OpenMP that wait for others keep their core busy, and other programs, such as a
-    # second training, become many times slower. OpenMP reads this when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Of several processes that torchrun starts only the first one prints.
     rank = os.environ.get("RANK", "0")
     is_main = not rank.isdigit() or int(rank) == 0
