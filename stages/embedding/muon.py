@@ -50,7 +50,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
         factor = a * identity + b * gram + c * (gram @ gram)
         product = factor @ product
         gram = factor @ gram @ factor  # all factors are polynomials of one matrix, so they commute
-    return product @ scaled
+    result: Tensor = product @ scaled
+    return result
 
 
 class Muon(torch.optim.AdamW):
