@@ -4,7 +4,7 @@ r"""Measure time and memory of InceptionV3 at 299 pixels, with padding by repeti
     python -m benchmarks.inception --epochs 1 --threads 1
 
 Photos of seven classes from Debian's package tuxpaint-stamps-default go through `pipeline embed`,
-`classify`, `report` and `predict`, each in a process of its own: once with a frozen trunk and once
+`classify`, `report` and `predict`, one new process per command: once with a frozen trunk and once
 with all layers trained. The weights are random, in a file like those of ImageNet, so only time and
 memory mean something, not the accuracy. Per command: seconds, CPU seconds, which other programs on
 the machine influence less, and the peak memory of its largest process.

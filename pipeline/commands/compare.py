@@ -44,7 +44,7 @@ INTERRUPTED = "interrupted before it was finished"
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What all candidates share.
+    """Settings and folds that all candidates share.
 
     Attributes:
         classify_settings: Settings of stage two.

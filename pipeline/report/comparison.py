@@ -97,7 +97,7 @@ class Comparison:
 
     Attributes:
         field: Setting that differs: ``network``, ``loss`` or ``mining``.
-        entries: What was compared, in the order in which it was given, with the failures.
+        entries: Runs in the order in which they were given, with the failed ones.
         folds: Number of folds; 0 without cross-validation.
         interrupted: True if the comparison was interrupted, so some entries are missing.
     """
@@ -124,7 +124,7 @@ class Comparison:
 
     @property
     def nouns(self) -> tuple[str, str]:
-        """What is compared, in the singular and the plural."""
+        """Noun for the compared setting, in the singular and the plural."""
         return NOUNS[self.field]
 
     @property

@@ -147,7 +147,7 @@ def _find_class(module: str, name: str, place: Place) -> type[nn.Module]:
         )
         raise SettingsError(field, value, problem) from error
     modules = (distances, losses, miners, reducers, regularizers)
-    (source,) = (found for found in modules if found.__name__.endswith(module))
+    (source,) = (item for item in modules if item.__name__.endswith(module))
     classes = {
         key: kind
         for key, kind in vars(source).items()

@@ -1,4 +1,4 @@
-"""Which shared settings apply to which network, loss or mining mode."""
+"""Shared settings apply to the networks, losses and mining modes that take them."""
 
 import pytest
 
