@@ -35,7 +35,7 @@ class TripletEmbedding(
 
     Args:
         size, channels, resize, split_seed: As in :class:`stages.settings.ReadSettings`.
-        val: Share of X that chooses the best epoch; the network is trained on the other images.
+        val: Share of X that chooses the epoch; the network is trained on the other images.
         device, precision, threads, quiet: As in :class:`pipeline.context.RunContext`.
         cache: Folder for decoded images and trunk features, which later fits to the same images
             reuse. None: a temporary folder.
@@ -160,7 +160,7 @@ class EmbedThenClassify(
 
     Args:
         seed: Random seed of both stages.
-        val: Share of X that chooses the best epoch, the weight decay and the temperature; the
+        val: Share of X that chooses the epoch, the weight decay and the temperature; the
             network and the classifier are trained on the other images.
         dropout, max_iter, balance: As in :class:`stages.settings.ClassifySettings`.
 

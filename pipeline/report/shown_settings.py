@@ -126,7 +126,7 @@ def _chosen_rows(run: EvaluatedRun) -> list[tuple[str, str]]:
     held_out = embedding.get("held_out_classes")
     rows = []
     if held_out:
-        text = f"{first_fold}epoch {epoch} has the best recall@1 on {', '.join(held_out)}"
+        text = f"{first_fold}epoch {epoch} was chosen by recall@1 on {', '.join(held_out)}"
         rows.append(("held out for the epoch", f"{text}, on which stage one is not trained"))
     if embedding["counts"]["val"]:
         epochs = "" if held_out else f"epoch {epoch}, "

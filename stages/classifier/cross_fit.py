@@ -65,8 +65,8 @@ def cross_fit(
             vectors[kept], labels[kept], weights, weight_decay, settings.max_iter, device=device
         )
         with torch.inference_mode():
-            unseen = standardisation.apply(train.vectors[left_out]).to(device)
-            predictions.append(head(unseen).cpu())
+            standardised = standardisation.apply(train.vectors[left_out]).to(device)
+            predictions.append(head(standardised).cpu())
         predicted_labels.append(train.labels[left_out])
         if sum(map(len, predicted_labels)) >= ENOUGH_PREDICTIONS:
             break

@@ -280,6 +280,6 @@ def _heads_without(
 
     start = fit(torch.empty(0, dtype=torch.int64), None)  # near all the others
     for rows in left_out:
-        head = fit(rows, start)
+        head = fit(rows, start).cpu()
         standardisation.fold_into(head)
-        yield head.cpu()
+        yield head

@@ -46,9 +46,13 @@ class Standardisation(NamedTuple):
         return (vectors - self.mean) * self.factor
 
     def fold_into(self, head: Head) -> None:
-        """Change a head for standardised vectors into the same head for unit vectors."""
+        """Change a head for standardised vectors into the same head for unit vectors.
+
+        Args:
+            head: Head on the CPU: it is computed in float64, which not every device has.
+        """
         linear = head.linear
         with torch.no_grad():
             weight = linear.weight.double() * self.factor
-            linear.bias.copy_(linear.bias - weight @ self.mean.to(weight.device).double())
+            linear.bias.copy_(linear.bias - weight @ self.mean.double())
             linear.weight.copy_(weight)

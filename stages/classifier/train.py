@@ -219,10 +219,11 @@ def fit_head(
         weights.append(_copy_weights(head))
     best = _choose_decay(history, len(validation) if validation and one_standard_error else None)
     _load_weights(head, weights[best])
+    head = head.cpu()
     standardisation.fold_into(head)
     head.zero_grad(set_to_none=True)
     head.dropout.p = settings.dropout
-    return head.cpu(), best + 1, tuple(history)
+    return head, best + 1, tuple(history)
 
 
 def _decays(validation: Embeddings | None, one_standard_error: bool) -> tuple[float, ...]:

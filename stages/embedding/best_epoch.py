@@ -18,16 +18,16 @@ def epoch_score(log: EpochLog) -> float:
 
 
 def is_kept(score: float, highest: float, count: int) -> bool:
-    """Return True if an epoch replaces the kept one: it is within one standard error of the best.
+    """Return True if an epoch is not clearly worse than the best one, so that it is kept.
 
     The learning rate decays to 0, so a later epoch is usually better, and a small difference
     between two scores is mostly noise. Therefore the latest epoch is kept whose score is at most
-    one standard error, and at least one image, below the highest one.
+    one standard error below the highest one, or one image if that is more.
 
     Args:
         score: Validation score of the epoch.
         highest: Highest score so far, at least ``score``.
-        count: Number of validation images.
+        count: Number of validation images; 0 if there are none.
 
     References:
         Breiman et al. 1984, "Classification and regression trees": the one-standard-error rule.

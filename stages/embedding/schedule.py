@@ -1,4 +1,4 @@
-"""Schedule of stage one: batches, epochs, learning rate, validation and the best epoch."""
+"""Schedule of stage one: batches, epochs, learning rate and validated epochs."""
 
 import math
 

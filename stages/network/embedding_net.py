@@ -21,8 +21,7 @@ from stages.network.pretrained import (
 )
 from stages.network.projection import ResidualProjection
 
-# Learning rate of the matrices of conv and conv-deep, as a multiple of that of the other weights: a
-# step of Muon changes this share of the weights.
+# Learning rate of the matrices of conv and conv-deep, as a multiple of that of the other weights.
 MATRIX_LEARNING_RATE_FACTOR = 16
 TRUNK_LEARNING_RATE_FACTOR = 0.1  # learning rate of a pretrained trunk over that of the projection
 
