@@ -162,7 +162,11 @@ def _blocks(
     for batch in given.batches():
         while paths := list(islice(batch, BLOCK)):
             outcomes = decode_files(
-                paths, size=read["size"], channels=read["channels"], resize=read["resize"]
+                paths,
+                size=read["size"],
+                channels=read["channels"],
+                resize=read["resize"],
+                jpeg=read["jpeg"],
             )
             squares = []
             for path, outcome in zip(paths, outcomes, strict=True):
