@@ -229,7 +229,10 @@ def prepare_image(
     if box is None:
         grey, pixel_digest = grey_and_digest(image)
     else:
-        grey, pixel_digest = image.mode == "L" or is_grey(np.asarray(image)), ""
+        # A few pixels decide for nearly all colour images, without a copy of all.
+        sample = np.asarray(image.resize((16, 16), Image.Resampling.NEAREST))
+        grey = image.mode == "L" or (is_grey(sample) and is_grey(np.asarray(image)))
+        pixel_digest = ""
     if grey and image.mode != "L":
         image = image.getchannel(0)
     side = size or own_size(width, height)
