@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 
 from pipeline.data.decode import Digest
 from pipeline.data.resizing import Pixels
+from pipeline.progress import Progress
 
 GRID = 8  # rows and columns of the means that are compared
 # Largest difference, in grey levels, of the means of a reduced and a full image with equal full
@@ -23,7 +24,11 @@ BLOCK = 1024  # images per step
 
 
 def identify_pixels(
-    images: Pixels, facts: npt.NDArray[Any], origin: npt.NDArray[np.int64], digest: Digest
+    images: Pixels,
+    facts: npt.NDArray[Any],
+    origin: npt.NDArray[np.int64],
+    digest: Digest,
+    show: Progress,
 ) -> npt.NDArray[np.bytes_]:
     """Return a key for each image that is equal for equal pixels before resizing.
 
@@ -37,6 +42,7 @@ def identify_pixels(
             images.
         origin: Position of each image in the source, shape (M,).
         digest: Decodes the images at some positions in full.
+        show: Wraps an iterable for display.
 
     Returns:
         Keys, shape (M,), dtype S32. An image that cannot be decoded in full has no identical images
@@ -54,10 +60,12 @@ def identify_pixels(
         for row in _candidates(images, first[rows], is_reduced[first[rows]])
     ]
     pixels = dict(zip(own_keys.tolist(), own_keys.tolist(), strict=True))
-    positions = origin[candidates].tolist()
-    for row, text in zip(candidates, digest(positions) if positions else (), strict=True):
-        if text:
-            pixels[keys[row]] = text.encode()
+    if candidates:
+        texts = digest(origin[candidates].tolist())
+        caption = "reading similar photos"
+        for row, text in zip(candidates, show(caption, len(candidates), texts), strict=True):
+            if text:
+                pixels[keys[row]] = text.encode()
     lowest: dict[bytes, bytes] = {}  # digest of the pixels -> lowest key
     for key in own_keys.tolist():  # in ascending order
         lowest.setdefault(pixels[key], key)

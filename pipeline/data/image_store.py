@@ -272,7 +272,7 @@ def _build(
     facts, origin = np.array(written.facts, FACT), np.array(written.origin, np.int64)
     if decoder.digest and (facts["pixels"] == b"").any():
         images = np.memmap(folder / "images", np.uint8, "r", shape=(len(facts), *written.shape))
-        facts["pixels"] = identify_pixels(images, facts, origin, decoder.digest)
+        facts["pixels"] = identify_pixels(images, facts, origin, decoder.digest, show)
     np.savez(
         folder / "index.npz",
         shape=np.array((len(facts), *written.shape)),

@@ -17,8 +17,8 @@ from stages.settings import ReadSettings
 
 REDUCTIONS = (8, 4, 2)  # of Pillow
 # A reduced image is at least so many times as large as the square, so that resizing still averages
-# over several pixels. Then 0.2% of the pixels differ by more than 2 grey levels from those of the
-# full image; with 2 instead of 3 it would be 0.7% (benchmarks/reduced_photos.py).
+# over several pixels. Then 0.1% of the pixels differ by more than 2 grey levels from those of the
+# full image; with 2 instead of 3 it would be 1.3% (benchmarks/reduced_photos.py).
 OVERSIZE = 3
 # EXIF orientations for which the right edge moves to the left, and the lower edge to the top.
 RIGHT_TO_LEFT, BOTTOM_TO_TOP, TRANSPOSED = (2, 3, 6, 7), (3, 4, 7, 8), (5, 6, 7, 8)

@@ -13,6 +13,7 @@ from pipeline.data import decoding_pool
 from pipeline.data.decode import digest_files
 from pipeline.data.identical_images import identify_pixels
 from pipeline.data.image_store import Store
+from pipeline.progress import no_progress
 from stages.settings import ReadSettings
 
 REDUCED, FULL = ReadSettings(size=8), ReadSettings(size=8, jpeg="full")
@@ -131,7 +132,9 @@ def test_image_that_cannot_be_decoded_in_full_is_identical_to_copies_of_its_file
     names = sorted(path.name for path in (tmp_path / "photos").iterdir())
     facts = store.facts.copy()
     facts["pixels"][[names[row].endswith(".jpg") for row in store.origin]] = b""
-    keys = identify_pixels(store.images, facts, store.origin, lambda rows: iter([""] * len(rows)))
+    keys = identify_pixels(
+        store.images, facts, store.origin, lambda rows: iter([""] * len(rows)), no_progress
+    )
     of = {names[row]: key for row, key in zip(store.origin, keys, strict=True)}
     assert of["a.jpg"] == of["a bytes.jpg"]
     assert len({of["a.jpg"], of["a.png"], of["a comment.jpg"]}) == 3
