@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
 
 from pipeline.data.decode import Digest
 from pipeline.data.resizing import Pixels
@@ -106,6 +105,8 @@ def _candidates(
         counts[value] = counts.get(value, 0) + 1
     is_candidate = np.array([counts[value] > 1 for value in hashes])
     if len(full):
+        from scipy.spatial import cKDTree  # slow to import, and rarely needed
+
         tree = cKDTree(_means(images, full))
         distances, _ = tree.query(_means(images, reduced), p=np.inf, distance_upper_bound=TOLERANCE)
         is_candidate |= np.isfinite(distances)
