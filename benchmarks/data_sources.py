@@ -82,8 +82,8 @@ def build_store(paths: list[str], cache: Path, first: list[float] | None = None)
 
     files = [(path, file_state(path)) for path in paths]
     read = ReadSettings()
-    with file_decoder(files, read.resize) as decode:
-        return open_store(cache, file_signature(files), decode, len(files), read, show)
+    with file_decoder(files, read.resize, read.jpeg) as decoder:
+        return open_store(cache, file_signature(files), decoder, len(files), read, show)
 
 
 def read_with_torchvision(root: Path, size: int, grey: bool) -> None:

@@ -104,7 +104,10 @@ def describe_differences(identity: Mapping[str, Any], record: Mapping[str, Any])
     """
     if "fingerprint" in identity and identity["fingerprint"] != record.get("fingerprint"):
         source = f" ({record['source']})" if "source" in record else ""
-        return f"a run on other images or another split{source}"
+        # Earlier versions took another split of photos, because they decoded them in full.
+        jpeg = [run.get("read", {}).get("jpeg", "full") for run in (record, identity)]
+        differs = f" with jpeg {jpeg[0]} instead of {jpeg[1]}" if jpeg[0] != jpeg[1] else ""
+        return f"a run on other images or another split{source}{differs}"
     # JSON turns tuples into lists, as in the record.
     current = json.loads(json.dumps(identity))
     differences = []

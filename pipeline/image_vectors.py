@@ -171,11 +171,12 @@ def _divide(paths: tuple[str, ...], threads: int) -> list[tuple[str, ...]]:
 
 def _decode(paths: tuple[str, ...], read: dict[str, Any]) -> _Decoded:
     """Decode image files as in training."""
-    size, channels, resize = read["size"], read["channels"], read["resize"]
+    size, channels = read["size"], read["channels"]
+    resize, jpeg = read["resize"], read["jpeg"]
     reasons: list[str] = []
     images = [np.empty((0, channels, size, size), np.uint8)]
     for path in paths:
-        pixels = read_pixels(path, size=size, channels=channels, resize=resize)
+        pixels = read_pixels(path, size=size, channels=channels, resize=resize, jpeg=jpeg)
         if isinstance(pixels, str):
             reasons.append(pixels)
         else:

@@ -109,6 +109,7 @@ def make_metadata(classifier: ClassifierCheckpoint) -> dict[str, str]:
         "size": str(read["size"]),
         "channels": str(read["channels"]),
         "resize": read["resize"],
+        "jpeg": read["jpeg"],
         "embedding_digest": classifier.embedding_digest,
         "digest": classifier.digest,
         "record": json.dumps(classifier.record),

@@ -4,6 +4,8 @@ HELP = {
     "size": "Side of the square images in pixels.",
     "channels": "Number of channels, 1 (grey) or 3 (colour).",
     "resize": "How an image is fitted to the square.",
+    "jpeg": "Decode large JPEG images at a half, a quarter or an eighth of their size, which is "
+    "faster, or in full.",
     "split_seed": "Seed of the split into training, validation and test images.",
     "val": "Share of validation images, if the source has no validation split.",
     "test": "Share of test images, if the source has no test split.",

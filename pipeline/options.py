@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pipeline.option_help import AUTOMATIC, HELP
-from stages.settings import DISTANCES, MININGS, PML, REJECT, RESIZES
+from stages.settings import DISTANCES, JPEGS, MININGS, PML, REJECT, RESIZES
 
 EMBEDDING = Path("checkpoints/embedding.safetensors")
 CLASSIFIER = Path("checkpoints/classifier.safetensors")
@@ -29,6 +29,7 @@ class _MiningType(click.Choice[str]):
 
 CHOICES = {
     "resize": click.Choice(RESIZES),
+    "jpeg": click.Choice(JPEGS),
     "distance": click.Choice(DISTANCES),
     "mining": _MiningType((*MININGS, "pml:NAME")),
 }

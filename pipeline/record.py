@@ -184,6 +184,8 @@ def parse_record(text: str, kind: str) -> dict[str, Any]:
     schema = _SCHEMAS[kind]
     known = {name: record[name] for name in schema if name in record}
     check(known, schema, "")
+    if "read" in known:  # earlier versions decoded every JPEG in full
+        record["read"].setdefault("jpeg", "full")
     _check_together(known)
     return record
 

@@ -19,6 +19,7 @@ PML = "pml:"  # prefix of a loss or miner of pytorch-metric-learning
 MININGS = ("batch-all", "batch-hard", "semi-hard", "random")
 DISTANCES = ("euclidean", "squared")
 RESIZES = ("pad-repeat", "pad", "crop", "stretch")
+JPEGS = ("reduced", "full")
 # Embeddings in use have at most some 4,000 dimensions. At this one, the projection of a conv
 # network has 50 million weights, and training takes 1 GB for it.
 MAX_DIM = 4096
@@ -90,6 +91,9 @@ class ReadSettings:
             all are squares of one size of at most 64 pixels, else 64.
         channels: Number of channels, 1 or 3. ``None``: 1 if every image is grey, else 3.
         resize: How an image is fitted to the square, one of ``RESIZES``.
+        jpeg: How large JPEG images are decoded, one of ``JPEGS``: ``reduced`` to a half, a quarter
+            or an eighth, which is faster, or in ``full``. A data set without an image that is
+            large enough has ``full``. Records of earlier versions mean ``full``.
         split_seed: Seed of the random split.
         val: Share of the images for validation, if the source has no validation split; 0 for none.
         test: Share of the images for testing, if the source has no test split; 0 for none.
@@ -106,6 +110,7 @@ class ReadSettings:
     test: float = 0.2
     max_unreadable: float = 0.25
     unseen_classes: int | float = 0
+    jpeg: str = dataclasses.field(default="reduced", metadata=ADDED)
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -113,6 +118,7 @@ class ReadSettings:
         _require(self.channels in (None, 1, 3), "channels", self.channels, "1 or 3")
         _require_seed("split_seed", self.split_seed)
         _require(self.resize in RESIZES, "resize", self.resize, ", ".join(RESIZES))
+        _require(self.jpeg in JPEGS, "jpeg", self.jpeg, ", ".join(JPEGS))
         for field in ("val", "test"):
             share = getattr(self, field)
             _require(0 <= share < 0.9, field, share, "a share from 0 to below 0.9")

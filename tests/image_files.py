@@ -184,8 +184,8 @@ def build_store(folder: Path, cache: Path, read: ReadSettings | None = None) -> 
     """Open or build the store of all files in a folder."""
     files = [(str(path), file_state(str(path))) for path in sorted(folder.iterdir())]
     read = read or ReadSettings()
-    with file_decoder(files, read.resize) as decode:
-        return open_store(cache, file_signature(files), decode, len(files), read, no_progress)
+    with file_decoder(files, read.resize, read.jpeg) as decoder:
+        return open_store(cache, file_signature(files), decoder, len(files), read, no_progress)
 
 
 def read_all_files(folder: Path) -> dict[str, bytes]:

@@ -139,7 +139,10 @@ def _export_any_size(
     photos = ((np.array(photo.convert("RGB")), _fit(photo, read)) for photo in _photos(images))
     parity = compare_photos(run_onnx(content, "image"), checkpoint, square, photos)
     pixels = f"pixels that differ by up to {parity.levels} of 255"
-    return content, _describe(parity, f" with {pixels if parity.levels else 'equal pixels'}")
+    detail = f" with {pixels if parity.levels else 'equal pixels'}"
+    if images and read["jpeg"] == "reduced":
+        detail += ", decoded in full"
+    return content, _describe(parity, detail)
 
 
 def _describe(parity: Parity, detail: str) -> str:
@@ -162,7 +165,11 @@ def _blocks(
     for batch in given.batches():
         while paths := list(islice(batch, BLOCK)):
             outcomes = decode_files(
-                paths, size=read["size"], channels=read["channels"], resize=read["resize"]
+                paths,
+                size=read["size"],
+                channels=read["channels"],
+                resize=read["resize"],
+                jpeg=read["jpeg"],
             )
             squares = []
             for path, outcome in zip(paths, outcomes, strict=True):

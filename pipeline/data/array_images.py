@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline.data.dataset import Entry, Source
 from pipeline.data.decode import FACT, FILE_MODE, Decoded, own_size, prepare_image
+from pipeline.data.jpeg_reduction import any_reduced
 from pipeline.data.resizing import Pixels
 from stages.settings import ReadSettings
 
@@ -72,12 +73,14 @@ def source_from_arrays(
     size = read.size or own_size(width, height)
     prepared = list(prepare_arrays(images, size=size, channels=read.channels, resize=read.resize))
     pixels = stack_images(prepared)  # (M, C, S, S)
+    facts = np.array([image.fact for image in prepared], FACT)
+    jpeg = "reduced" if any_reduced(facts, size, read) else "full"
     return Source(
         name=name,
         entries=tuple(entries),
         images=torch.from_numpy(pixels),
-        facts=np.array([image.fact for image in prepared], FACT),
-        read=replace(read, size=size, channels=pixels.shape[1]),
+        facts=facts,
+        read=replace(read, size=size, channels=pixels.shape[1], jpeg=jpeg),
         skipped=(),
         notes=(),
     )

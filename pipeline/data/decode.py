@@ -15,7 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipeline.data.grey_or_rgb import to_grey_or_rgb
 from pipeline.data.image_files import open_image
+from pipeline.data.jpeg_reduction import TRANSPOSED, jpeg_reduction, oriented_box, reduce_jpeg
+from pipeline.data.pixel_digest import grey_and_digest, is_grey
 from pipeline.data.resizing import Pixels, fit_to_square, to_channels
 
 # Sides of images that keep their own size; others are resized to the nearest one. Networks take
@@ -26,12 +29,15 @@ MAX_PIXELS = 89_478_485  # Pillow warns of a decompression bomb above this
 MAX_DECODED_BYTES = 750_000_000
 # Bytes per pixel at the peak: Pillow's image and its conversion, or what the decoder needs.
 BYTES_PER_PIXEL, WEBP_BYTES_PER_PIXEL, PROGRESSIVE_BYTES_PER_PIXEL = 8, 16, 10
-BAND_PIXELS = 4_000_000  # larger images are converted and hashed in bands of rows
 MAX_READ_BYTES = 64_000_000  # larger files are read while they are decoded
 # Formats to try. Pillow reads some of the others by starting external programs (EPS).
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "DIB")
 BOMB = "taken for a decompression bomb; make the image smaller"
-FILE_MODE = "mode in the file"  # key in `image.info`
+JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG with further images, of phones
+# Keys in `image.info`. A reduced JPEG also has the size of the full image, and the part of the
+# reduced one that it fills.
+FILE_MODE, FULL_SIZE, BOX = "mode in the file", "full size", "box"
+ORIENTATION = 0x0112  # EXIF tag
 
 # What is known about each image; the fields are described in `Decoded.fact`.
 FACT = np.dtype(
@@ -54,8 +60,8 @@ class Decoded(NamedTuple):
             faster than an array.
         shape: (C, S, S).
         fact: Row of a ``FACT`` table: SHA-256 of the file; first half of the SHA-256 of the pixels
-            before resizing; width and height in pixels; Pillow's mode of the file; True if the
-            image is grey.
+            before resizing, empty for a reduced JPEG; width and height in pixels; Pillow's mode of
+            the file; True if the decoded image is grey.
     """
 
     pixels: bytes
@@ -67,10 +73,30 @@ Outcome = Decoded | str  # an image, or the reason why it cannot be read
 
 # Decodes all images at a size and a number of channels; None chooses them for each image.
 Decode = Callable[[int | None, int | None], Iterator[Outcome]]
+# Decodes the images at some positions in full. Yields the first half of the SHA-256 of the pixels,
+# or an empty text if the image cannot be read.
+Digest = Callable[[Sequence[int]], Iterator[str]]
+
+
+class Decoder(NamedTuple):
+    """Functions that decode the images of a source.
+
+    Attributes:
+        decode: Decodes all images.
+        digest: Computes digests of pixels. ``None`` if ``decode`` never reduces an image.
+    """
+
+    decode: Decode
+    digest: Digest | None = None
 
 
 def decode_files(
-    paths: Sequence[str], *, size: int | None, channels: int | None, resize: str
+    paths: Sequence[str],
+    *,
+    size: int | None,
+    channels: int | None,
+    resize: str,
+    jpeg: str = "full",
 ) -> list[Outcome]:
     """Decode image files. Unreadable files cause no error.
 
@@ -79,16 +105,31 @@ def decode_files(
         size: Side of the square in pixels. ``None`` chooses it for each image.
         channels: 1 or 3. ``None`` chooses it for each image.
         resize: How images are fitted to a square; see :func:`pipeline.data.resizing.fit_to_square`.
+        jpeg: ``reduced`` or ``full``; see :class:`stages.settings.ReadSettings`.
 
     Returns:
         For each file the decoded image, or the reason why it cannot be read.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of many defects that do no harm
-        return [_decode_file(path, size, channels, resize) for path in paths]
+        return [_decode_file(path, size, channels, resize, jpeg) for path in paths]
 
 
-def read_pixels(path: str, *, size: int, channels: int, resize: str) -> Pixels | str:
+def digest_files(paths: Sequence[str]) -> list[str]:
+    """Decode image files in full and return the first half of the SHA-256 of their pixels.
+
+    It is empty for an unreadable file.
+    """
+    digests = []
+    for path in paths:
+        image = read_image(path)
+        digests.append("" if isinstance(image, str) else grey_and_digest(image)[1][:32])
+    return digests
+
+
+def read_pixels(
+    path: str, *, size: int, channels: int, resize: str, jpeg: str = "full"
+) -> Pixels | str:
     """Decode an image file for a network. An unreadable file causes no error.
 
     The pixels are those of :func:`decode_files`; without the facts this takes half the time.
@@ -99,14 +140,15 @@ def read_pixels(path: str, *, size: int, channels: int, resize: str) -> Pixels |
         size: Side of the square in pixels.
         channels: 1 or 3.
         resize: As for :func:`decode_files`.
+        jpeg: As for :func:`decode_files`.
 
     Returns:
         The image, uint8 (channels, size, size), or the reason why it cannot be read.
     """
     try:
         with open_image(path) as opened:
-            image = _decode(_read(opened))
-            return to_channels(fit_to_square(image, size, resize), channels)
+            image = _decode(_read(opened), (size, resize) if jpeg == "reduced" else None)
+            return to_channels(fit_to_square(image, size, resize, image.info.get(BOX)), channels)
     except Exception as error:  # as in `_decode_file`
         return _reason(error)
 
@@ -123,13 +165,16 @@ def read_image(path: str) -> Image.Image | str:
         return _reason(error)
 
 
-def _decode_file(path: str, size: int | None, channels: int | None, resize: str) -> Outcome:
+def _decode_file(
+    path: str, size: int | None, channels: int | None, resize: str, jpeg: str
+) -> Outcome:
     try:
         with open_image(path) as opened:
             file = _read(opened)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            return prepare_image(_decode(file), digest, size, channels, resize)
+            image = _decode(file, (size, resize) if jpeg == "reduced" else None)
+            return prepare_image(image, digest, size, channels, resize)
     except Exception as error:  # a decoder can raise any exception for a damaged file
         return _reason(error)
 
@@ -179,13 +224,19 @@ def prepare_image(
     Returns:
         The square image and its facts.
     """
-    width, height = image.size
-    grey, pixel_digest = _measure(image)
+    mode, box = image.info.get(FILE_MODE, image.mode), image.info.get(BOX)
+    width, height = image.info.get(FULL_SIZE, image.size)
+    if box is None:
+        grey, pixel_digest = grey_and_digest(image)
+    else:
+        # A few pixels decide for nearly all colour images, without a copy of all.
+        sample = np.asarray(image.resize((16, 16), Image.Resampling.NEAREST))
+        grey = image.mode == "L" or (is_grey(sample) and is_grey(np.asarray(image)))
+        pixel_digest = ""
     if grey and image.mode != "L":
         image = image.getchannel(0)
-    mode = image.info.get(FILE_MODE, image.mode)
     side = size or own_size(width, height)
-    square = fit_to_square(image, side, resize)
+    square = fit_to_square(image, side, resize, box)
     count = channels or (1 if grey else 3)
     return Decoded(
         pixels=to_channels(square, count).tobytes(),
@@ -202,48 +253,6 @@ def own_size(width: int, height: int) -> int:
         (28, 64, 4)
     """
     return min(max(width, height, MIN_OWN_SIZE), MAX_OWN_SIZE)
-
-
-def _measure(image: Image.Image) -> tuple[bool, str]:
-    """Return True if an image is grey, and the SHA-256 of its pixels, hexadecimal.
-
-    A grey image has the same digest in any mode.
-    """
-    digest, grey_digest = hashlib.sha256(), hashlib.sha256()
-    grey = True
-    for band, _ in _bands(image):
-        pixels = np.asarray(band)  # (H, W) or (H, W, 3)
-        digest.update(np.ascontiguousarray(pixels).data)
-        grey = grey and (pixels.ndim == 2 or is_grey(pixels))
-        if grey and pixels.ndim == 3:
-            grey_digest.update(np.ascontiguousarray(pixels[..., 0]).data)
-    if grey and image.mode != "L":
-        digest = grey_digest
-    digest.update(f"{image.width}x{image.height}x{2 if grey else 3}".encode())
-    return grey, digest.hexdigest()
-
-
-def _bands(image: Image.Image) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
-    """Yield an image in bands of rows, and the left upper corner of each band."""
-    rows = max(1, BAND_PIXELS // image.width)
-    if rows >= image.height:
-        yield image, (0, 0)
-        return
-    for top in range(0, image.height, rows):
-        bottom = min(top + rows, image.height)
-        yield image.crop((0, top, image.width, bottom)), (0, top)
-
-
-def is_grey(pixels: Pixels) -> bool:
-    """Return True if the three channels of (H, W, 3) are equal."""
-    # A sample of the pixels decides for nearly all colour images.
-    sample = pixels[:: 1 + len(pixels) // 16, :: 1 + pixels.shape[1] // 16]
-    return _channels_are_equal(sample) and _channels_are_equal(pixels)
-
-
-def _channels_are_equal(pixels: Pixels) -> bool:
-    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
-    return np.array_equal(red, green) and np.array_equal(red, blue)
 
 
 def decode_image(content: bytes) -> Image.Image:
@@ -272,25 +281,50 @@ def decode_image(content: bytes) -> Image.Image:
     return _decode(BytesIO(content))
 
 
-def _decode(file: BufferedReader | BytesIO) -> Image.Image:
+def _decode(
+    file: BufferedReader | BytesIO, square: tuple[int | None, str] | None = None
+) -> Image.Image:
+    """Decode an image. A large JPEG is reduced if it is for a square: its side and ``resize``."""
     image: Image.Image = Image.open(file, formats=FORMATS)
-    mode = image.mode
-    bound_memory(image)
+    mode, (width, height), reduction = image.mode, image.size, 1
+    if square and image.format in JPEG_FORMATS:
+        size, resize = square
+        reduction = jpeg_reduction(width, height, size or own_size(width, height), resize)
+    filled = bound_memory(image, reduction)
     image.load()
+    orientation = _apply_orientation(image)
+    image = to_grey_or_rgb(image)
+    image.info[FILE_MODE] = mode
+    if reduction > 1 and filled != (width, height):
+        is_transposed = orientation in TRANSPOSED
+        image.info[FULL_SIZE] = (height, width) if is_transposed else (width, height)
+        image.info[BOX] = oriented_box(filled, image, orientation)
+    return image
+
+
+def _apply_orientation(image: Image.Image) -> int:
+    """Apply the EXIF orientation and return it; 1 if there is none."""
+    orientation = 1
     # A PNG without one of these keys has no orientation to apply.
     keys = ("exif", "xmp", "Raw profile type exif")
     if image.format != "PNG" or any(key in image.info for key in keys):
         with suppress(Exception):  # a damaged orientation does not make the pixels unusable
+            orientation = image.getexif().get(ORIENTATION, 1)
             ImageOps.exif_transpose(image, in_place=True)
-    image = _to_grey_or_rgb(image)
-    image.info[FILE_MODE] = mode
-    return image
+    return orientation
 
 
-def bound_memory(image: Image.Image) -> None:
+def bound_memory(image: Image.Image, reduction: int = 1) -> tuple[float, float]:
     """Reduce a large JPEG, and raise ValueError for another image that would take too much memory.
 
     The header gives the size; no pixel has been decoded yet.
+
+    Args:
+        image: Image that has not been decoded.
+        reduction: By how much to reduce it at least; 1 if it is no JPEG.
+
+    Returns:
+        Width and height of the image in pixels of the reduced one.
     """
     width, height = image.size
     bytes_per_pixel = BYTES_PER_PIXEL
@@ -299,40 +333,8 @@ def bound_memory(image: Image.Image) -> None:
     if "progressive" in image.info:
         bytes_per_pixel = PROGRESSIVE_BYTES_PER_PIXEL
     elif image.format == "JPEG" and width * height > MAX_PIXELS:
-        image.draft(None, (width // 2, height // 2))
-        return
+        return reduce_jpeg(image, max(reduction, 2))
     most = min(MAX_PIXELS, MAX_DECODED_BYTES // bytes_per_pixel)
     if width * height > most:
         raise ValueError(f"{width} x {height} pixels, more than {most // 10**6} million: {BOMB}")
-
-
-def _to_grey_or_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image, in bands if it is large, because conversions need several copies."""
-    if image.mode in ("L", "RGB") and "transparency" not in image.info:
-        return image
-    result: Image.Image | None = None
-    for band, corner in _bands(image):
-        converted = _convert(band)
-        if converted.size == image.size:
-            return converted
-        if result is None:
-            result = Image.new(converted.mode, image.size)
-        result.paste(converted, corner)
-    assert result is not None  # an image has rows
-    return result
-
-
-def _convert(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's conversion would clip at 255
-        values = np.asarray(image).astype(np.float64) / 257
-        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
-        return Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return reduce_jpeg(image, reduction)

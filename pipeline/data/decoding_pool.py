@@ -15,9 +15,11 @@ from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection
+from typing import TypeVar
 
-from pipeline.data.decode import Decode, Outcome, decode_files
+from pipeline.data.decode import Decoder, Outcome, decode_files, digest_files
 
+T = TypeVar("T")
 FileState = tuple[int, int]  # size in bytes, modification time in nanoseconds
 
 # Starting the workers takes half a second. It pays from this many files or bytes on.
@@ -44,40 +46,49 @@ def file_state(path: str) -> FileState | None:
 
 
 @contextmanager
-def file_decoder(files: Sequence[tuple[str, FileState | None]], resize: str) -> Generator[Decode]:
-    """Create a function that decodes files, in worker processes if that is faster.
+def file_decoder(
+    files: Sequence[tuple[str, FileState | None]], resize: str, jpeg: str = "full"
+) -> Generator[Decoder]:
+    """Create functions that decode files, in worker processes if that is faster.
 
     Args:
         files: Path and state of each file.
         resize: How images are fitted to a square; see :func:`pipeline.data.resizing.fit_to_square`.
+        jpeg: ``reduced`` or ``full``; see :class:`stages.settings.ReadSettings`.
 
     Yields:
-        A function of size and channels that yields one outcome per file, in order. The worker
-        processes end with the context.
+        The functions. They yield one outcome per file, in order. The worker processes end with the
+        context.
     """
     paths = [path for path, _ in files]
     total_bytes = sum(state[0] for _, state in files if state)
     small = total_bytes < SMALL_FILE * len(paths)
     step = SMALL_FILES_PER_TASK if small else LARGE_FILES_PER_TASK
-    tasks = [paths[start : start + step] for start in range(0, len(paths), step)]
     workers = _available_cpus()
     use_pool = workers > 1 and (len(paths) >= POOL_FILES or total_bytes >= POOL_BYTES)
     with worker_pool(workers) if use_pool else nullcontext() as pool:
 
-        def decode(size: int | None, channels: int | None) -> Iterator[Outcome]:
-            decode_task = partial(decode_files, size=size, channels=channels, resize=resize)
+        def run(task: Callable[[Sequence[str]], list[T]], chosen: Sequence[str]) -> Iterator[T]:
+            parts = [chosen[start : start + step] for start in range(0, len(chosen), step)]
             done = 0
             if pool:
                 # If memory runs out, the system may kill a worker, which breaks the pool. This
                 # process then decodes the remaining files.
                 with suppress(BrokenProcessPool):
-                    for outcomes in _map(pool, decode_task, tasks, workers * TASKS_PER_WORKER):
+                    for outcomes in _map(pool, task, parts, workers * TASKS_PER_WORKER):
                         yield from outcomes
                         done += 1
-            for task in tasks[done:]:
-                yield from decode_task(task)
+            for part in parts[done:]:
+                yield from task(part)
 
-        yield decode
+        def decode(size: int | None, channels: int | None) -> Iterator[Outcome]:
+            task = partial(decode_files, size=size, channels=channels, resize=resize, jpeg=jpeg)
+            return run(task, paths)
+
+        def digest(positions: Sequence[int]) -> Iterator[str]:
+            return run(digest_files, [paths[position] for position in positions])
+
+        yield Decoder(decode, digest)
 
 
 @contextmanager
@@ -102,16 +113,16 @@ def worker_pool(workers: int) -> Generator[Executor]:
 
 def _map(
     pool: Executor,
-    decode_task: Callable[[Sequence[str]], list[Outcome]],
-    tasks: Sequence[Sequence[str]],
+    task: Callable[[Sequence[str]], list[T]],
+    parts: Sequence[Sequence[str]],
     ahead: int,
-) -> Iterator[list[Outcome]]:
-    """Yield the results of all tasks in order, with at most ``ahead`` of them in memory."""
-    remaining = iter(tasks)
-    submitted = deque(pool.submit(decode_task, task) for task in islice(remaining, ahead))
+) -> Iterator[list[T]]:
+    """Yield the results for all parts in order, with at most ``ahead`` of them in memory."""
+    remaining = iter(parts)
+    submitted = deque(pool.submit(task, part) for part in islice(remaining, ahead))
     while submitted:
         yield submitted.popleft().result()
-        submitted.extend(pool.submit(decode_task, task) for task in islice(remaining, 1))
+        submitted.extend(pool.submit(task, part) for part in islice(remaining, 1))
 
 
 def _available_cpus() -> int:

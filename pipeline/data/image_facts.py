@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipeline.data.decode import FORMATS, bound_memory, is_grey, read_image
+from pipeline.data.decode import FORMATS, bound_memory, read_image
 from pipeline.data.image_files import open_image
+from pipeline.data.pixel_digest import is_grey
 
 MOST_HEADERS = 5000  # files whose size is read; that takes half a second
 MOST_DECODED = 64  # files that are decoded to find one with colours

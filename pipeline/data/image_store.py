@@ -26,14 +26,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.data.decode import FACT, MAX_OWN_SIZE, Decode, Outcome, own_size
+from pipeline.data.decode import FACT, MAX_OWN_SIZE, Decoder, Outcome, own_size
 from pipeline.data.decoding_pool import FileState
+from pipeline.data.identical_images import identify_pixels
+from pipeline.data.jpeg_reduction import any_reduced
 from pipeline.data.resizing import Pixels
 from pipeline.files import atomic_file
 from pipeline.progress import Progress
 from stages.errors import DataError
 from stages.settings import ReadSettings
 
+REDUCED = "-reduced"  # ending of the folder of a store that may have reduced images
 FORMAT = 1  # part of the signature: stores of another format are not opened
 ABANDONED_SECONDS = 3600.0  # a .partial folder without a write for so long is of a killed process
 
@@ -74,7 +77,7 @@ def file_signature(files: Sequence[tuple[str, FileState | None]]) -> str:
 
 
 def open_store(
-    cache: Path, signature: str, decode: Decode, count: int, read: ReadSettings, show: Progress
+    cache: Path, signature: str, decoder: Decoder, count: int, read: ReadSettings, show: Progress
 ) -> Store:
     """Open the store of a source, and build it first if it does not exist.
 
@@ -85,7 +88,7 @@ def open_store(
     Args:
         cache: Folder of all stores.
         signature: Signature of the source's content; another content needs another signature.
-        decode: Decodes all entries in order; called only to build the store.
+        decoder: Decodes entries in order; called only to build the store.
         count: Number of entries.
         read: How images are read.
         show: Wraps an iterable for display.
@@ -106,8 +109,13 @@ def open_store(
         if chosen:
             size, channels = size or chosen["size"], channels or chosen["channels"]
     if size and channels:
-        folder = _store_folder(cache, signature, size, channels, read.resize)
+        folder = _store_folder(cache, signature, size, channels, read)
         store = _open(folder, count, size, channels)
+        if store is None:
+            _check_replaceable(folder)
+        if read.jpeg == "reduced" and (store is None or any_reduced(store.facts, size, read)):
+            folder = folder.with_name(f"{folder.name}{REDUCED}")
+            store = _open(folder, count, size, channels)
         # The choice is compared with the images, because its file has no checksum.
         if store is not None and chosen in (None, _choose_shape(store.facts)):
             return store
@@ -119,10 +127,12 @@ def open_store(
         partial = cache / f"{signature}.{secrets.token_hex(4)}.partial"
         partial.mkdir()
         try:
-            size, channels, chosen = _build(partial, decode, count, read, show)
+            size, channels, facts = _build(partial, decoder, count, read, show)
             with atomic_file(chosen_file) as file:
-                file.write(json.dumps(chosen).encode())
-            folder = _store_folder(cache, signature, size, channels, read.resize)
+                file.write(json.dumps(_choose_shape(facts)).encode())
+            folder = _store_folder(cache, signature, size, channels, read)
+            if any_reduced(facts, size, read):
+                folder = folder.with_name(f"{folder.name}{REDUCED}")
             store = _move_and_open(partial, folder, count, size, channels)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -138,8 +148,11 @@ def open_store(
     return store
 
 
-def _store_folder(cache: Path, signature: str, size: int, channels: int, resize: str) -> Path:
-    return cache / f"{signature}-{size}-{channels}-{resize}"
+def _store_folder(
+    cache: Path, signature: str, size: int, channels: int, read: ReadSettings
+) -> Path:
+    """Return the folder of a store without reduced images."""
+    return cache / f"{signature}-{size}-{channels}-{read.resize}"
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -235,8 +248,8 @@ class _Written:
 
 
 def _build(
-    folder: Path, decode: Decode, count: int, read: ReadSettings, show: Progress
-) -> tuple[int, int, dict[str, int]]:
+    folder: Path, decoder: Decoder, count: int, read: ReadSettings, show: Progress
+) -> tuple[int, int, npt.NDArray[Any]]:
     """Write `images` and `index.npz`.
 
     The first image decides on size and channels. If a later one does not fit, all images are
@@ -244,11 +257,11 @@ def _build(
     twice.
 
     Returns:
-        Size and channels of the store, and those that are chosen if the settings give neither.
+        Size and channels of the store, and the facts about its images.
     """
     size, channels = read.size, read.channels
     while True:
-        outcomes = show("reading images", count, decode(size, channels))
+        outcomes = show("reading images", count, decoder.decode(size, channels))
         written, required = _write_images(folder / "images", outcomes, size, channels)
         if required == (size, channels):
             break
@@ -256,16 +269,19 @@ def _build(
     if not written.facts:
         reason = written.skipped.get(0, "none found")
         raise NothingReadable(f"none of the {count} images can be read; the first: {reason}")
-    facts = np.array(written.facts, FACT)
+    facts, origin = np.array(written.facts, FACT), np.array(written.origin, np.int64)
+    if decoder.digest and (facts["pixels"] == b"").any():
+        images = np.memmap(folder / "images", np.uint8, "r", shape=(len(facts), *written.shape))
+        facts["pixels"] = identify_pixels(images, facts, origin, decoder.digest, show)
     np.savez(
         folder / "index.npz",
         shape=np.array((len(facts), *written.shape)),
         facts=facts,
-        origin=np.array(written.origin, np.int64),
+        origin=origin,
         skipped=np.array(list(written.skipped), np.int64),
         reasons=np.array(json.dumps(list(written.skipped.values()))),
     )
-    return written.shape[-1], written.shape[0], _choose_shape(facts)
+    return written.shape[-1], written.shape[0], facts
 
 
 def _write_images(

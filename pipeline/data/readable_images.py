@@ -10,6 +10,7 @@ import torch
 from pipeline.data.dataset import Entry, Skipped, Source
 from pipeline.data.decoding_pool import FileState, file_decoder
 from pipeline.data.image_store import NothingReadable, Store, file_signature, open_store
+from pipeline.data.jpeg_reduction import any_reduced
 from pipeline.progress import Progress
 from stages.errors import DataError
 from stages.settings import ReadSettings
@@ -56,8 +57,8 @@ def source_from_files(
     paths_and_states = [(file.path, file.state) for file in files]
     signature = file_signature(paths_and_states)
     try:
-        with file_decoder(paths_and_states, read.resize) as decode:
-            store = open_store(cache, signature, decode, len(files), read, show)
+        with file_decoder(paths_and_states, read.resize, read.jpeg) as decoder:
+            store = open_store(cache, signature, decoder, len(files), read, show)
     except NothingReadable as error:
         raise DataError(f"{name}: {error}: {files[0].path}") from error
     except DataError as error:
@@ -75,15 +76,17 @@ def source_from_store(
         entries: All entries of the source, readable or not.
         store: Decoded images, the facts about them, and the rows that were skipped.
         notes: One sentence for each kind of ignored file.
-        read: Settings of the decoder. Size and channels are taken from the store.
+        read: Settings of the decoder. Size and channels are taken from the store. ``jpeg`` becomes
+            ``full`` if no image is large enough to be reduced.
     """
     channels, size = store.images.shape[1], store.images.shape[-1]
+    jpeg = "reduced" if any_reduced(store.facts, size, read) else "full"
     return Source(
         name=name,
         entries=tuple(entries[row] for row in store.origin.tolist()),
         images=torch.from_numpy(store.images),
         facts=store.facts,
-        read=replace(read, size=size, channels=channels),
+        read=replace(read, size=size, channels=channels, jpeg=jpeg),
         skipped=tuple(Skipped(entries[row].id, reason) for row, reason in store.skipped),
         notes=tuple(notes),
     )

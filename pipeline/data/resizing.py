@@ -9,11 +9,12 @@ import PIL
 from PIL import Image
 
 Pixels = npt.NDArray[np.uint8]
+Box = tuple[float, float, float, float]  # left, top, right and bottom edge in pixels
 # From this version on, Pillow resizes the rows of some images before their columns.
 RESIZES_ROWS_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 
 
-def fit_to_square(image: Image.Image, size: int, resize: str) -> Pixels:
+def fit_to_square(image: Image.Image, size: int, resize: str, box: Box | None = None) -> Pixels:
     """Fit an image to a square.
 
     Args:
@@ -22,21 +23,25 @@ def fit_to_square(image: Image.Image, size: int, resize: str) -> Pixels:
         resize: ``pad-repeat`` resizes the longest side to ``size`` and repeats the image over the
             square. ``pad`` does the same with the image centred on its median colour. ``crop``
             resizes the central square. ``stretch`` resizes both sides to ``size``.
+        box: Part of the image to use. ``None``: all of it.
 
     Returns:
         uint8 (size, size) or (size, size, 3).
     """
-    width, height = image.size
-    if (width, height) == (size, size):
+    left, top, right, bottom = box or (0, 0, *image.size)
+    width, height = right - left, bottom - top
+    if image.size == (width, height) == (size, size):
         return np.asarray(image)
+    box = left, top, right, bottom
     if resize in ("stretch", "crop"):
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side) if resize == "crop" else (0, 0, width, height)
+        if resize == "crop":
+            side = min(width, height)
+            left, top = left + (width - side) / 2, top + (height - side) / 2
+            box = left, top, left + side, top + side
         return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
     target = _padded_size(width, height, size)
     if target != image.size:
-        image = image.resize(target, Image.Resampling.BILINEAR)
+        image = image.resize(target, Image.Resampling.BILINEAR, box)
     pixels: Pixels = np.asarray(image)
     if resize == "pad":
         return _pad(pixels, size)
@@ -69,7 +74,7 @@ def image_area(width: int, height: int, size: int, resize: str) -> tuple[int, in
     return left, top, left + right, top + bottom
 
 
-def _padded_size(width: int, height: int, size: int) -> tuple[int, int]:
+def _padded_size(width: float, height: float, size: int) -> tuple[int, int]:
     """Return width and height of an image whose longest side is resized to ``size``."""
     scale = size / max(width, height)
     return max(1, round(width * scale)), max(1, round(height * scale))

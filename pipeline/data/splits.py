@@ -186,9 +186,9 @@ def assign_splits(source: Source, salt: str = "") -> list[str]:
     :func:`pipeline.data.unseen_classes.choose_unseen_classes`. The other images keep the splits
     that the source assigns. Missing splits are taken from the training images,
     stratified by class. Copies of an image and images of one group stay together. Groups are
-    visited in the order of a hash of their pixels and the split seed, so that neither the order
-    of the images nor other images influence it. A group is moved to test, otherwise to
-    validation, if both hold:
+    visited in the order of a hash of their pixels (for a reduced JPEG, of its file) and the split
+    seed, so that neither the order of the images nor other images influence it. A group is moved
+    to test, otherwise to validation, if both hold:
 
     - the class counts of that split get closer to the rounded shares;
     - every class of the group keeps at least two training images.

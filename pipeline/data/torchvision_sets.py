@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.dataset import SPLITS, Entry, Source
-from pipeline.data.decode import Outcome, prepare_image
+from pipeline.data.decode import Decoder, Outcome, prepare_image
 from pipeline.data.decoding_pool import file_state
 from pipeline.data.image_store import open_store
 from pipeline.data.readable_images import SourceFile, source_from_files, source_from_store
@@ -131,5 +131,6 @@ def _read_arrays(
                 content = hashlib.sha256(image.tobytes()).hexdigest()
                 yield prepare_image(image, content, size, channels, read.resize)
 
-    store = open_store(cache, digest.hexdigest()[:32], decode, len(entries), read, show)
+    decoder = Decoder(decode)
+    store = open_store(cache, digest.hexdigest()[:32], decoder, len(entries), read, show)
     return source_from_store(source, entries, store, [], read)

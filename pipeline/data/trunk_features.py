@@ -77,6 +77,8 @@ def _cache_key(data: Dataset, network: EmbeddingNet, trunk_digest: str) -> str:
     """Return 32 hexadecimal digits that depend on the trunk and on the decoded images."""
     source = data.origin
     read = [source.read.size, source.read.channels, source.read.resize]
+    if source.read.jpeg != "full":  # keys of earlier versions, which decoded in full, stay valid
+        read.append(source.read.jpeg)
     key = hashlib.sha256(json.dumps([FORMAT, network.config["name"], trunk_digest, read]).encode())
     key.update(np.ascontiguousarray(source.facts["content"]).tobytes())
     return key.hexdigest()[:32]

@@ -19,7 +19,7 @@ from pipeline.image_vectors import embed_files
 from stages.network.inference import embed_images
 
 CPU = torch.device("cpu")
-READ = {"size": 8, "channels": 1, "resize": "pad-repeat"}
+READ = {"size": 8, "channels": 1, "resize": "pad-repeat", "jpeg": "full"}
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from image_files import (
 )
 from PIL import Image
 
-from pipeline.data import decode
+from pipeline.data import decode, pixel_digest
 from pipeline.data.decode import decode_files, decode_image, read_pixels
 from stages.settings import RESIZES
 
@@ -102,7 +102,7 @@ def test_bands_give_the_same_pixels_and_digest(
     path.write_bytes(GOOD[name][0])
     options = {"size": 16, "channels": 3, "resize": "pad"}
     expected = decode_files([str(path)], **options)
-    monkeypatch.setattr(decode, "BAND_PIXELS", 100)  # four of 24 rows
+    monkeypatch.setattr(pixel_digest, "BAND_PIXELS", 100)  # four of 24 rows
     monkeypatch.setattr(decode, "MAX_READ_BYTES", 10)
     assert decode_files([str(path)], **options) == expected
 
@@ -141,7 +141,7 @@ def test_large_jpeg_is_read_at_half_size(monkeypatch: pytest.MonkeyPatch) -> Non
 LIMITED = r"""
 import re, resource, sys
 from pathlib import Path
-from pipeline.data import decode
+from pipeline.data import decode, pixel_digest
 from pipeline.data.decode import decode_files
 used = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000,) * 2)

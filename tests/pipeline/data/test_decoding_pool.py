@@ -49,15 +49,15 @@ def use_pool(monkeypatch):
 @pytest.mark.parametrize("broken_task", [None, 0, 7])
 def test_files_are_decoded_in_order_also_if_the_pool_breaks(use_pool, broken_task):
     use_pool(FakePool(broken_task))
-    with file_decoder([(path, (1, 0)) for path in PATHS], "pad") as decode:
-        assert list(decode(8, 1)) == PATHS
+    with file_decoder([(path, (1, 0)) for path in PATHS], "pad") as decoder:
+        assert list(decoder.decode(8, 1)) == PATHS
 
 
 def test_few_results_are_in_memory_at_once(use_pool):
     pool = FakePool()
     use_pool(pool)
-    with file_decoder([(path, (1, 0)) for path in PATHS], "pad") as decode:
-        outcomes = decode(8, 1)
+    with file_decoder([(path, (1, 0)) for path in PATHS], "pad") as decoder:
+        outcomes = decoder.decode(8, 1)
         for _ in range(10 * 50):  # 50 of 100 tasks
             next(outcomes)
     assert 50 < pool.submitted <= 50 + 2 * decoding_pool.TASKS_PER_WORKER
@@ -66,6 +66,6 @@ def test_few_results_are_in_memory_at_once(use_pool):
 def test_worker_processes_give_the_same_outcomes(monkeypatch):
     monkeypatch.setattr(decoding_pool, "POOL_FILES", 10)
     monkeypatch.setattr(decoding_pool, "_available_cpus", lambda: 2)
-    with file_decoder([(path, None) for path in PATHS], "pad") as decode:
-        outcomes = list(decode(8, 1))
+    with file_decoder([(path, None) for path in PATHS], "pad") as decoder:
+        outcomes = list(decoder.decode(8, 1))
     assert outcomes == decode_files(PATHS, size=8, channels=1, resize="pad")
