@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from stages.evaluation.knn import default_k, knn
+from stages.evaluation.knn import default_k, knn_labels
 from stages.subset import evenly_spaced
 
 K_CANDIDATES = (1, 5, 20)  # values of k that are tried, in addition to the default
@@ -131,9 +131,7 @@ def choose_k(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: T
     rows = evenly_spaced(len(queries), MAX_K_QUERIES)
     queries, true_labels = queries[rows], labels[rows].numpy()
     default = default_k(gallery_labels)
-    correct = {}
-    for k in {*K_CANDIDATES, default}:
-        if k <= len(gallery):
-            predicted = knn(queries, gallery, gallery_labels, k=k).labels
-            correct[k] = int((predicted == true_labels).sum())
+    ks = sorted(k for k in {*K_CANDIDATES, default} if k <= len(gallery))
+    predicted = knn_labels(queries, gallery, gallery_labels, ks=ks)
+    correct = {k: int((labels == true_labels).sum()) for k, labels in predicted.items()}
     return max(correct, key=lambda k: (correct[k], -abs(k - default), -k))

@@ -6,16 +6,18 @@ image to one point scores 0, and permuting the rows permutes the results.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stages.distance import exact_distances, sort_rows
+from stages.distance import GalleryDistances, sort_rows
+from stages.evaluation.closer_positives import count_block
 
 BLOCK = 2**21  # distances computed at once
+MIN_QUERIES = 32  # queries at once: a matrix product of fewer would wait for memory
 
 
 class SplitMeasures(NamedTuple):
@@ -61,7 +63,8 @@ class SplitMeasures(NamedTuple):
 def measure_split(vectors: Tensor, labels: Tensor, *, margin: float = 0.0) -> SplitMeasures:
     """Compute all triplet and retrieval measures of a split: every image queries all others.
 
-    The time is O(N^2 log N); the memory is bounded by a few blocks of 2 million distances.
+    The time is O(N^2); the memory is bounded by a few blocks of 2 million distances, or of 32
+    queries if that is more.
 
     Args:
         vectors: Floating point, shape (N, D).
@@ -109,37 +112,34 @@ def _measure(
     within: bool,
 ) -> SplitMeasures:
     columns = gallery_labels.argsort(stable=True)  # class by class: positives are a slice
-    gallery = gallery[columns]
+    gallery_distances = GalleryDistances(gallery[columns])
     counts = torch.zeros(5, len(labels), dtype=torch.int64)
     won, tied, won_by_margin, won_any, first_hit = counts
     rankings = torch.full((4, len(labels)), math.nan, dtype=torch.float64)
-    for block, begin, end in query_blocks(labels, gallery_labels, within):
-        distances = exact_distances(queries[block], gallery)  # (b, G)
-        to_positives = distances[:, begin:end]
+    blocks = query_blocks(labels, gallery_labels, within)
+    for block, distances, begin, end in distance_blocks(queries, gallery_distances, blocks):
+        to_positives = distances[:, begin:end]  # (b, P)
         positives = columns[begin:end].expand(len(block), -1)
         if within:  # a query is not its own positive
             others = positives != block[:, None]
             positives = positives[others].view(len(block), -1)  # (b, P)
             to_positives = to_positives[others].view(len(block), -1)  # (b, P)
         to_negatives = torch.cat([distances[:, :begin], distances[:, end:]], dim=1)  # (b, N)
-        to_negatives, negative_order = sort_rows(to_negatives)
-        # Sorted positives make the binary searches walk through memory in order.
         to_positives, positive_order = sort_rows(to_positives)
-        # Number of negatives at most as far as each positive: its lost triplets.
-        lost = torch.searchsorted(to_negatives, to_positives, right=True)  # (b, P)
-        wins = to_negatives.shape[1] - lost  # (b, P)
+        compared = count_block(to_positives, to_negatives)
+        wins = to_negatives.shape[1] - compared.lost  # (b, P)
         won[block] = wins.sum(1)
-        tied[block] = _count_ties(to_negatives, to_positives, lost)
-        lost_by_margin = lost
+        tied[block] = compared.tied
+        won_by_margin[block] = won[block]
         if margin:
-            lost_by_margin = torch.searchsorted(to_negatives, to_positives + margin, right=True)
-        won_by_margin[block] = (to_negatives.shape[1] - lost_by_margin).sum(1)
-        first_hit[block], rankings[:, block] = measure_rankings(lost)
+            lost_by_margin = count_block(to_positives + margin, to_negatives).lost
+            won_by_margin[block] = (to_negatives.shape[1] - lost_by_margin).sum(1)
+        first_hit[block], rankings[:, block] = measure_rankings(compared.lost)
         if within:
-            negatives = torch.cat([columns[:begin], columns[end:]])
             won_any[block] += won[block]
             won_any.scatter_add_(0, positives.gather(1, positive_order).flatten(), wins.flatten())
-            won_any[negatives] += _wins_by_negative(lost, negative_order)
+            won_any[columns[:begin]] += compared.closer[:begin]
+            won_any[columns[end:]] += compared.closer[begin:]
     total, total_any = _count_triplets(labels, gallery_labels, within)
     precision_at_1, r_precision, map_at_r, average_precision = rankings
     return SplitMeasures(
@@ -170,7 +170,7 @@ def query_blocks(
         within: True if the queries are the gallery, so that a query is not its own positive.
 
     Yields:
-        Rows of queries, int64, shape (b,), with b * G at most about 2 million; and the first
+        Rows of queries, int64, shape (b,), with b from :func:`query_count`; and the first
         position of the class in a gallery sorted by class, and the position after its last.
     """
     classes = len(torch.bincount(torch.cat([labels, gallery_labels])))
@@ -181,8 +181,52 @@ def query_blocks(
     for rows, gallery_count in zip(class_rows, gallery_counts, strict=True):
         begin, end = end, end + gallery_count
         if len(rows) and gallery_count > int(within):
-            for block in rows.split(max(1, BLOCK // len(gallery_labels))):
+            for block in rows.split(query_count(len(gallery_labels))):
                 yield block, begin, end
+
+
+def distance_blocks(
+    queries: Tensor, gallery: GalleryDistances, blocks: Iterable[tuple[Tensor, int, int]]
+) -> Iterator[tuple[Tensor, Tensor, int, int]]:
+    """Yield blocks of queries with their distances to the gallery.
+
+    Blocks of small classes are computed together: one matrix product of many queries is several
+    times faster than one per class.
+
+    Args:
+        queries: Floating point, shape (Q, D).
+        gallery: Distances to the G gallery vectors.
+        blocks: Blocks of :func:`query_blocks`.
+
+    Yields:
+        Rows of queries, int64, shape (b,); distances, float32, shape (b, G); the first position of
+        their class in the gallery, and the position after its last.
+    """
+    pending: list[tuple[Tensor, int, int]] = []
+    count, rows_at_once = 0, query_count(len(gallery))
+    for block in blocks:
+        if count and count + len(block[0]) > rows_at_once:
+            yield from _with_distances(queries, gallery, pending)
+            pending, count = [], 0
+        pending.append(block)
+        count += len(block[0])
+    if pending:
+        yield from _with_distances(queries, gallery, pending)
+
+
+def _with_distances(
+    queries: Tensor, gallery: GalleryDistances, blocks: Sequence[tuple[Tensor, int, int]]
+) -> Iterator[tuple[Tensor, Tensor, int, int]]:
+    rows = torch.cat([block for block, _, _ in blocks])
+    distances = gallery.to(queries[rows], slice(None))
+    sizes = [len(block) for block, _, _ in blocks]
+    for (block, begin, end), part in zip(blocks, distances.split(sizes), strict=True):
+        yield block, part, begin, end
+
+
+def query_count(gallery_size: int) -> int:
+    """Return the number of queries per block: about 2 million distances, but not a few queries."""
+    return max(MIN_QUERIES, BLOCK // max(1, gallery_size))
 
 
 def _count_triplets(labels: Tensor, gallery_labels: Tensor, within: bool) -> tuple[Tensor, Tensor]:
@@ -198,42 +242,6 @@ def _count_triplets(labels: Tensor, gallery_labels: Tensor, within: bool) -> tup
     # ordered pair of another class.
     pairs = class_sizes * (class_sizes - 1)
     return total, 2 * total + pairs.sum() - pairs[labels]
-
-
-def _count_ties(to_negatives: Tensor, to_positives: Tensor, lost: Tensor) -> Tensor:
-    """Count the pairs of a positive and a negative at equal distance per row, int64 (b,)."""
-    none = torch.zeros(len(to_negatives), dtype=torch.int64)
-    if to_negatives.shape[1] == 0:
-        return none
-    # A tied positive equals the last negative that is at most as far. Ties are rare, so this cheap
-    # check mostly saves the second search.
-    last = to_negatives.gather(1, (lost - 1).clamp(min=0))
-    if not bool((last == to_positives).any()):
-        return none
-    return (lost - torch.searchsorted(to_negatives, to_positives)).sum(1)
-
-
-def _wins_by_negative(lost: Tensor, negative_order: Tensor) -> Tensor:
-    """Count the triplets of a block that are won against each negative.
-
-    Example with one anchor, 3 positives and 3 negatives: ``lost`` = [0, 1, 1] means that no
-    negative is ahead of the first positive and one is ahead of the other two. One triplet is won
-    against the nearest negative (that of the first positive) and 3 against each of the others.
-    These are the cumulative counts [1, 3, 3] of the values 0, 1, 2 in ``lost``. ``negative_order``
-    then moves them from rank to column.
-
-    Args:
-        lost: Negatives at most as far as each positive, int64, shape (b, P).
-        negative_order: Column of the negative at each rank, int64, shape (b, N).
-
-    Returns:
-        Won triplets per column, summed over the block, shape (N,).
-    """
-    rows, negatives = negative_order.shape
-    steps = torch.zeros(rows, negatives + 1, dtype=torch.int32)
-    steps.scatter_add_(1, lost, torch.ones_like(lost, dtype=torch.int32))
-    by_rank = steps[:, :-1].cumsum(1, dtype=torch.int32)  # (b, N)
-    return torch.empty_like(by_rank).scatter_(1, negative_order, by_rank).sum(0)
 
 
 def measure_rankings(ahead: Tensor) -> tuple[Tensor, Tensor]:
