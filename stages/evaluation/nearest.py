@@ -17,7 +17,8 @@ from stages.errors import DataError
 from stages.evaluation.triplets_and_rankings import query_count
 
 GROUPS = 32  # parts of the gallery per neighbour, whose minima bound the k-th smallest score
-MANY = 4  # candidates per neighbour from which float64 products are faster
+FEW = 4  # candidates per neighbour that are always compared one by one
+MANY = 1 / 64  # share of all pairs from which one float64 product of all is faster
 
 
 class Pairs(NamedTuple):
@@ -50,24 +51,36 @@ class Pairs(NamedTuple):
         return self.select(self.distances <= np.repeat(kth_distances, sizes))
 
 
+class _Gallery:
+    """A gallery around its mean, which makes products smaller and rounding errors too."""
+
+    def __init__(self, vectors: Tensor) -> None:
+        self.vectors = vectors  # (G, D)
+        self.mean = vectors.mean(0, dtype=torch.float64).float()  # (D,)
+        self.centred = vectors.float() - self.mean  # (G, D)
+        self.lengths = self.centred.square().sum(1)  # (G,) squared
+
+
 class Block:
     """A block of queries, and which pairs with the gallery are excluded.
 
     Attributes:
         start: Position of the first query of the block among all queries.
         queries: Floating point, shape (b, D).
-        scores: |y|^2 - 2 x.y of each query x and gallery vector y, float32, shape (b, G). Infinity
-            excludes a pair.
+        scores: |y|^2 - 2 x.y of each query x and gallery vector y, without the mean of the gallery,
+            float32, shape (b, G). Infinity excludes a pair.
     """
 
-    def __init__(self, start: int, queries: Tensor, gallery: Tensor, lengths: Tensor) -> None:
-        self.start, self.queries, self._gallery = start, queries, gallery
-        self._lengths = queries.double().square().sum(1)  # (b,) squared
-        product = torch.addmm(lengths[None], queries.float(), gallery.float().T, alpha=-2)
+    def __init__(self, start: int, queries: Tensor, gallery: "_Gallery") -> None:
+        self.start, self.queries, self._gallery = start, queries, gallery.vectors
+        centred = queries.float() - gallery.mean
+        self._lengths = centred.double().square().sum(1)  # (b,) squared
+        product = torch.addmm(gallery.lengths[None], centred, gallery.centred.T, alpha=-2)
         self.scores: np.ndarray = product.numpy()
-        scale = float(self._lengths.max()) + float(lengths.max())
-        # The bound of `stages.search`, where it is explained.
-        self._error = 4 * (queries.shape[1] + 4) * torch.finfo(torch.float32).eps * scale
+        scale = float(self._lengths.max()) + float(gallery.lengths.max())
+        # The bound of `stages.search`, where it is explained. It leaves room for the rounding of
+        # the differences to the mean, which changes squared distances by at most 8 u s.
+        self._error = 4 * (queries.shape[1] + 8) * torch.finfo(torch.float32).eps * scale
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -80,7 +93,7 @@ class Block:
         """
         limits = self._limits(_kth_bound(self.scores, k))
         within = self.scores <= limits[:, None]
-        if np.count_nonzero(within) > MANY * k * len(self) + GROUPS:
+        if np.count_nonzero(within) > max(FEW * k * len(self), MANY * within.size):
             return self._nearest_in_float64(k)
         rows, columns = np.divmod(np.flatnonzero(within), self.scores.shape[1])
         distances = paired_distances(
@@ -122,11 +135,10 @@ def query_blocks_of(queries: Tensor, gallery: Tensor) -> Iterator[Block]:
     queries, gallery = queries.cpu(), gallery.cpu()
     if not (bool(queries.isfinite().all()) and bool(gallery.isfinite().all())):
         raise DataError("vectors: not finite; train the embedding again")
-    lengths = gallery.double().square().sum(1).float()  # (G,) squared
-    start = 0
+    prepared, start = _Gallery(gallery), 0
     for block in queries.split(query_count(len(gallery))):
         if len(block):
-            yield Block(start, block, gallery, lengths)
+            yield Block(start, block, prepared)
         start += len(block)
 
 
