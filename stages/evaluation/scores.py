@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.checkpoints import ClassifierCheckpoint
 from stages.evaluation.baselines import Baseline
@@ -22,7 +22,7 @@ from stages.evaluation.triplets_and_rankings import SplitMeasures, measure_galle
 from stages.evaluation.trunk_baselines import TrunkBaselines
 from stages.evaluation.typicality import classifier_typicality
 from stages.evaluation.unknown import define_unknown, rejection_scores
-from stages.network.head import energies, probabilities
+from stages.network.head import energies, probability_blocks
 from stages.records import Embeddings
 
 WITHOUT_DUPLICATES = "test-without-duplicates"
@@ -171,18 +171,16 @@ def predict(
     gallery = classifier.gallery
     neighbours = knn(test.vectors, gallery.vectors, gallery.labels, k=classifier.k)
     head, temperature = classifier.head, classifier.temperature
-    uncalibrated = probabilities(head, test.vectors, temperature=1.0).numpy()
-    calibrated = probabilities(head, test.vectors, temperature=temperature).numpy()
-    predicted = calibrated.argmax(1)
-    rows = np.arange(len(test))
+    predicted, calibrated = _most_probable(head, test.vectors, temperature)
+    uncalibrated = _probability_of(head, test.vectors, predicted)
     left_out = np.full((3, len(test)), np.nan)
     if known:
         left_out = leave_classes_out(test, classifier)
     return Predictions(
         knn=neighbours.labels,
         classifier=predicted,
-        probability=calibrated[rows, predicted],
-        uncalibrated=uncalibrated[rows, predicted],
+        probability=calibrated,
+        uncalibrated=uncalibrated,
         triplet_accuracy=triplet_accuracy,
         nearest=neighbours.nearest,
         distance=neighbours.distance,
@@ -192,6 +190,28 @@ def predict(
         left_out_nearer=left_out[1],
         left_out_typicality=left_out[2],
     )
+
+
+def _most_probable(
+    head: nn.Module, vectors: Tensor, temperature: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the most probable class, int64 (N,), and its probability, float32 (N,)."""
+    classes, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    for block in probability_blocks(head, vectors, temperature=temperature):
+        array = block.numpy()
+        classes.append(array.argmax(1))
+        values.append(array.max(1))
+    return np.concatenate(classes), np.concatenate(values)
+
+
+def _probability_of(head: nn.Module, vectors: Tensor, classes: np.ndarray) -> np.ndarray:
+    """Return the uncalibrated probability of one class per image, float32 (N,)."""
+    values, start = [np.empty(0, np.float32)], 0
+    for block in probability_blocks(head, vectors, temperature=1.0):
+        rows = np.arange(len(block))
+        values.append(block.numpy()[rows, classes[start : start + len(block)]])
+        start += len(block)
+    return np.concatenate(values)
 
 
 def _classify(baseline: Baseline, gallery: Embeddings) -> np.ndarray:

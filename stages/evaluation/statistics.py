@@ -1,9 +1,10 @@
 """Confidence intervals of scores."""
 
 import math
+from functools import cache
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 from stages.evaluation.results import Score
 from stages.evaluation.triplets_and_rankings import SplitMeasures
@@ -11,9 +12,10 @@ from stages.evaluation.triplets_and_rankings import SplitMeasures
 LARGEST_VARIANCE = 0.25  # of values in [0, 1]
 
 
+@cache
 def normal_quantile() -> float:
     """Return the 97.5% quantile of the standard normal distribution."""
-    return float(stats.norm.ppf(0.975))
+    return float(ndtri(0.975))
 
 
 def wilson_interval(share: float, count: float) -> tuple[float, float]:
