@@ -70,9 +70,9 @@ def count_block(to_positives: Tensor, to_negatives: Tensor) -> BlockCounts:
 def closer_positives(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.ndarray, int]:
     """Count the positives that are closer than each negative.
 
-    A binary search takes log2(P) steps per negative, each of which waits for memory or for a wrongly
-    predicted branch. Instead, the range of the positives is divided into buckets of equal width. A
-    table says how many positives are in earlier buckets, and few are in the same bucket.
+    A binary search takes log2(P) steps per negative, each with a branch that is hard to predict.
+    Instead, the range of the positives is divided into buckets of equal width. A table says how
+    many positives are in earlier buckets, and few are in the same bucket.
 
     Example: positives at [1.0, 1.2, 3.0] and 3 buckets from 1 to 3 with the table [0, 2, 2]. A
     negative at 1.1 is in the first bucket, so its count starts at 0. The next positive, at 1.0, is

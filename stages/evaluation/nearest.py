@@ -14,8 +14,9 @@ from torch import Tensor
 
 from stages.distance import SQUARED_RESOLUTION, exact_distances, paired_distances
 from stages.errors import DataError
-from stages.evaluation.triplets_and_rankings import query_count
 
+BLOCK = 2**23  # scores computed at once
+MIN_QUERIES = 32  # queries at once: a matrix product of fewer would wait for memory
 GROUPS = 32  # parts of the gallery per neighbour, whose minima bound the k-th smallest score
 FEW = 4  # candidates per neighbour that are always compared one by one
 MANY = 1 / 64  # share of all pairs from which one float64 product of all is faster
@@ -123,7 +124,7 @@ class Block:
 
 
 def query_blocks_of(queries: Tensor, gallery: Tensor) -> Iterator[Block]:
-    """Yield blocks of queries with about 2 million scores each.
+    """Yield blocks of queries with about 8 million scores each.
 
     Args:
         queries: Floating point, shape (Q, D).
@@ -136,7 +137,7 @@ def query_blocks_of(queries: Tensor, gallery: Tensor) -> Iterator[Block]:
     if not (bool(queries.isfinite().all()) and bool(gallery.isfinite().all())):
         raise DataError("vectors: not finite; train the embedding again")
     prepared, start = _Gallery(gallery), 0
-    for block in queries.split(query_count(len(gallery))):
+    for block in queries.split(max(MIN_QUERIES, BLOCK // len(gallery))):
         if len(block):
             yield Block(start, block, prepared)
         start += len(block)
