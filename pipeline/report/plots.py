@@ -210,7 +210,8 @@ def draw_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> 
         axes.set_axis_off()
         if len(classes) > LABELLED_CLASSES:
             colours = [PALETTE[label % len(PALETTE)] for label in labels]
-            axes.scatter(*points.T, s=6, color=colours, linewidths=0)
+            x, y = points.T
+            axes.scatter(x, y, s=6, color=colours, linewidths=0)
         else:
             for label in np.unique(labels):
                 x, y = points[labels == label].T

@@ -107,7 +107,8 @@ def closer_positives(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.n
         """Return the bucket of each distance; the last one is beyond all positives."""
         scaled = distances - lowest
         scaled *= scale
-        return np.clip(scaled, 0, np.float32(buckets - 1), out=scaled).astype(np.intp)
+        np.clip(scaled, 0, np.float32(buckets - 1), out=scaled)
+        return scaled.astype(np.intp)
 
     in_bucket = np.bincount(bucket(positives), minlength=buckets)
     earlier = (in_bucket.cumsum() - in_bucket).astype(np.int32)

@@ -5,7 +5,7 @@ nearest, as in :mod:`stages.search`. Only their distances are computed exactly. 
 in memory, all pairs tied at the k-th distance are returned, and pairs can be excluded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ from stages.errors import DataError
 BLOCK = 2**23  # scores computed at once
 MIN_QUERIES = 32  # queries at once: a matrix product of fewer would wait for memory
 GROUPS = 32  # parts of the gallery per neighbour, whose minima bound the k-th smallest score
+CONVERTED_VALUES = 2**22  # of a gallery that are converted at once
+KEPT_VALUES = 2**26  # of a gallery up to which the converted values are kept: 256 MiB
 FEW = 4  # candidates per neighbour that are always compared one by one
 MANY = 1 / 64  # share of all pairs from which one float64 product of all is faster
 
@@ -53,13 +55,44 @@ class Pairs(NamedTuple):
 
 
 class _Gallery:
-    """A gallery around its mean, which makes products smaller and rounding errors too."""
+    """A gallery around its mean, which makes products smaller and rounding errors too.
+
+    Large galleries are converted block by block for each block of queries, to bound memory.
+    """
 
     def __init__(self, vectors: Tensor) -> None:
         self.vectors = vectors  # (G, D)
-        self.mean = vectors.mean(0, dtype=torch.float64).float()  # (D,)
-        self.centred = vectors.float() - self.mean  # (G, D)
-        self.lengths = self.centred.square().sum(1)  # (G,) squared
+        size = max(1, CONVERTED_VALUES // max(1, vectors.shape[1]))
+        self._slices = [slice(start, start + size) for start in range(0, len(vectors), size)]
+        total = torch.zeros(vectors.shape[1], dtype=torch.float64)
+        for rows in self._slices:
+            total += vectors[rows].double().sum(0)
+        if not bool(total.isfinite().all()):
+            raise DataError("vectors: not finite; train the embedding again")
+        self.mean = (total / len(vectors)).float()  # (D,)
+        self._blocks: list[Tensor] | None = None
+        if vectors.numel() <= KEPT_VALUES:
+            self._blocks = [self._centred(rows) for rows in self._slices]
+        lengths = [block.square().sum(1) for block in self._centred_blocks()]
+        self.lengths = torch.cat(lengths)  # (G,) squared
+
+    def scores(self, queries: Tensor) -> Tensor:
+        """Return |y|^2 - 2 x.y of each query x and gallery vector y, float32 (b, G).
+
+        Args:
+            queries: Queries minus the mean, float32, shape (b, D).
+        """
+        scores = torch.empty(len(queries), len(self.vectors))
+        for rows, block in zip(self._slices, self._centred_blocks(), strict=True):
+            product = torch.addmm(self.lengths[None, rows], queries, block.T, alpha=-2)
+            scores[:, rows] = product
+        return scores
+
+    def _centred(self, rows: slice) -> Tensor:
+        return self.vectors[rows].float() - self.mean  # (n, D)
+
+    def _centred_blocks(self) -> Iterable[Tensor]:
+        return self._blocks or map(self._centred, self._slices)
 
 
 class Block:
@@ -67,7 +100,7 @@ class Block:
 
     Attributes:
         start: Position of the first query of the block among all queries.
-        queries: Floating point, shape (b, D).
+        queries: Shape (b, D).
         scores: |y|^2 - 2 x.y of each query x and gallery vector y, without the mean of the gallery,
             float32, shape (b, G). Infinity excludes a pair.
     """
@@ -76,8 +109,7 @@ class Block:
         self.start, self.queries, self._gallery = start, queries, gallery.vectors
         centred = queries.float() - gallery.mean
         self._lengths = centred.double().square().sum(1)  # (b,) squared
-        product = torch.addmm(gallery.lengths[None], centred, gallery.centred.T, alpha=-2)
-        self.scores: np.ndarray = product.numpy()
+        self.scores: np.ndarray = gallery.scores(centred).numpy()
         scale = float(self._lengths.max()) + float(gallery.lengths.max())
         # The bound of `stages.search`, where it is explained. It leaves room for the rounding of
         # the differences to the mean, which changes squared distances by at most 8 u s.
@@ -112,7 +144,7 @@ class Block:
         kth = kth_scores.astype(np.float64) + lengths + self._error
         largest = np.maximum(kth * (1 + 2**-21), SQUARED_RESOLUTION)
         limits = (largest - lengths + self._error).astype(np.float32)
-        return np.nextafter(limits, np.float32(np.inf))
+        return np.asarray(np.nextafter(limits, np.float32(np.inf)))
 
     def _nearest_in_float64(self, k: int) -> Pairs:
         """Return the nearest pairs if float32 cannot tell many of them apart."""
@@ -127,17 +159,17 @@ def query_blocks_of(queries: Tensor, gallery: Tensor) -> Iterator[Block]:
     """Yield blocks of queries with about 8 million scores each.
 
     Args:
-        queries: Floating point, shape (Q, D).
-        gallery: Floating point, shape (G, D) with G > 0.
+        queries: Shape (Q, D), of any dtype: bytes are converted in blocks.
+        gallery: Shape (G, D) with G > 0.
 
     Raises:
         DataError: If a vector is not finite.
     """
     queries, gallery = queries.cpu(), gallery.cpu()
-    if not (bool(queries.isfinite().all()) and bool(gallery.isfinite().all())):
-        raise DataError("vectors: not finite; train the embedding again")
     prepared, start = _Gallery(gallery), 0
     for block in queries.split(max(MIN_QUERIES, BLOCK // len(gallery))):
+        if not bool(block.isfinite().all()):
+            raise DataError("vectors: not finite; train the embedding again")
         if len(block):
             yield Block(start, block, prepared)
         start += len(block)

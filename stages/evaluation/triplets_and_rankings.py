@@ -29,9 +29,9 @@ class SplitMeasures(NamedTuple):
         total: All triplets, int64, shape (Q,).
         won_by_margin: Triplets with d(anchor, positive) + margin < d(anchor, negative), int64,
             shape (Q,).
-        won_any: Won triplets that contain the image in any of the three roles, int64, shape (Q,).
-            Against a gallery, equal to ``won``.
-        total_any: All triplets that contain the image in any role, int64, shape (Q,). Against a
+        won_any: Won triplets that contain the image in any of the three roles, int64, shape (N,)
+            for all images of the split. Against a gallery, equal to ``won``.
+        total_any: All triplets that contain the image in any role, int64, shape (N,). Against a
             gallery, equal to ``total``.
         first_hit: Rank of the nearest positive, from 1, or 0 without a positive, int64, shape (Q,).
             Recall@k is the share of queries with 1 <= first_hit <= k.
@@ -60,7 +60,9 @@ class SplitMeasures(NamedTuple):
     average_precision: np.ndarray
 
 
-def measure_split(vectors: Tensor, labels: Tensor, *, margin: float = 0.0) -> SplitMeasures:
+def measure_split(
+    vectors: Tensor, labels: Tensor, *, margin: float = 0.0, queries: Tensor | None = None
+) -> SplitMeasures:
     """Compute all triplet and retrieval measures of a split: every image queries all others.
 
     The time is O(N^2); the memory is bounded by a few blocks of 2 million distances, or of 32
@@ -70,9 +72,10 @@ def measure_split(vectors: Tensor, labels: Tensor, *, margin: float = 0.0) -> Sp
         vectors: Floating point, shape (N, D).
         labels: Class indices, int64, shape (N,).
         margin: Margin for ``won_by_margin``, a Euclidean distance.
+        queries: Positions of the images that query all others, int64, shape (Q,). None: all.
 
     Returns:
-        Measures per image.
+        Measures per query.
 
     Example:
         >>> vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
@@ -82,7 +85,8 @@ def measure_split(vectors: Tensor, labels: Tensor, *, margin: float = 0.0) -> Sp
         >>> measures.first_hit.tolist()
         [1, 2, 0]
     """
-    return _measure(vectors, labels, vectors, labels, margin, within=True)
+    own = torch.arange(len(labels)) if queries is None else queries
+    return _measure(vectors[own], labels[own], vectors, labels, margin, own)
 
 
 def measure_gallery(
@@ -100,7 +104,7 @@ def measure_gallery(
     Returns:
         Measures per query.
     """
-    return _measure(queries, labels, gallery, gallery_labels, margin, within=False)
+    return _measure(queries, labels, gallery, gallery_labels, margin, None)
 
 
 def _measure(
@@ -109,19 +113,20 @@ def _measure(
     gallery: Tensor,
     gallery_labels: Tensor,
     margin: float,
-    within: bool,
+    own: Tensor | None,
 ) -> SplitMeasures:
+    """Compute the measures; ``own`` is the gallery image that is the query itself, int64 (Q,)."""
     columns = gallery_labels.argsort(stable=True)  # class by class: positives are a slice
     gallery_distances = GalleryDistances(gallery[columns])
-    counts = torch.zeros(5, len(labels), dtype=torch.int64)
-    won, tied, won_by_margin, won_any, first_hit = counts
+    won, tied, won_by_margin, first_hit = torch.zeros(4, len(labels), dtype=torch.int64)
+    won_any = torch.zeros(len(gallery_labels), dtype=torch.int64)
     rankings = torch.full((4, len(labels)), math.nan, dtype=torch.float64)
-    blocks = query_blocks(labels, gallery_labels, within)
+    blocks = query_blocks(labels, gallery_labels, own is not None)
     for block, distances, begin, end in distance_blocks(queries, gallery_distances, blocks):
         to_positives = distances[:, begin:end]  # (b, P)
         positives = columns[begin:end].expand(len(block), -1)
-        if within:  # a query is not its own positive
-            others = positives != block[:, None]
+        if own is not None:  # a query is not its own positive
+            others = positives != own[block, None]
             positives = positives[others].view(len(block), -1)  # (b, P)
             to_positives = to_positives[others].view(len(block), -1)  # (b, P)
         to_negatives = torch.cat([distances[:, :begin], distances[:, end:]], dim=1)  # (b, N)
@@ -135,19 +140,19 @@ def _measure(
             lost_by_margin = count_block(to_positives + margin, to_negatives).lost
             won_by_margin[block] = (to_negatives.shape[1] - lost_by_margin).sum(1)
         first_hit[block], rankings[:, block] = measure_rankings(compared.lost)
-        if within:
-            won_any[block] += won[block]
+        if own is not None:
+            won_any[own[block]] += won[block]
             won_any.scatter_add_(0, positives.gather(1, positive_order).flatten(), wins.flatten())
             won_any[columns[:begin]] += compared.closer[:begin]
             won_any[columns[end:]] += compared.closer[begin:]
-    total, total_any = _count_triplets(labels, gallery_labels, within)
+    total, total_any = _count_triplets(labels, gallery_labels, own)
     precision_at_1, r_precision, map_at_r, average_precision = rankings
     return SplitMeasures(
         won=won.numpy(),
         tied=tied.numpy(),
         total=total.numpy(),
         won_by_margin=won_by_margin.numpy(),
-        won_any=(won_any if within else won).numpy(),
+        won_any=(won if own is None else won_any).numpy(),
         total_any=total_any.numpy(),
         first_hit=first_hit.numpy(),
         precision_at_1=precision_at_1.numpy(),
@@ -229,19 +234,31 @@ def query_count(gallery_size: int) -> int:
     return max(MIN_QUERIES, BLOCK // max(1, gallery_size))
 
 
-def _count_triplets(labels: Tensor, gallery_labels: Tensor, within: bool) -> tuple[Tensor, Tensor]:
-    """Return the triplets with each query as anchor and in any role, int64 (Q,) each."""
+def _count_triplets(
+    labels: Tensor, gallery_labels: Tensor, own: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the triplets with each query as anchor, and with each image of a split in any role.
+
+    Both are int64, of shapes (Q,) and (G,), or (Q,) twice if the queries are not in the gallery.
+    """
     classes = len(torch.bincount(torch.cat([labels, gallery_labels])))
     class_sizes = torch.bincount(gallery_labels, minlength=classes)
     same_class = class_sizes[labels]  # (Q,)
-    positives = same_class - int(within)
+    positives = same_class - int(own is not None)
     total = positives * (len(gallery_labels) - same_class)
-    if not within:
+    if own is None:
         return total, total
-    # An image is the anchor of `total` triplets, the positive of as many, and the negative of every
-    # ordered pair of another class.
-    pairs = class_sizes * (class_sizes - 1)
-    return total, 2 * total + pairs.sum() - pairs[labels]
+    # An image is the positive of the other queries of its class with each negative, the negative of
+    # every pair of a query of another class and its positive, and as a query the anchor.
+    query_sizes = torch.bincount(labels, minlength=classes)
+    pairs = query_sizes * (class_sizes - 1)  # of a query and a positive, by class
+    is_query = torch.zeros(len(gallery_labels), dtype=torch.int64)
+    is_query[own] = 1
+    anchors = query_sizes[gallery_labels] - is_query  # (G,)
+    total_any = anchors * (len(gallery_labels) - class_sizes[gallery_labels])
+    total_any += pairs.sum() - pairs[gallery_labels]
+    total_any[own] += total
+    return total, total_any
 
 
 def measure_rankings(ahead: Tensor) -> tuple[Tensor, Tensor]:
