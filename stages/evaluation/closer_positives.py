@@ -108,7 +108,7 @@ def closer_positives(positives: np.ndarray, negatives: np.ndarray) -> tuple[np.n
         scaled = distances - lowest
         scaled *= scale
         np.clip(scaled, 0, np.float32(buckets - 1), out=scaled)
-        return scaled.astype(np.intp)
+        return np.asarray(scaled.astype(np.intp))
 
     in_bucket = np.bincount(bucket(positives), minlength=buckets)
     earlier = (in_bucket.cumsum() - in_bucket).astype(np.int32)

@@ -81,35 +81,32 @@ def evaluate_split(
     gallery = classifier.gallery
     training = _first_rows(gallery, len(pixels.gallery))  # without enrolled images
     queries = queries if within else None
-    measures = sample.measure() if sample else _measure(test, gallery, within, queries)
+    measures = _measure(test, gallery, within, queries, sample)
     image_measures = _measures_per_image(measures, queries)
-    with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
-        prediction = predict(test, classifier, image_measures.won / image_measures.total)
+    prediction = predict(test, classifier, _won_shares(image_measures))
     labels, images = test.labels.numpy(), np.arange(len(test))
     correct = _correct_images(prediction, labels, training, pixels)
     correct |= _correct_by_networks(untrained, trunk, training, labels)
     definitions = define_metrics(
         within=within,
-        with_queries=queries is not None or (sample is not None and sample.queries is not None),
+        with_queries=(sample.queries if sample else queries) is not None,
         majority_class=f"training class, {test.classes[_majority_class(training)]}",
         voters=_describe_voters(classifier.k, gallery, validated, trained=len(training)),
         pixel_voters=_describe_voters(pixels.k, training, validated),
         pretrained=pretrained,
         **_describe_networks(untrained, trunk, training, validated),
     )
-    unknown = define_unknown(classifier)
-    if sample:
-        definitions, unknown = sample.describe(definitions), sample.describe(unknown)
+    describe = sample.describe if sample else dict
+    definitions, unknown = describe(definitions), describe(define_unknown(classifier))
     scores, tests = compute_scores("test", correct, measures, prediction, labels, definitions)
     if len(leaked):
         kept = np.setdiff1d(images, np.asarray(leaked))
+        kept_queries = None if queries is None else queries[kept]
         clean = Embeddings(test.vectors[kept], test.labels[kept], test.classes)
         clean_scores, clean_tests = compute_scores(
             WITHOUT_DUPLICATES,
             {metric: values[kept] for metric, values in correct.items()},
-            sample.without_leaked().measure()
-            if sample
-            else _measure(clean, gallery, within, None if queries is None else queries[kept]),
+            _measure(clean, gallery, within, kept_queries, sample and sample.without_leaked()),
             prediction.select(kept),
             labels[kept],
             {name: text for name, text in definitions.items() if METRICS[name].group == "test"},
@@ -134,9 +131,15 @@ def _first_rows(gallery: Embeddings, count: int) -> Embeddings:
 
 
 def _measure(
-    test: Embeddings, gallery: Embeddings, within: bool, queries: Tensor | None
+    test: Embeddings,
+    gallery: Embeddings,
+    within: bool,
+    queries: Tensor | None,
+    sample: QuerySample | None,
 ) -> SplitMeasures:
     """Return the measures of all queries."""
+    if sample:
+        return sample.measure()
     if not within:
         return measure_gallery(test.vectors, test.labels, gallery.vectors, gallery.labels)
     if queries is None:
@@ -155,6 +158,12 @@ def _measures_per_image(measures: SplitMeasures, queries: Tensor | None) -> Spli
         array[queries.numpy()] = values
         arrays.append(array)
     return SplitMeasures(*arrays)
+
+
+def _won_shares(measures: SplitMeasures) -> np.ndarray:
+    """Return the share of the triplets of each anchor that are won; NaN without a triplet."""
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return np.asarray(measures.won / measures.total)
 
 
 def _classify(baseline: Baseline, gallery: Embeddings) -> np.ndarray:
