@@ -50,7 +50,7 @@ def count_block(to_positives: Tensor, to_negatives: Tensor) -> BlockCounts:
     positives, negatives = to_positives.numpy(), to_negatives.numpy()
 
     def count_rows(edge: tuple[int, int]) -> np.ndarray:
-        closer = np.zeros(columns, np.int64)
+        closer = np.zeros(columns, np.int32)  # a block has fewer than 2^31 pairs
         for row in range(*edge):
             slots, tied[row] = closer_positives(positives[row], negatives[row])
             lost[row] = np.bincount(slots, minlength=lost.shape[1] + 1)[:-1].cumsum()
@@ -59,7 +59,7 @@ def count_block(to_positives: Tensor, to_negatives: Tensor) -> BlockCounts:
 
     workers = min(torch.get_num_threads(), rows) if to_negatives.numel() >= MIN_PARALLEL else 1
     if workers <= 1:
-        closer = count_rows((0, rows))
+        closer = count_rows((0, rows)).astype(np.int64)
     else:
         edges = [rows * worker // workers for worker in range(workers + 1)]
         with ThreadPoolExecutor(workers) as pool:
