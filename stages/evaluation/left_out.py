@@ -114,24 +114,17 @@ def _compare_with_others(
         Number of images of other classes that are nearer, number of those that are equally far, and
         number of images of other classes, int64, shape (N,) each.
     """
-    near_own = of_images.label == image_labels
-    # All images at their own distance; without those of the class, at any distance; without those
-    # of other classes that are nearest to it, which are moved to the distance without it.
-    moved = ~near_own
-    parts = (
-        (1, None, of_images.nearest, None),
-        (-1, image_labels, of_images.nearest, None),
-        (-1, of_images.label, of_images.nearest, moved),
-        (1, of_images.label, of_images.other, moved),
-    )
-    below, up_to = np.zeros((2, len(distances)), np.int64)
-    for sign, groups, values, chosen in parts:
-        rows = slice(None) if chosen is None else chosen
-        group = np.zeros(len(values), np.int64) if groups is None else groups
-        wanted = np.zeros(len(labels), np.int64) if groups is None else labels
-        counts = count_smaller(values[rows], group[rows], distances, wanted)
-        below += sign * counts[0]
-        up_to += sign * counts[1]
+    nearest, nearest_class, other = of_images.nearest, of_images.label, of_images.other
+    moved = nearest_class != image_labels  # without the nearest class they are farther
+    every, no_label = np.zeros(len(nearest), np.int64), np.zeros(len(labels), np.int64)
+    below, up_to = count_smaller(nearest, every, distances, no_label)  # all images
+    for sign, (images_below, images_up_to) in (
+        (-1, count_smaller(nearest, image_labels, distances, labels)),  # of the class
+        (-1, count_smaller(nearest[moved], nearest_class[moved], distances, labels)),
+        (1, count_smaller(other[moved], nearest_class[moved], distances, labels)),
+    ):
+        below += sign * images_below
+        up_to += sign * images_up_to
     sizes = np.bincount(image_labels, minlength=int(labels.max(initial=0)) + 1)
     return below, up_to - below, len(image_labels) - sizes[labels]
 
