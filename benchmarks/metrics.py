@@ -100,11 +100,11 @@ def print_million_cost() -> None:
     vectors, labels = random_split(MILLION)
     queries = (labels == 0).nonzero().flatten()
     measured = []
-    for count in (32, 96):
+    for count in (64, 192):
         start = time.process_time()
         measure_split(vectors, labels, queries=queries[:count])
         measured.append(time.process_time() - start)
-    print((measured[1] - measured[0]) / 64 * MILLION / 3600)
+    print((measured[1] - measured[0]) / 128 * MILLION / 3600)
 
 
 def run_in_new_process(call: str) -> list[float]:

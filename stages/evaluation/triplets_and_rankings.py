@@ -17,7 +17,7 @@ from stages.distance import GalleryDistances, sort_rows
 from stages.evaluation.closer_positives import count_block
 
 BLOCK = 2**21  # distances computed at once
-MIN_QUERIES = 32  # queries at once: a matrix product of fewer would wait for memory
+MIN_QUERIES = 64  # queries at once: a matrix product of fewer would wait for memory
 
 
 class SplitMeasures(NamedTuple):
@@ -65,7 +65,7 @@ def measure_split(
 ) -> SplitMeasures:
     """Compute all triplet and retrieval measures of a split: every image queries all others.
 
-    The time is O(N^2); the memory is bounded by a few blocks of 2 million distances, or of 32
+    The time is O(N^2); the memory is bounded by a few blocks of 2 million distances, or of 64
     queries if that is more.
 
     Args:
