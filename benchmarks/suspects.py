@@ -29,8 +29,7 @@ from pipeline.device import choose_precision, keep_freed_memory, start_device
 from stages.classifier.frozen_embedding import embed_frozen
 from stages.classifier.train import train_classifier
 from stages.embedding.train import train_embedding
-from stages.evaluation.results import LabelEvidence
-from stages.evaluation.suspects import find_suspects
+from stages.evaluation.suspects import find_suspects, most_probable_others
 from stages.network.embedding_net import to_device
 from stages.network.head import probabilities
 from stages.network.inference import embed_split
@@ -154,7 +153,7 @@ def compare(source: Source, folds: int, epochs: int) -> Iterator[dict]:
             matrix, given = out_of_sample_probabilities(
                 replace(source, entries=tuple(entries)), folds, epochs
             )
-            evidence = LabelEvidence(given, matrix, np.ones(count, bool))
+            evidence = most_probable_others(matrix, given, np.ones(count, bool))
             ours = score_ranking(find_suspects(evidence).rows, given != labels)
             ranked = rank_with_cleanlab(given, matrix)
             peer = {} if ranked is None else score_ranking(ranked, given != labels)

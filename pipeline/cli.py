@@ -129,6 +129,7 @@ def classify(embedding: Path, out: Path, source: str | None, force: bool, **opti
 @opt.path_option("--out", REPORTS, "Folder for the report.")
 @opt.force_option("Replace a report on cross-validation.")
 @opt.figures_option
+@opt.queries_option
 @opt.data_option(None, opt.MOVED)
 @opt.cache_options
 @opt.device_options
@@ -137,6 +138,7 @@ def report(
     classifier: list[Path],
     out: Path,
     figures: Path | None,
+    queries: int | None,
     source: str | None,
     force: bool,
     **options: Any,
@@ -156,6 +158,7 @@ def report(
         source=source,
         figures=figures,
         force=force,
+        queries=queries,
     )
     print_report(runs, out, figures, f"next: pipeline {predict_hint(classifier[0])}")
 

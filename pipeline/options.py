@@ -244,6 +244,14 @@ cache_options = combine(
     ),
 )
 figures_option = path_option("--figures", None, "Folder for the figures as PNG and SVG files.")
+queries_option = click.option(
+    "--queries",
+    type=click.IntRange(min=1),
+    default=None,
+    show_default="(all)",
+    help="Evaluate this many test images, drawn at random; they query all test images. Intervals "
+    "are those of the sample. For very large test splits.",
+)
 reject_option = click.option(
     "--reject",
     type=float,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 GALLERY_BLOCK = 4096  # gallery vectors per block, to bound memory
-KEPT_VALUES = 2**23  # values of a gallery up to which its float64 factors are kept: 64 MiB
+KEPT_VALUES = 2**24  # values of a gallery up to which its float64 factors are kept: 128 MiB
 PAIR_VALUES = 2**20  # values of the differences that are in memory at once
 SQUARED_RESOLUTION = 1e-14  # squares below it are 0: float32 unit vectors cannot resolve them
 MIN_PARALLEL = 2**16  # values from which sorting on several threads is worthwhile
@@ -122,6 +122,9 @@ class GalleryDistances:
         self._factors = None
         if gallery.numel() <= KEPT_VALUES:
             _, self._factors = squared_distance_factors(gallery.cpu().double())  # (G, D + 2)
+
+    def __len__(self) -> int:
+        return len(self._gallery)
 
     def to(self, queries: Tensor, columns: slice) -> Tensor:
         """Return the distances of :func:`exact_distances` to a slice of the gallery.

@@ -20,6 +20,7 @@ from pipeline.data.splits import split_source
 from stages.checkpoints import ClassifierCheckpoint
 from stages.evaluation.baselines import Baseline
 from stages.evaluation.knn import nearest_distances
+from stages.evaluation.query_sample import QuerySample
 from stages.evaluation.results import Evaluation
 from stages.evaluation.scores import evaluate_split
 from stages.network.digest import state_digest
@@ -282,6 +283,7 @@ def evaluate_random(
     leaked: Sequence[int] = (),
     within: bool = True,
     queries: torch.Tensor | None = None,
+    sample: QuerySample | None = None,
 ) -> Evaluation:
     """Evaluate embeddings with a classifier made of class means and with random baselines."""
     classifier = make_classifier(gallery, validation=validation, temperature=temperature, k=k)
@@ -298,6 +300,7 @@ def evaluate_random(
         leaked=leaked,
         within=within,
         queries=queries,
+        sample=sample,
     )
 
 

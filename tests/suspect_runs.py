@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.report.evaluated_run import EvaluatedRun
-from stages.evaluation.results import LabelEvidence
+from stages.evaluation.suspects import most_probable_others
 
 
 def with_suspects(run: EvaluatedRun, own: dict[str, list[float]]) -> EvaluatedRun:
@@ -25,5 +25,5 @@ def with_suspects(run: EvaluatedRun, own: dict[str, list[float]]) -> EvaluatedRu
         for row, value in enumerate(own.get(name, [])):
             probabilities[row, labels[row]] = value
             probabilities[row, (labels[row] + 1) % classes] = 1 - value
-        evidence[name] = LabelEvidence(labels, probabilities, np.ones(len(labels), bool))
+        evidence[name] = most_probable_others(probabilities, labels, np.ones(len(labels), bool))
     return replace(run, evaluation=replace(run.evaluation, evidence=evidence))

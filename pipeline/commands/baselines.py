@@ -63,7 +63,7 @@ def compute_baselines(
     names = ("pixel", "untrained", "trunk") if has_weights else ("pixel", "untrained")
     unseen: dict[str, Tensor | None] = dict.fromkeys(names) if data.unseen else {}
     if data.unseen:
-        unseen["pixel"] = raw_pixels(data.unseen)
+        unseen["pixel"] = raw_pixels(data.unseen).float()
     untrained, trunk = None, None
     if initial is not None and has_weights:
         untrained, trunk, vectors = _trunk_baselines(data, initial, device)

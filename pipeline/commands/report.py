@@ -1,10 +1,13 @@
 """`pipeline report`: evaluate checkpoints on the test split."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.checkpoint import load_classifier, load_embedding
 from pipeline.commands.baselines import compute_baselines
@@ -26,12 +29,14 @@ from pipeline.tensor_files import read_header
 from stages.checkpoints import ClassifierCheckpoint, EmbeddingCheckpoint
 from stages.errors import CheckpointError, DataError, SettingsError
 from stages.evaluation.open_set import add_unseen
+from stages.evaluation.query_sample import QuerySample, draw_queries
+from stages.evaluation.results import Evaluation
 from stages.evaluation.scores import evaluate_split
 from stages.evaluation.typicality import rejection_distance
 from stages.network.embedding_net import EmbeddingNet, to_device
 from stages.network.inference import embed_split
 from stages.network.pretrained import PretrainedWeights
-from stages.records import Embeddings
+from stages.records import Embeddings, Split
 
 
 @restore_torch_settings()
@@ -44,6 +49,7 @@ def report(
     source: str | Dataset | None = None,
     figures: Path | None = None,
     force: bool = False,
+    queries: int | None = None,
 ) -> tuple[EvaluatedRun, ...]:
     """Evaluate embeddings and classifiers on the test split and write the report.
 
@@ -55,6 +61,7 @@ def report(
         source: Source of the images. Needed only if they have moved since stage one.
         figures: Folder for the figures as PNG and SVG files.
         force: Replace a report on cross-validation, which cannot be written again.
+        queries: Largest number of test images to evaluate, drawn at random. None: all.
 
     Returns:
         One evaluated run per embedding.
@@ -86,7 +93,10 @@ def report(
             _run_names(embeddings), embeddings, classifiers, strict=True
         ):
             data = source or _data_already_read(runs, embedding)
-            runs.append(evaluate_run(name, embedding, classifier, context=context, source=data))
+            run = evaluate_run(
+                name, embedding, classifier, context=context, source=data, queries=queries
+            )
+            runs.append(run)
         main_process_only(lambda: write_report(out, runs, figures=figures))
     return tuple(runs)
 
@@ -125,6 +135,7 @@ def evaluate_run(
     source: str | Dataset | None = None,
     within: bool = True,
     pretrained: PretrainedWeights | None = None,
+    queries: int | None = None,
 ) -> EvaluatedRun:
     """Evaluate one run on the test split without writing a report.
 
@@ -136,6 +147,7 @@ def evaluate_run(
         source: Source of the images. Needed only if they have moved since stage one.
         within: As for :func:`stages.evaluation.scores.evaluate_split`.
         pretrained: Initial weights of the trunk, if they are already loaded.
+        queries: As for :func:`report`.
 
     Returns:
         The evaluated run.
@@ -154,10 +166,13 @@ def evaluate_run(
             f"{data.source}: no test images of training classes; add a folder test/, or enough "
             "images to split some off (--test, --split-seed)"
         )
+    whole, rows = data, _drawn_rows(data, queries)
+    if rows is not None:
+        data = _with_test_images(data, rows)
     has_weights = bool(embedded.record.get("weights"))
     baselines = compute_baselines(data, embedded, device, context, pretrained)
     data = data.with_classes(classified.classes)  # predictions may be enrolled classes
-    test = _embed_test(data, network, classified.gallery, device)
+    test, sample = _embed_test(data, whole, rows, network, classified, device)
     evaluation = evaluate_split(
         test,
         classified,
@@ -167,20 +182,13 @@ def evaluate_run(
         validated=data.validation is not None,
         within=within,
         queries=data.test.queries if data.test else None,
+        sample=sample,
         pretrained=has_weights,
         trunk=baselines.trunk,
     )
     if data.unseen:
-        unseen = embed_split(network, data.unseen, device=device)
-        evaluation = add_unseen(
-            evaluation,
-            unseen,
-            classified,
-            baselines=baselines.unseen,
-            queries=data.unseen.queries,
-            pretrained=has_weights,
-            enrolled=enrolled_labels(unseen, classified),
-            enrolled_copies=len(enrolled_copies(unseen.vectors, classified)),
+        evaluation = _with_unseen(
+            evaluation, data.unseen, network, classified, baselines.unseen, has_weights
         )
     return EvaluatedRun(
         run=name,
@@ -193,16 +201,82 @@ def evaluate_run(
         evaluation=evaluation,
         validation=classified.validation,
         rejection_distance=rejection_distance(classified.validation_distances.numpy()),
+        whole=whole if sample else None,
     )
 
 
+def _drawn_rows(data: Dataset, queries: int | None) -> Tensor | None:
+    """Return the positions of the test images to evaluate, or None if it is all of them."""
+    if queries is None or data.test is None:
+        return None
+    count = len(data.test)
+    rows = draw_queries(count, queries, queries=data.test.queries)
+    available = count if data.test.queries is None else int(data.test.queries.sum())
+    return rows if len(rows) < available else None
+
+
+def _with_test_images(data: Dataset, rows: Tensor) -> Dataset:
+    """Return the data set with some of its test images, which are all queries."""
+    assert data.test is not None
+    test = replace(data.test.select(rows), queries=None)
+    leaked = np.flatnonzero(np.isin(rows.numpy(), np.asarray(data.leaked, np.int64)))
+    return replace(data, test=test, leaked=tuple(leaked.tolist()))
+
+
 def _embed_test(
-    data: Dataset, network: EmbeddingNet, gallery: Embeddings, device: torch.device
-) -> Embeddings:
-    """Embed the test images of known classes; there may be none."""
-    if data.test is None:
-        return Embeddings(gallery.vectors[:0], gallery.labels[:0], gallery.classes)
-    return embed_split(network, data.test, device=device)
+    data: Dataset,
+    whole: Dataset,
+    rows: Tensor | None,
+    network: EmbeddingNet,
+    classifier: ClassifierCheckpoint,
+    device: torch.device,
+) -> tuple[Embeddings, QuerySample | None]:
+    """Embed the test images of known classes; there may be none.
+
+    Args:
+        data: Data set with the test images to evaluate.
+        whole: Data set with all test images.
+        rows: Positions of the images to evaluate among all of them; None: they are the same.
+        network: Network of stage one.
+        classifier: Classifier of the run.
+        device: Device of the network.
+
+    Returns:
+        Embeddings of the images to evaluate, and the sample that they are, if they are one.
+    """
+    gallery = classifier.gallery
+    if data.test is None or whole.test is None:
+        return Embeddings(gallery.vectors[:0], gallery.labels[:0], gallery.classes), None
+    if rows is None:
+        return embed_split(network, data.test, device=device), None
+    whole = whole.with_classes(classifier.classes)
+    assert whole.test is not None
+    images = embed_split(network, whole.test, device=device)
+    leaked = leaked_images(whole, images, classifier)
+    test = Embeddings(images.vectors[rows], images.labels[rows], images.classes)
+    return test, QuerySample(images, rows, whole.test.queries, leaked)
+
+
+def _with_unseen(
+    evaluation: Evaluation,
+    images: Split,
+    network: EmbeddingNet,
+    classifier: ClassifierCheckpoint,
+    baselines: Mapping[str, Tensor | None],
+    has_weights: bool,
+) -> Evaluation:
+    """Add the scores of the test images of unseen classes."""
+    unseen = embed_split(network, images, device=next(network.parameters()).device)
+    return add_unseen(
+        evaluation,
+        unseen,
+        classifier,
+        baselines=baselines,
+        queries=images.queries,
+        pretrained=has_weights,
+        enrolled=enrolled_labels(unseen, classifier),
+        enrolled_copies=len(enrolled_copies(unseen.vectors, classifier)),
+    )
 
 
 def _load_both(
@@ -246,5 +320,5 @@ def _data_already_read(runs: Sequence[EvaluatedRun], embedding: Path) -> Dataset
         if all(
             record.get(name) == run.embedding[name] for name in ("source", "fingerprint", "read")
         ):
-            return run.data
+            return run.whole or run.data
     return None

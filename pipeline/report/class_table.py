@@ -18,6 +18,7 @@ CLASS_COLUMNS = [
 ]
 # With more classes the worst come first, and the table scrolls.
 MANY_CLASSES = 30
+MOST_CLASSES = 1000  # on the page; all of them are in the file
 
 
 class Cell(NamedTuple):
@@ -50,7 +51,7 @@ def class_rows(run: EvaluatedRun) -> list[tuple[str, list[Cell]]]:
 
     The numbers are the test images, precision, recall and F1 of the classifier, recall of kNN and
     triplet accuracy. Many classes are sorted from the lowest F1 to the highest; those without a
-    test image or a prediction are last.
+    test image or a prediction are last. At most 1,000 classes are returned.
 
     Args:
         run: Evaluated run.
@@ -68,7 +69,7 @@ def class_rows(run: EvaluatedRun) -> list[tuple[str, list[Cell]]]:
         rows.append((name, cells))
     if len(rows) > MANY_CLASSES:
         rows.sort(key=lambda row: (row[1][3].value is None, row[1][3].value))
-    return rows
+    return rows[:MOST_CLASSES]
 
 
 def _scores(run: EvaluatedRun, method: str) -> list[ClassScores]:
@@ -81,8 +82,9 @@ def _triplet_accuracies(run: EvaluatedRun) -> list[float | None]:
     """Return the mean triplet accuracy of each class's images; None without a triplet."""
     labels, values = run.images.labels.numpy(), run.evaluation.prediction.triplet_accuracy
     accuracies: list[float | None] = []
-    for label in range(len(run.images.classes)):
-        of_class = values[labels == label]
+    by_class = values[np.argsort(labels, kind="stable")]
+    ends = np.bincount(labels, minlength=len(run.images.classes)).cumsum()
+    for of_class in np.split(by_class, ends[:-1]):
         defined = of_class[~np.isnan(of_class)]
         accuracies.append(float(defined.mean()) if len(defined) else None)
     return accuracies

@@ -36,6 +36,7 @@ class EvaluatedRun:
             by default; infinite if none is, or if it differs from fold to fold.
         folds: The pooled runs, repeat by repeat. Empty without cross-validation.
         deviation: Standard deviation of each score over repeats, or over folds without repeats.
+        whole: Data set with all test images, if those of ``data`` are a random sample of them.
     """
 
     run: str
@@ -50,6 +51,7 @@ class EvaluatedRun:
     rejection_distance: float = math.inf
     folds: tuple["EvaluatedRun", ...] = ()
     deviation: tuple[Score, ...] = ()
+    whole: Dataset | None = None
 
     @property
     def images(self) -> Split:

@@ -31,6 +31,10 @@ FIGURES = (
 )
 
 
+# The matrix of more classes has cells smaller than a pixel, and takes gigabytes of 10,000 classes.
+MATRIX_CLASSES = 500
+
+
 def draw_figures(run: EvaluatedRun, exploration: Exploration | None) -> dict[str, Any]:
     """Draw the figures of a run.
 
@@ -47,8 +51,9 @@ def draw_figures(run: EvaluatedRun, exploration: Exploration | None) -> dict[str
         figures |= {
             "comparison": draw_scores(_score_rows(run.evaluation)),
             "reliability": draw_reliability(_reliability_lines(run)),
-            "confusion": draw_confusion(confusion_matrix(run), classes),
         }
+        if len(classes) <= MATRIX_CLASSES:
+            figures["confusion"] = draw_confusion(confusion_matrix(run), classes)
     unseen = run.evaluation.unseen
     if unseen and unseen.score("verification_auc").count:
         figures["roc"] = draw_roc(unseen.curves)
@@ -69,9 +74,21 @@ def confusion_matrix(run: EvaluatedRun) -> np.ndarray:
     """
     size = len(run.test.classes)
     confusion = np.zeros((size, size), dtype=int)
-    predicted = run.evaluation.prediction.classifier
-    np.add.at(confusion, (run.test.labels.numpy(), predicted), 1)
+    true, predicted, counts = count_predictions(run)
+    confusion[true, predicted] = counts
     return confusion
+
+
+def count_predictions(run: EvaluatedRun) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the cells of the confusion matrix that are not 0, row by row.
+
+    Returns:
+        True class, predicted class and number of test images, int64, shape (P,) each.
+    """
+    size = len(run.test.classes)
+    cells = run.test.labels.numpy() * size + run.evaluation.prediction.classifier
+    cells, counts = np.unique(cells, return_counts=True)
+    return cells // size, cells % size, counts
 
 
 def _score_rows(

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
 from pipeline.escape import printable
@@ -14,7 +13,7 @@ from pipeline.report.comparison_plots import COMPARISON_FIGURES
 from pipeline.report.comparison_text import comparison_rows
 from pipeline.report.comparison_verdict import comparison_findings
 from pipeline.report.evaluated_run import EvaluatedRun, RunComparison
-from pipeline.report.figures import confusion_matrix
+from pipeline.report.figures import MATRIX_CLASSES, count_predictions
 from pipeline.report.finding import Finding
 from pipeline.report.formats import (
     format_interval,
@@ -166,7 +165,6 @@ def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dic
         if name not in ("map", "comparison", *COMPARISON_FIGURES)
     }
     evaluation = run.evaluation
-    confusion = confusion_matrix(run)
     return {
         "name": run.run,
         "tested": len(run.test) > 0,
@@ -176,7 +174,9 @@ def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dic
         "svg": svg,
         "classes": class_rows(run),
         "many_classes": MANY_CLASSES,
-        "confused": _confused_pairs(confusion, run.test.classes),
+        "class_count": len(run.images.classes),
+        "matrix_classes": MATRIX_CLASSES,
+        "confused": _confused_pairs(run),
         "embedding": run.embedding,
         "classifier": run.classifier,
         "calibrated": run.calibrated,
@@ -187,13 +187,13 @@ def _run_view(run: EvaluatedRun, figures: Mapping[str, Any], suffix: str) -> dic
     }
 
 
-def _confused_pairs(confusion: np.ndarray, classes: Sequence[str]) -> list[tuple[int, str, str]]:
+def _confused_pairs(run: EvaluatedRun) -> list[tuple[int, str, str]]:
     """Return count, true class and predicted class of the most frequent errors."""
-    errors = confusion.copy()
-    np.fill_diagonal(errors, 0)
-    true, predicted = np.nonzero(errors)
-    order = np.argsort(-errors[true, predicted], kind="stable")[:CONFUSED_PAIRS]
-    return [
-        (int(errors[row, column]), classes[row], classes[column])
-        for row, column in zip(true[order], predicted[order], strict=True)
+    classes = run.test.classes
+    true, predicted, counts = (values.tolist() for values in count_predictions(run))
+    errors = [
+        (count, classes[row], classes[column])
+        for row, column, count in zip(true, predicted, counts, strict=True)
+        if row != column
     ]
+    return sorted(errors, key=lambda error: -error[0])[:CONFUSED_PAIRS]

@@ -207,12 +207,16 @@ def draw_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> 
     """
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure, axes = new_figure(5.2, 4)
-        for label in np.unique(labels):
-            x, y = points[labels == label].T
-            name, colour = _short_name(classes[label]), PALETTE[label % len(PALETTE)]
-            axes.scatter(x, y, s=6, color=colour, linewidths=0, label=name)
         axes.set_axis_off()
-        if len(classes) <= LABELLED_CLASSES:
+        if len(classes) > LABELLED_CLASSES:
+            colours = [PALETTE[label % len(PALETTE)] for label in labels]
+            x, y = points.T
+            axes.scatter(x, y, s=6, color=colours, linewidths=0)
+        else:
+            for label in np.unique(labels):
+                x, y = points[labels == label].T
+                name, colour = _short_name(classes[label]), PALETTE[label % len(PALETTE)]
+                axes.scatter(x, y, s=6, color=colour, linewidths=0, label=name)
             legend = axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
             for text in legend.get_texts():
                 text.set_parse_math(False)

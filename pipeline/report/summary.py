@@ -71,6 +71,7 @@ def verdict(run: EvaluatedRun) -> list[Finding]:
     """
     findings = [
         _accuracy(run) if run.images else None,
+        _sample(run),
         *enrolled_findings(run),
         _unseen_classes(run),
         _unknown_images(run),
@@ -112,6 +113,14 @@ def _accuracy(run: EvaluatedRun) -> Finding:
         f"({p_equals(paired.p_value)}). "
         f"kNN accuracy on raw pixels is {format_percent(pixels.value)}.",
     )
+
+
+def _sample(run: EvaluatedRun) -> Finding | None:
+    """Return a note if only a sample of the test images is evaluated."""
+    if run.whole is None or run.whole.test is None:
+        return None
+    text = f"These are {len(run.images):,} of {len(run.whole.test):,} test images, drawn at random"
+    return Finding("note", f"{text}; they query all of them, and intervals are those of a sample.")
 
 
 def _unseen_classes(run: EvaluatedRun) -> Finding | None:

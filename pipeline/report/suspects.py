@@ -9,8 +9,7 @@ import pandas as pd
 from pipeline.escape import escape_formula
 from pipeline.numbers import format_share
 from pipeline.report.evaluated_run import EvaluatedRun
-from stages.evaluation.results import LabelEvidence
-from stages.evaluation.suspects import find_suspects
+from stages.evaluation.suspects import find_suspects, join_evidence
 from stages.records import Split
 
 SUSPECT_COLUMNS = ["run", "id", "label", "suggested_label", "self_confidence", "split"]
@@ -56,11 +55,7 @@ def list_suspects(run: EvaluatedRun) -> list[Suspect]:
     evidence = [run.evaluation.evidence[name] for name in splits]
     suspects = []
     found = find_suspects(
-        LabelEvidence(
-            labels=np.concatenate([part.labels for part in evidence]),
-            probabilities=np.concatenate([part.probabilities for part in evidence]),
-            trained=np.concatenate([part.trained for part in evidence]),
-        ),
+        join_evidence(evidence),
         # With repeats, an image is in the split several times, with the same row of the store.
         np.concatenate([split.rows.numpy() for split in splits.values()]),
     )

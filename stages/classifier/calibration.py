@@ -1,19 +1,22 @@
 """Temperature scaling and the choice of k, both on images that the head was not trained on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from stages.evaluation.knn import default_k, knn
+from stages.evaluation.knn import default_k, knn_labels
 from stages.subset import evenly_spaced
 
 K_CANDIDATES = (1, 5, 20)  # values of k that are tried, in addition to the default
 MAX_K_QUERIES = 1000  # validation vectors used to choose k
 
 MAX_TEMPERATURE = 20.0
+MAX_SCORES = 2**25  # scores of images and classes on which a temperature is fitted: 128 MiB
+MIN_TEMPERATURE_IMAGES = 1000
+BLOCK_SCORES = 2**20  # of them that are in memory in float64 at once
 
 # Standard deviation of log T between training images and new images. Over 32 splits of digits and
 # photos, the root mean square of log(best T on test / T of cross-fitting) is 0.38.
@@ -46,15 +49,18 @@ def fit_temperature(log_probabilities: Tensor, labels: Tensor) -> float:
         >>> fit_temperature(scores.log_softmax(1), labels) > 1
         True
     """
-    scores, targets = _centred(log_probabilities), labels.numpy()
-    count, classes = scores.shape
+    count, classes = log_probabilities.shape
+    targets = labels.numpy()
     error_share = 1 / (count + 2)
-    smoothed = np.full((count, classes), error_share / max(1, classes - 1))
-    smoothed[np.arange(count), targets] = 1 - error_share
 
     def cross_entropy(log_temperature: float) -> float:
-        scaled = scores / math.exp(log_temperature)
-        return float(np.mean(np.log(np.exp(scaled).sum(1)) - (smoothed * scaled).sum(1)))
+        losses = []
+        for rows, scores in _centred_blocks(log_probabilities):
+            smoothed = np.full(scores.shape, error_share / max(1, classes - 1))
+            smoothed[np.arange(len(scores)), targets[rows]] = 1 - error_share
+            scaled = scores / math.exp(log_temperature)
+            losses.append(np.log(np.exp(scaled).sum(1)) - (smoothed * scaled).sum(1))
+        return float(np.mean(np.concatenate(losses)))
 
     return _minimise_over_log_temperature(cross_entropy)
 
@@ -80,23 +86,40 @@ def update_temperature(log_probabilities: Tensor, labels: Tensor, *, prior: floa
         >>> 1 < update_temperature(scores.log_softmax(1), labels, prior=1.0) < 2
         True
     """
-    scores, targets = _centred(log_probabilities), labels.numpy()
-    true_scores = scores[np.arange(len(scores)), targets]
+    targets = labels.numpy()
 
     def negative_log_posterior(log_temperature: float) -> float:
-        scaled = scores / math.exp(log_temperature)
-        losses = np.log(np.exp(scaled).sum(1)) - true_scores / math.exp(log_temperature)
+        losses = []
+        for rows, scores in _centred_blocks(log_probabilities):
+            true_scores = scores[np.arange(len(scores)), targets[rows]]
+            scaled = scores / math.exp(log_temperature)
+            losses.append(np.log(np.exp(scaled).sum(1)) - true_scores / math.exp(log_temperature))
         distance = (log_temperature - math.log(prior)) / PRIOR_WIDTH
-        return float(losses.sum() + distance**2 / 2)
+        return float(np.concatenate(losses).sum() + distance**2 / 2)
 
     return _minimise_over_log_temperature(negative_log_posterior)
 
 
-def _centred(log_probabilities: Tensor) -> np.ndarray:
-    """Return float64 scores with a maximum of 0 per row: their exponentials cannot overflow."""
-    scores: np.ndarray = log_probabilities.double().numpy()
-    centred: np.ndarray = scores - scores.max(axis=1, keepdims=True)
-    return centred
+def calibration_rows(count: int, classes: int) -> Tensor:
+    """Return the rows of images on which a temperature is fitted: evenly spaced, not too many.
+
+    One number needs no more than some thousand images, and the scores of all classes take memory.
+
+    Args:
+        count: Number of images.
+        classes: Number of classes.
+    """
+    return evenly_spaced(count, max(MIN_TEMPERATURE_IMAGES, MAX_SCORES // max(1, classes)))
+
+
+def _centred_blocks(log_probabilities: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield float64 scores with a maximum of 0 per row: their exponentials cannot overflow."""
+    count, classes = log_probabilities.shape
+    size = max(1, BLOCK_SCORES // max(1, classes))
+    for start in range(0, max(1, count), size):
+        rows = slice(start, start + size)
+        scores: np.ndarray = log_probabilities[rows].double().numpy()
+        yield rows, scores - scores.max(axis=1, keepdims=True, initial=-math.inf)
 
 
 def _minimise_over_log_temperature(loss: Callable[[float], float]) -> float:
@@ -131,9 +154,7 @@ def choose_k(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: T
     rows = evenly_spaced(len(queries), MAX_K_QUERIES)
     queries, true_labels = queries[rows], labels[rows].numpy()
     default = default_k(gallery_labels)
-    correct = {}
-    for k in {*K_CANDIDATES, default}:
-        if k <= len(gallery):
-            predicted = knn(queries, gallery, gallery_labels, k=k).labels
-            correct[k] = int((predicted == true_labels).sum())
+    ks = sorted(k for k in {*K_CANDIDATES, default} if k <= len(gallery))
+    predicted = knn_labels(queries, gallery, gallery_labels, ks=ks)
+    correct = {k: int((labels == true_labels).sum()) for k, labels in predicted.items()}
     return max(correct, key=lambda k: (correct[k], -abs(k - default), -k))

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from stages.classifier.calibration import calibration_rows
 from stages.classifier.head_loss import (
     class_weights_for,
     dropout_replicas,
@@ -64,10 +65,12 @@ def cross_fit(
         head = fit_weighted(
             vectors[kept], labels[kept], weights, weight_decay, settings.max_iter, device=device
         )
+        rows = left_out.nonzero().flatten()
+        rows = rows[calibration_rows(len(rows), len(counts))]
         with torch.inference_mode():
-            standardised = standardisation.apply(train.vectors[left_out]).to(device)
+            standardised = standardisation.apply(train.vectors[rows]).to(device)
             predictions.append(head(standardised).cpu())
-        predicted_labels.append(train.labels[left_out])
+        predicted_labels.append(train.labels[rows])
         if sum(map(len, predicted_labels)) >= ENOUGH_PREDICTIONS:
             break
     return torch.cat(predictions), torch.cat(predicted_labels)

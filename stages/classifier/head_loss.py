@@ -18,6 +18,11 @@ REPLICATED_ROWS = 6000  # larger data is repeated as often as fits into this man
 
 MAX_LOGITS = 2**23  # logits computed at once
 
+# Steps that L-BFGS remembers. Each takes two copies of the weights: 256 MiB in all, if many classes
+# do not make the minimum larger.
+HISTORY_VALUES = 2**25
+MIN_HISTORY, MAX_HISTORY = 10, 100
+
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
     """Compute class weights inversely proportional to the class frequencies.
@@ -124,12 +129,14 @@ class HeadLoss:
 
 def minimise(loss: HeadLoss, max_iter: int) -> None:
     """Minimise the loss over the head's weights with L-BFGS, from their current values."""
+    size = sum(parameter.numel() for parameter in loss.head.linear.parameters())
     optimiser = torch.optim.LBFGS(
         (loss.head.linear.weight, loss.head.linear.bias),
         lr=1.0,
         max_iter=max_iter,
         max_eval=max_iter,
         tolerance_grad=TOLERANCE,
+        history_size=max(MIN_HISTORY, min(MAX_HISTORY, HISTORY_VALUES // size)),
         line_search_fn="strong_wolfe",
     )
     optimiser.step(loss)

@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stages.classifier.calibration import choose_k, fit_temperature, update_temperature
+from stages.classifier.calibration import (
+    calibration_rows,
+    choose_k,
+    fit_temperature,
+    update_temperature,
+)
 from stages.classifier.cross_fit import cross_fit
 from stages.classifier.head_loss import (
     HeadLoss,
@@ -19,7 +24,7 @@ from stages.classifier.head_loss import (
 )
 from stages.classifier.standardisation import Standardisation
 from stages.evaluation.knn import default_k
-from stages.network.head import Head
+from stages.network.head import Head, block_size
 from stages.records import Embeddings, HeadLog
 from stages.settings import ClassifySettings
 
@@ -146,9 +151,10 @@ def _calibrate(
             prior = fit_temperature(*predictions)
         elif len(validation) < MIN_VALIDATION_IMAGES:
             return None
+    rows = calibration_rows(len(validation), len(validation.classes))
     with torch.inference_mode():
-        log_probabilities = head(validation.vectors)
-    return update_temperature(log_probabilities, validation.labels, prior=prior)
+        log_probabilities = head(validation.vectors[rows])
+    return update_temperature(log_probabilities, validation.labels[rows], prior=prior)
 
 
 def fit_head(
@@ -275,15 +281,17 @@ def _validate(
     """Compute loss, at the best temperature, and accuracy on validation, weighted by class."""
     if validation is None:
         return None, None
-    labels = validation.labels
+    labels, device = validation.labels, weight_per_class.device
+    rows = calibration_rows(len(labels), len(weight_per_class))
     with torch.inference_mode():
-        vectors = standardisation.apply(validation.vectors).to(weight_per_class.device)
-        log_probabilities = head(vectors).cpu()
-    image_weights = weight_per_class.cpu()[labels]
-    correct = (log_probabilities.argmax(1) == labels) * image_weights
-    temperature = fit_temperature(log_probabilities, labels)
+        vectors = standardisation.apply(validation.vectors).to(device)
+        predicted = [head(block).argmax(1).cpu() for block in vectors.split(block_size(head))]
+        log_probabilities = head(vectors[rows.to(device)]).cpu()
+    weights = weight_per_class.cpu()[labels]
+    correct = (torch.cat(predicted) == labels) * weights
+    temperature = fit_temperature(log_probabilities, labels[rows])
     calibrated = F.log_softmax(log_probabilities / temperature, dim=1)
-    losses = -calibrated.gather(1, labels[:, None])[:, 0] * image_weights
-    # The total is 0 if no validation image belongs to a training class.
-    total_weight = image_weights.sum().clamp(min=1e-9)
-    return float(losses.sum() / total_weight), float(correct.sum() / total_weight)
+    losses = -calibrated.gather(1, labels[rows, None])[:, 0] * weights[rows]
+    # A total is 0 if no validation image belongs to a training class.
+    loss = losses.sum() / weights[rows].sum().clamp(min=1e-9)
+    return float(loss), float(correct.sum() / weights.sum().clamp(min=1e-9))

@@ -15,7 +15,7 @@ class Baseline(NamedTuple):
     """Vectors for a kNN baseline, in the order of the test and training images.
 
     Attributes:
-        queries: Vectors of the test images, floating point, shape (N, D).
+        queries: Vectors of the test images, floating point or uint8, shape (N, D).
         gallery: Vectors of the training images, shape (G, D).
         k: Number of neighbours.
     """
@@ -28,16 +28,18 @@ class Baseline(NamedTuple):
 def raw_pixels(split: Split) -> Tensor:
     """Flatten the images of a split into vectors of pixel values.
 
-    Images larger than 32 x 32 are averaged down to that size, which bounds the memory.
+    Images larger than 32 x 32 are averaged down to that size, which bounds the memory. Pixels of
+    smaller images stay bytes.
 
     Args:
         split: N images with C channels.
 
     Returns:
-        Pixel values in [0, 255], float32, shape (N, C * S * S) with S at most 32.
+        Pixel values in [0, 255], uint8 or float32, shape (N, C * S * S) with S at most 32.
     """
     vectors = []
     for images in split.blocks():
-        side = min(PIXELS, images.shape[-1])
-        vectors.append(F.adaptive_avg_pool2d(images.float(), side).flatten(1))
+        if images.shape[-1] > PIXELS:
+            images = F.adaptive_avg_pool2d(images.float(), PIXELS)
+        vectors.append(images.flatten(1))
     return torch.cat(vectors)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.distance import exact_distances
+from stages.distance import GalleryDistances
 from stages.records import Embeddings
 from stages.subset import evenly_spaced
 
@@ -57,20 +57,24 @@ def explore(test: Embeddings, *, triplets: int = 8) -> Exploration:
     images = evenly_spaced(len(test), MAX_PAIR_IMAGES)
     vectors, labels = test.vectors[images], test.labels[images]
     columns = torch.arange(len(images))
-    positive_counts = torch.zeros(DISTANCE_BINS, dtype=torch.int64)
-    negative_counts = torch.zeros(DISTANCE_BINS, dtype=torch.int64)
+    counts = torch.zeros(2 * DISTANCE_BINS, dtype=torch.int64)  # of positives, then negatives
     block_triplets, block_sides = [], []
+    gallery = GalleryDistances(vectors)
     for rows in columns.split(max(1, BLOCK // len(images))):
-        distances = exact_distances(vectors[rows], vectors)  # (b, N)
+        distances = gallery.to(vectors[rows], slice(None))  # (b, N)
         negative = labels[rows][:, None] != labels  # (b, N)
-        positive = ~negative & (rows[:, None] != columns)  # (b, N)
-        bins = (distances * (DISTANCE_BINS / 2)).long().clamp_(max=DISTANCE_BINS - 1)
-        positive_counts += torch.bincount(bins[positive], minlength=DISTANCE_BINS)
-        negative_counts += torch.bincount(bins[negative], minlength=DISTANCE_BINS)
-        farthest = distances.masked_fill(~positive, -math.inf).max(dim=1)
+        bins = (distances * (DISTANCE_BINS / 2)).int().clamp_(max=DISTANCE_BINS - 1)
+        bins += negative.int() * DISTANCE_BINS
+        counts += torch.bincount(bins.flatten(), minlength=2 * DISTANCE_BINS)
+        own = bins[torch.arange(len(rows)), rows]  # an image is not its own positive
+        counts -= torch.bincount(own, minlength=2 * DISTANCE_BINS)
         nearest = distances.masked_fill(~negative, math.inf).min(dim=1)
+        to_positives = distances.masked_fill_(negative, -math.inf)
+        to_positives[torch.arange(len(rows)), rows] = -math.inf
+        farthest = to_positives.max(dim=1)
         block_triplets.append(torch.stack([rows, farthest.indices, nearest.indices], dim=1))
         block_sides.append(torch.stack([farthest.values, nearest.values], dim=1))
+    positive_counts, negative_counts = counts.split(DISTANCE_BINS)
     hardest, sides = _hardest_triplets(torch.cat(block_triplets), torch.cat(block_sides), triplets)
     mapped = test.labels.argsort(stable=True)[evenly_spaced(len(test), MAX_MAP_IMAGES)]
     return Exploration(
@@ -111,5 +115,5 @@ def flat_map(vectors: np.ndarray) -> np.ndarray:
     from sklearn.manifold import TSNE  # slow to import
 
     perplexity = min(30.0, (len(vectors) - 1) / 3)
-    tsne = TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0)
+    tsne = TSNE(perplexity=perplexity, init="pca", max_iter=500, angle=0.8, random_state=0)
     return np.asarray(tsne.fit_transform(vectors), dtype=np.float32)

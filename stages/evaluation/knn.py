@@ -1,6 +1,6 @@
 """k-nearest-neighbour classification and search."""
 
-import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stages.distance import exact_distances
-from stages.evaluation.triplets_and_rankings import BLOCK
+from stages.evaluation.nearest import Pairs, query_blocks_of
 
 
 def default_k(gallery_labels: Tensor) -> int:
@@ -66,16 +66,39 @@ def knn(queries: Tensor, gallery: Tensor, gallery_labels: Tensor, *, k: int) -> 
     if k < 1 or len(gallery) == 0:
         raise ValueError(f"k = {k} with {len(gallery)} gallery vectors; both must be at least 1")
     labels, nearest, distance = [], [], []
-    for block in queries.split(max(1, BLOCK // len(gallery))):
-        distances = exact_distances(block, gallery)  # (b, G)
-        labels.append(_majority_vote(distances, gallery_labels, min(k, len(gallery))))
-        nearest.append(np.argmin(distances.numpy(), axis=1))
-        distance.append(np.min(distances.numpy(), axis=1))
+    for block in query_blocks_of(queries, gallery):
+        voters = block.nearest(min(k, len(gallery)))
+        labels.append(_majority_vote(voters, gallery_labels.numpy()))
+        first = voters.first()
+        nearest.append(first.columns)
+        distance.append(first.distances)
     return Neighbours(
-        labels=np.concatenate(labels),
-        nearest=np.concatenate(nearest),
-        distance=np.concatenate(distance),
+        labels=np.concatenate([np.empty(0, np.int64), *labels]),
+        nearest=np.concatenate([np.empty(0, np.int64), *nearest]),
+        distance=np.concatenate([np.empty(0, np.float32), *distance]),
     )
+
+
+def knn_labels(
+    queries: Tensor, gallery: Tensor, gallery_labels: Tensor, *, ks: Collection[int]
+) -> dict[int, np.ndarray]:
+    """Classify queries with several values of k; the gallery is searched once.
+
+    Args:
+        queries: As for :func:`knn`.
+        gallery: As for :func:`knn`.
+        gallery_labels: As for :func:`knn`.
+        ks: Numbers of neighbours, each of them at least 1 and at most G.
+
+    Returns:
+        Predicted classes, int64, shape (Q,), by k.
+    """
+    predicted: dict[int, list[np.ndarray]] = {k: [np.empty(0, np.int64)] for k in ks}
+    for block in query_blocks_of(queries, gallery):
+        neighbours = block.nearest(max(ks))
+        for k, labels in predicted.items():
+            labels.append(_majority_vote(neighbours.within(k), gallery_labels.numpy()))
+    return {k: np.concatenate(labels) for k, labels in predicted.items()}
 
 
 def classify_left_out(vectors: Tensor, labels: Tensor, rows: Tensor, *, k: int) -> np.ndarray:
@@ -96,26 +119,28 @@ def classify_left_out(vectors: Tensor, labels: Tensor, rows: Tensor, *, k: int) 
         [0, 0]
     """
     predicted = [np.empty(0, np.int64)]
-    for block in rows.split(max(1, BLOCK // len(vectors))):
-        distances = exact_distances(vectors[block], vectors)  # (b, G)
-        distances[torch.arange(len(block)), block] = math.inf
-        predicted.append(_majority_vote(distances, labels, min(k, len(vectors) - 1)))
+    for block in query_blocks_of(vectors[rows], vectors):
+        own = rows[block.start : block.start + len(block)].numpy()
+        block.scores[np.arange(len(block)), own] = np.inf
+        predicted.append(_majority_vote(block.nearest(min(k, len(vectors) - 1)), labels.numpy()))
     return np.concatenate(predicted)
 
 
-def _majority_vote(distances: Tensor, gallery_labels: Tensor, k: int) -> np.ndarray:
-    """Return the winning class of each row of distances (b, G), int64 (b,)."""
-    classes = int(gallery_labels.max()) + 1
-    kth_distance = distances.kthvalue(k, dim=1, keepdim=True).values
-    rows, columns = (distances <= kth_distance).nonzero(as_tuple=True)
-    cells = rows * classes + gallery_labels[columns]
-    votes = torch.bincount(cells, minlength=len(distances) * classes)
-    votes = votes.view(-1, classes)  # (b, classes)
-    closest = torch.full((len(distances) * classes,), math.inf)
-    closest.scatter_reduce_(0, cells, distances[rows, columns], "amin")
-    closest = closest.view(-1, classes)  # (b, classes) distance of the nearest voter
-    outvoted = votes < votes.max(dim=1, keepdim=True).values
-    return np.asarray(closest.masked_fill_(outvoted, math.inf).numpy().argmin(axis=1))
+def _majority_vote(voters: Pairs, gallery_labels: np.ndarray) -> np.ndarray:
+    """Return the class with the most voters of each query, int64 (b,).
+
+    Of several such classes, the one with the nearest voter wins, then that with the lowest index.
+    """
+    labels = gallery_labels[voters.columns]
+    order = np.lexsort((voters.distances, labels, voters.rows))
+    rows, labels, distances = voters.rows[order], labels[order], voters.distances[order]
+    # One entry per query and class: the nearest voter is the first.
+    starts = np.flatnonzero((np.diff(rows, prepend=-1) != 0) | (np.diff(labels, prepend=-1) != 0))
+    votes = np.diff(starts, append=len(rows))
+    rows, labels, distances = rows[starts], labels[starts], distances[starts]
+    best = np.lexsort((labels, distances, -votes, rows))
+    rows, labels = rows[best], labels[best]
+    return np.asarray(labels[np.diff(rows, prepend=-1) != 0])
 
 
 def nearest_distances(queries: Tensor, gallery: Tensor) -> Tensor:
@@ -128,8 +153,9 @@ def nearest_distances(queries: Tensor, gallery: Tensor) -> Tensor:
     Returns:
         Euclidean distances, float32, shape (Q,).
     """
-    blocks = queries.split(max(1, BLOCK // len(gallery)))
-    return torch.cat([exact_distances(block, gallery).amin(dim=1) for block in blocks])
+    blocks = query_blocks_of(queries, gallery)
+    distances = [block.nearest(1).first().distances for block in blocks]
+    return torch.from_numpy(np.concatenate([np.empty(0, np.float32), *distances]))
 
 
 def nearest_rows(queries: Tensor, gallery: Tensor, *, count: int) -> np.ndarray:

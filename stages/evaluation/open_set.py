@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from stages.checkpoints import ClassifierCheckpoint
+from stages.evaluation.predictions import predict
 from stages.evaluation.results import ENROLLED, Evaluation, PairedTest, Predictions, Score
-from stages.evaluation.scores import predict
 from stages.evaluation.statistics import share_score
 from stages.evaluation.unknown import define_unknown, rejected, unknown_scores
 from stages.evaluation.unseen import evaluate_unseen

@@ -9,7 +9,12 @@ import math
 import numpy as np
 
 from stages.evaluation.results import Evaluation, PairedTest
-from stages.evaluation.statistics import LARGEST_VARIANCE, jackknife_error, normal_quantile
+from stages.evaluation.statistics import (
+    LARGEST_VARIANCE,
+    independent_images,
+    jackknife_error,
+    normal_quantile,
+)
 from stages.evaluation.triplets_and_rankings import SplitMeasures
 
 BISECTIONS = 60  # halvings of an interval no longer than 2, down to the precision of float64
@@ -162,7 +167,7 @@ def _compare_triplets(a: SplitMeasures, b: SplitMeasures) -> PairedTest:
     error = jackknife_error(won_a - won_b, a.won_any - b.won_any, total, a.total_any)
     if error is None:
         return PairedTest.undefined(metric, metric, "test", test)
-    count = int((a.total_any > 0).sum())
+    count = independent_images(a)
     return compare_shares(
         (metric, metric, "test"), (won_a / total, won_b / total), error, count=count, test=test
     )

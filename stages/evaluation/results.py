@@ -165,14 +165,20 @@ class UnseenEvaluation:
 class LabelEvidence:
     """Class probabilities of labelled images, from a model that was not trained on them.
 
+    Only the most probable classes are kept: with many classes, all of them would take gigabytes.
+
     Attributes:
         labels: Given class, int64, shape (N,).
-        probabilities: Calibrated class probabilities, float32, shape (N, C).
+        own: Calibrated probability of the given class, float32, shape (N,).
+        others: The most probable other classes, int64, shape (N, M) with M at most 32.
+        probabilities: Their probabilities, float32, shape (N, M).
         trained: True if the given class has training images, bool, shape (N,). Otherwise its
             probability says nothing about the label.
     """
 
     labels: np.ndarray
+    own: np.ndarray
+    others: np.ndarray
     probabilities: np.ndarray
     trained: np.ndarray
 

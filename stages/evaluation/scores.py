@@ -12,17 +12,16 @@ from stages.evaluation.baselines import Baseline
 from stages.evaluation.calibration_error import calibration_score
 from stages.evaluation.class_scores import CLASS_MEANS, class_mean_scores
 from stages.evaluation.knn import knn
-from stages.evaluation.left_out import leave_classes_out
 from stages.evaluation.metric_definitions import METRICS, define_metrics
 from stages.evaluation.paired_tests import mcnemar_test
+from stages.evaluation.predictions import predict
+from stages.evaluation.query_sample import QuerySample
 from stages.evaluation.results import Evaluation, PairedTest, Predictions, Score
 from stages.evaluation.statistics import mean_score, share_score, triplet_score
 from stages.evaluation.suspects import label_evidence
 from stages.evaluation.triplets_and_rankings import SplitMeasures, measure_gallery, measure_split
 from stages.evaluation.trunk_baselines import TrunkBaselines
-from stages.evaluation.typicality import classifier_typicality
 from stages.evaluation.unknown import define_unknown, rejection_scores
-from stages.network.head import energies, probabilities
 from stages.records import Embeddings
 
 WITHOUT_DUPLICATES = "test-without-duplicates"
@@ -50,6 +49,7 @@ def evaluate_split(
     within: bool = True,
     pretrained: bool = False,
     queries: Tensor | None = None,
+    sample: QuerySample | None = None,
     trunk: TrunkBaselines | None = None,
 ) -> Evaluation:
     """Compute all scores, paired tests and predictions of a run on the test split.
@@ -71,6 +71,8 @@ def evaluate_split(
         queries: True for queries and False for gallery images of the test split, bool, shape (N,).
             If ``within``, triplets and rankings are those of queries against gallery images. None
             if every image is both.
+        sample: All test images, if the N images are a random sample of them. Triplets and rankings
+            are then those of the N images against all test images. It replaces ``queries``.
         trunk: Baselines on the pretrained trunk, or None if they are not available.
 
     Returns:
@@ -79,37 +81,39 @@ def evaluate_split(
     gallery = classifier.gallery
     training = _first_rows(gallery, len(pixels.gallery))  # without enrolled images
     queries = queries if within else None
-    measures = _measure(test, gallery, within, queries)
+    measures = _measure(test, gallery, within, queries, sample)
     image_measures = _measures_per_image(measures, queries)
-    with np.errstate(invalid="ignore"):  # an anchor without triplets has 0 / 0
-        prediction = predict(test, classifier, image_measures.won / image_measures.total)
+    prediction = predict(test, classifier, _won_shares(image_measures))
     labels, images = test.labels.numpy(), np.arange(len(test))
     correct = _correct_images(prediction, labels, training, pixels)
     correct |= _correct_by_networks(untrained, trunk, training, labels)
     definitions = define_metrics(
         within=within,
-        with_queries=queries is not None,
+        with_queries=(sample.queries if sample else queries) is not None,
         majority_class=f"training class, {test.classes[_majority_class(training)]}",
         voters=_describe_voters(classifier.k, gallery, validated, trained=len(training)),
         pixel_voters=_describe_voters(pixels.k, training, validated),
         pretrained=pretrained,
         **_describe_networks(untrained, trunk, training, validated),
     )
+    describe = sample.describe if sample else dict
+    definitions, unknown = describe(definitions), describe(define_unknown(classifier))
     scores, tests = compute_scores("test", correct, measures, prediction, labels, definitions)
     if len(leaked):
         kept = np.setdiff1d(images, np.asarray(leaked))
+        kept_queries = None if queries is None else queries[kept]
         clean = Embeddings(test.vectors[kept], test.labels[kept], test.classes)
         clean_scores, clean_tests = compute_scores(
             WITHOUT_DUPLICATES,
             {metric: values[kept] for metric, values in correct.items()},
-            _measure(clean, gallery, within, None if queries is None else queries[kept]),
+            _measure(clean, gallery, within, kept_queries, sample and sample.without_leaked()),
             prediction.select(kept),
             labels[kept],
             {name: text for name, text in definitions.items() if METRICS[name].group == "test"},
         )
     else:
         clean_scores, clean_tests = without_duplicates(scores, tests)
-    scores += rejection_scores(prediction, labels, images[:, None], define_unknown(classifier))
+    scores += rejection_scores(prediction, labels, images[:, None], unknown)
     return Evaluation(
         scores=(*scores, *clean_scores),
         paired_tests=(*tests, *clean_tests),
@@ -127,9 +131,15 @@ def _first_rows(gallery: Embeddings, count: int) -> Embeddings:
 
 
 def _measure(
-    test: Embeddings, gallery: Embeddings, within: bool, queries: Tensor | None
+    test: Embeddings,
+    gallery: Embeddings,
+    within: bool,
+    queries: Tensor | None,
+    sample: QuerySample | None,
 ) -> SplitMeasures:
     """Return the measures of all queries."""
+    if sample:
+        return sample.measure()
     if not within:
         return measure_gallery(test.vectors, test.labels, gallery.vectors, gallery.labels)
     if queries is None:
@@ -150,48 +160,10 @@ def _measures_per_image(measures: SplitMeasures, queries: Tensor | None) -> Spli
     return SplitMeasures(*arrays)
 
 
-def predict(
-    test: Embeddings,
-    classifier: ClassifierCheckpoint,
-    triplet_accuracy: np.ndarray,
-    *,
-    known: bool = True,
-) -> Predictions:
-    """Predict the classes of embedded images, and how typical they are.
-
-    Args:
-        test: Embeddings of N images.
-        classifier: Classifier with its gallery of training images.
-        triplet_accuracy: Triplet accuracy of each image, float64, shape (N,).
-        known: False for images of unseen classes: no class can be left out for them.
-
-    Returns:
-        Predictions per image.
-    """
-    gallery = classifier.gallery
-    neighbours = knn(test.vectors, gallery.vectors, gallery.labels, k=classifier.k)
-    head, temperature = classifier.head, classifier.temperature
-    uncalibrated = probabilities(head, test.vectors, temperature=1.0).numpy()
-    calibrated = probabilities(head, test.vectors, temperature=temperature).numpy()
-    predicted = calibrated.argmax(1)
-    rows = np.arange(len(test))
-    left_out = np.full((3, len(test)), np.nan)
-    if known:
-        left_out = leave_classes_out(test, classifier)
-    return Predictions(
-        knn=neighbours.labels,
-        classifier=predicted,
-        probability=calibrated[rows, predicted],
-        uncalibrated=uncalibrated[rows, predicted],
-        triplet_accuracy=triplet_accuracy,
-        nearest=neighbours.nearest,
-        distance=neighbours.distance,
-        typicality=classifier_typicality(neighbours.distance, neighbours.nearest, classifier),
-        energy=energies(head, test.vectors).numpy(),
-        left_out_distance=left_out[0],
-        left_out_nearer=left_out[1],
-        left_out_typicality=left_out[2],
-    )
+def _won_shares(measures: SplitMeasures) -> np.ndarray:
+    """Return the share of the triplets of each anchor that are won; NaN without a triplet."""
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return np.asarray(measures.won / measures.total)
 
 
 def _classify(baseline: Baseline, gallery: Embeddings) -> np.ndarray:

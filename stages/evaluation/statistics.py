@@ -1,9 +1,10 @@
 """Confidence intervals of scores."""
 
 import math
+from functools import cache
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 from stages.evaluation.results import Score
 from stages.evaluation.triplets_and_rankings import SplitMeasures
@@ -11,9 +12,10 @@ from stages.evaluation.triplets_and_rankings import SplitMeasures
 LARGEST_VARIANCE = 0.25  # of values in [0, 1]
 
 
+@cache
 def normal_quantile() -> float:
     """Return the 97.5% quantile of the standard normal distribution."""
-    return float(stats.norm.ppf(0.975))
+    return float(ndtri(0.975))
 
 
 def wilson_interval(share: float, count: float) -> tuple[float, float]:
@@ -128,8 +130,13 @@ def triplet_accuracy(measures: SplitMeasures) -> tuple[float, float, float]:
     error = jackknife_error(won, measures.won_any, total, measures.total_any)
     if error is None:
         return value, 0.0, 1.0
-    images = int((measures.total_any > 0).sum())
-    return value, *bounded_mean_interval(value, error, images)
+    return value, *bounded_mean_interval(value, error, independent_images(measures))
+
+
+def independent_images(measures: SplitMeasures) -> int:
+    """Return the number of images in a triplet; if some images are queries, those that are."""
+    every_image = len(measures.total) == len(measures.total_any)
+    return int(((measures.total_any if every_image else measures.total) > 0).sum())
 
 
 def triplet_score(metric: str, split: str, measures: SplitMeasures, definition: str) -> Score:

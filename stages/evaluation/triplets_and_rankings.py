@@ -6,16 +6,18 @@ image to one point scores 0, and permuting the rows permutes the results.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stages.distance import exact_distances, sort_rows
+from stages.distance import GalleryDistances, sort_rows
+from stages.evaluation.closer_positives import count_block
 
 BLOCK = 2**21  # distances computed at once
+MIN_QUERIES = 64  # queries at once: a matrix product of fewer would wait for memory
 
 
 class SplitMeasures(NamedTuple):
@@ -27,9 +29,9 @@ class SplitMeasures(NamedTuple):
         total: All triplets, int64, shape (Q,).
         won_by_margin: Triplets with d(anchor, positive) + margin < d(anchor, negative), int64,
             shape (Q,).
-        won_any: Won triplets that contain the image in any of the three roles, int64, shape (Q,).
-            Against a gallery, equal to ``won``.
-        total_any: All triplets that contain the image in any role, int64, shape (Q,). Against a
+        won_any: Won triplets that contain the image in any of the three roles, int64, shape (N,)
+            for all images of the split. Against a gallery, equal to ``won``.
+        total_any: All triplets that contain the image in any role, int64, shape (N,). Against a
             gallery, equal to ``total``.
         first_hit: Rank of the nearest positive, from 1, or 0 without a positive, int64, shape (Q,).
             Recall@k is the share of queries with 1 <= first_hit <= k.
@@ -58,18 +60,22 @@ class SplitMeasures(NamedTuple):
     average_precision: np.ndarray
 
 
-def measure_split(vectors: Tensor, labels: Tensor, *, margin: float = 0.0) -> SplitMeasures:
+def measure_split(
+    vectors: Tensor, labels: Tensor, *, margin: float = 0.0, queries: Tensor | None = None
+) -> SplitMeasures:
     """Compute all triplet and retrieval measures of a split: every image queries all others.
 
-    The time is O(N^2 log N); the memory is bounded by a few blocks of 2 million distances.
+    The time is O(N^2); the memory is bounded by a few blocks of 2 million distances, or of 64
+    queries if that is more.
 
     Args:
         vectors: Floating point, shape (N, D).
         labels: Class indices, int64, shape (N,).
         margin: Margin for ``won_by_margin``, a Euclidean distance.
+        queries: Positions of the images that query all others, int64, shape (Q,). None: all.
 
     Returns:
-        Measures per image.
+        Measures per query.
 
     Example:
         >>> vectors = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
@@ -79,7 +85,8 @@ def measure_split(vectors: Tensor, labels: Tensor, *, margin: float = 0.0) -> Sp
         >>> measures.first_hit.tolist()
         [1, 2, 0]
     """
-    return _measure(vectors, labels, vectors, labels, margin, within=True)
+    own = torch.arange(len(labels)) if queries is None else queries
+    return _measure(vectors[own], labels[own], vectors, labels, margin, own)
 
 
 def measure_gallery(
@@ -97,7 +104,7 @@ def measure_gallery(
     Returns:
         Measures per query.
     """
-    return _measure(queries, labels, gallery, gallery_labels, margin, within=False)
+    return _measure(queries, labels, gallery, gallery_labels, margin, None)
 
 
 def _measure(
@@ -106,48 +113,46 @@ def _measure(
     gallery: Tensor,
     gallery_labels: Tensor,
     margin: float,
-    within: bool,
+    own: Tensor | None,
 ) -> SplitMeasures:
+    """Compute the measures; ``own`` is the gallery image that is the query itself, int64 (Q,)."""
     columns = gallery_labels.argsort(stable=True)  # class by class: positives are a slice
-    gallery = gallery[columns]
-    counts = torch.zeros(5, len(labels), dtype=torch.int64)
-    won, tied, won_by_margin, won_any, first_hit = counts
+    gallery_distances = GalleryDistances(gallery[columns])
+    won, tied, won_by_margin, first_hit = torch.zeros(4, len(labels), dtype=torch.int64)
+    won_any = torch.zeros(len(gallery_labels), dtype=torch.int64)
     rankings = torch.full((4, len(labels)), math.nan, dtype=torch.float64)
-    for block, begin, end in query_blocks(labels, gallery_labels, within):
-        distances = exact_distances(queries[block], gallery)  # (b, G)
-        to_positives = distances[:, begin:end]
+    blocks = query_blocks(labels, gallery_labels, own is not None)
+    for block, distances, begin, end in distance_blocks(queries, gallery_distances, blocks):
+        to_positives = distances[:, begin:end]  # (b, P)
         positives = columns[begin:end].expand(len(block), -1)
-        if within:  # a query is not its own positive
-            others = positives != block[:, None]
+        if own is not None:  # a query is not its own positive
+            others = positives != own[block, None]
             positives = positives[others].view(len(block), -1)  # (b, P)
             to_positives = to_positives[others].view(len(block), -1)  # (b, P)
         to_negatives = torch.cat([distances[:, :begin], distances[:, end:]], dim=1)  # (b, N)
-        to_negatives, negative_order = sort_rows(to_negatives)
-        # Sorted positives make the binary searches walk through memory in order.
         to_positives, positive_order = sort_rows(to_positives)
-        # Number of negatives at most as far as each positive: its lost triplets.
-        lost = torch.searchsorted(to_negatives, to_positives, right=True)  # (b, P)
-        wins = to_negatives.shape[1] - lost  # (b, P)
+        compared = count_block(to_positives, to_negatives)
+        wins = to_negatives.shape[1] - compared.lost  # (b, P)
         won[block] = wins.sum(1)
-        tied[block] = _count_ties(to_negatives, to_positives, lost)
-        lost_by_margin = lost
+        tied[block] = compared.tied
+        won_by_margin[block] = won[block]
         if margin:
-            lost_by_margin = torch.searchsorted(to_negatives, to_positives + margin, right=True)
-        won_by_margin[block] = (to_negatives.shape[1] - lost_by_margin).sum(1)
-        first_hit[block], rankings[:, block] = measure_rankings(lost)
-        if within:
-            negatives = torch.cat([columns[:begin], columns[end:]])
-            won_any[block] += won[block]
+            lost_by_margin = count_block(to_positives + margin, to_negatives).lost
+            won_by_margin[block] = (to_negatives.shape[1] - lost_by_margin).sum(1)
+        first_hit[block], rankings[:, block] = measure_rankings(compared.lost)
+        if own is not None:
+            won_any[own[block]] += won[block]
             won_any.scatter_add_(0, positives.gather(1, positive_order).flatten(), wins.flatten())
-            won_any[negatives] += _wins_by_negative(lost, negative_order)
-    total, total_any = _count_triplets(labels, gallery_labels, within)
+            won_any[columns[:begin]] += compared.closer[:begin]
+            won_any[columns[end:]] += compared.closer[begin:]
+    total, total_any = _count_triplets(labels, gallery_labels, own)
     precision_at_1, r_precision, map_at_r, average_precision = rankings
     return SplitMeasures(
         won=won.numpy(),
         tied=tied.numpy(),
         total=total.numpy(),
         won_by_margin=won_by_margin.numpy(),
-        won_any=(won_any if within else won).numpy(),
+        won_any=(won if own is None else won_any).numpy(),
         total_any=total_any.numpy(),
         first_hit=first_hit.numpy(),
         precision_at_1=precision_at_1.numpy(),
@@ -170,7 +175,7 @@ def query_blocks(
         within: True if the queries are the gallery, so that a query is not its own positive.
 
     Yields:
-        Rows of queries, int64, shape (b,), with b * G at most about 2 million; and the first
+        Rows of queries, int64, shape (b,), with b from :func:`query_count`; and the first
         position of the class in a gallery sorted by class, and the position after its last.
     """
     classes = len(torch.bincount(torch.cat([labels, gallery_labels])))
@@ -181,59 +186,79 @@ def query_blocks(
     for rows, gallery_count in zip(class_rows, gallery_counts, strict=True):
         begin, end = end, end + gallery_count
         if len(rows) and gallery_count > int(within):
-            for block in rows.split(max(1, BLOCK // len(gallery_labels))):
+            for block in rows.split(query_count(len(gallery_labels))):
                 yield block, begin, end
 
 
-def _count_triplets(labels: Tensor, gallery_labels: Tensor, within: bool) -> tuple[Tensor, Tensor]:
-    """Return the triplets with each query as anchor and in any role, int64 (Q,) each."""
+def distance_blocks(
+    queries: Tensor, gallery: GalleryDistances, blocks: Iterable[tuple[Tensor, int, int]]
+) -> Iterator[tuple[Tensor, Tensor, int, int]]:
+    """Yield blocks of queries with their distances to the gallery.
+
+    Blocks of small classes are computed together: one matrix product of many queries is several
+    times faster than one per class.
+
+    Args:
+        queries: Floating point, shape (Q, D).
+        gallery: Distances to the G gallery vectors.
+        blocks: Blocks of :func:`query_blocks`.
+
+    Yields:
+        Rows of queries, int64, shape (b,); distances, float32, shape (b, G); the first position of
+        their class in the gallery, and the position after its last.
+    """
+    pending: list[tuple[Tensor, int, int]] = []
+    count, rows_at_once = 0, query_count(len(gallery))
+    for block in blocks:
+        if count and count + len(block[0]) > rows_at_once:
+            yield from _with_distances(queries, gallery, pending)
+            pending, count = [], 0
+        pending.append(block)
+        count += len(block[0])
+    if pending:
+        yield from _with_distances(queries, gallery, pending)
+
+
+def _with_distances(
+    queries: Tensor, gallery: GalleryDistances, blocks: Sequence[tuple[Tensor, int, int]]
+) -> Iterator[tuple[Tensor, Tensor, int, int]]:
+    rows = torch.cat([block for block, _, _ in blocks])
+    distances = gallery.to(queries[rows], slice(None))
+    sizes = [len(block) for block, _, _ in blocks]
+    for (block, begin, end), part in zip(blocks, distances.split(sizes), strict=True):
+        yield block, part, begin, end
+
+
+def query_count(gallery_size: int) -> int:
+    """Return the number of queries per block: about 2 million distances, but not a few queries."""
+    return max(MIN_QUERIES, BLOCK // max(1, gallery_size))
+
+
+def _count_triplets(
+    labels: Tensor, gallery_labels: Tensor, own: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the triplets with each query as anchor, and with each image of a split in any role.
+
+    Both are int64, of shapes (Q,) and (G,), or (Q,) twice if the queries are not in the gallery.
+    """
     classes = len(torch.bincount(torch.cat([labels, gallery_labels])))
     class_sizes = torch.bincount(gallery_labels, minlength=classes)
     same_class = class_sizes[labels]  # (Q,)
-    positives = same_class - int(within)
+    positives = same_class - int(own is not None)
     total = positives * (len(gallery_labels) - same_class)
-    if not within:
+    if own is None:
         return total, total
-    # An image is the anchor of `total` triplets, the positive of as many, and the negative of every
-    # ordered pair of another class.
-    pairs = class_sizes * (class_sizes - 1)
-    return total, 2 * total + pairs.sum() - pairs[labels]
-
-
-def _count_ties(to_negatives: Tensor, to_positives: Tensor, lost: Tensor) -> Tensor:
-    """Count the pairs of a positive and a negative at equal distance per row, int64 (b,)."""
-    none = torch.zeros(len(to_negatives), dtype=torch.int64)
-    if to_negatives.shape[1] == 0:
-        return none
-    # A tied positive equals the last negative that is at most as far. Ties are rare, so this cheap
-    # check mostly saves the second search.
-    last = to_negatives.gather(1, (lost - 1).clamp(min=0))
-    if not bool((last == to_positives).any()):
-        return none
-    return (lost - torch.searchsorted(to_negatives, to_positives)).sum(1)
-
-
-def _wins_by_negative(lost: Tensor, negative_order: Tensor) -> Tensor:
-    """Count the triplets of a block that are won against each negative.
-
-    Example with one anchor, 3 positives and 3 negatives: ``lost`` = [0, 1, 1] means that no
-    negative is ahead of the first positive and one is ahead of the other two. One triplet is won
-    against the nearest negative (that of the first positive) and 3 against each of the others.
-    These are the cumulative counts [1, 3, 3] of the values 0, 1, 2 in ``lost``. ``negative_order``
-    then moves them from rank to column.
-
-    Args:
-        lost: Negatives at most as far as each positive, int64, shape (b, P).
-        negative_order: Column of the negative at each rank, int64, shape (b, N).
-
-    Returns:
-        Won triplets per column, summed over the block, shape (N,).
-    """
-    rows, negatives = negative_order.shape
-    steps = torch.zeros(rows, negatives + 1, dtype=torch.int32)
-    steps.scatter_add_(1, lost, torch.ones_like(lost, dtype=torch.int32))
-    by_rank = steps[:, :-1].cumsum(1, dtype=torch.int32)  # (b, N)
-    return torch.empty_like(by_rank).scatter_(1, negative_order, by_rank).sum(0)
+    # An image is the positive of the other queries of its class with each negative, the negative of
+    # every pair of a query of another class and its positive, and as a query the anchor.
+    query_sizes = torch.bincount(labels, minlength=classes)
+    pairs = query_sizes * (class_sizes - 1)  # of a query and a positive, by class
+    is_query = torch.zeros(len(gallery_labels), dtype=torch.int64)
+    is_query[own] = 1
+    anchors = query_sizes[gallery_labels] - is_query  # (G,)
+    total_any = anchors * (len(gallery_labels) - class_sizes[gallery_labels])
+    total_any += pairs.sum() - pairs[gallery_labels]
+    total_any[own] += total
+    return total, total_any
 
 
 def measure_rankings(ahead: Tensor) -> tuple[Tensor, Tensor]:

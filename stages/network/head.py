@@ -1,8 +1,12 @@
 """Classification head: dropout, linear layer, log-softmax."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+MAX_SCORES = 2**23  # scores of images and classes that are in memory at once
 
 
 class Head(nn.Module):
@@ -53,6 +57,24 @@ def probabilities(head: nn.Module, vectors: Tensor, *, temperature: float) -> Te
         return F.softmax(log_probabilities / temperature, dim=1)
 
 
+def probability_blocks(head: nn.Module, vectors: Tensor, *, temperature: float) -> Iterator[Tensor]:
+    """Yield the rows of :func:`probabilities` in blocks, whatever the number of classes.
+
+    Args:
+        head: Classification head in evaluation mode.
+        vectors: Unit vectors, float32, shape (N, D).
+        temperature: Calibration temperature.
+    """
+    for block in vectors.split(block_size(head)):
+        yield probabilities(head, block, temperature=temperature)
+
+
+def block_size(head: nn.Module) -> int:
+    """Return the number of images whose scores of all classes are computed at once."""
+    weight = head.get_parameter("linear.weight")
+    return max(1, MAX_SCORES // len(weight))
+
+
 def energies(head: nn.Module, vectors: Tensor) -> Tensor:
     """Compute the log-sum-exp of the logits, the negative energy: low for unusual images.
 
@@ -66,6 +88,7 @@ def energies(head: nn.Module, vectors: Tensor) -> Tensor:
     References:
         Liu et al. 2020, "Energy-based out-of-distribution detection" (arXiv 2010.03759).
     """
+    linear = head.get_submodule("linear")
     with torch.inference_mode():
-        logits: Tensor = head.get_submodule("linear")(vectors)
-        return logits.logsumexp(dim=1)
+        blocks = vectors.split(block_size(head))
+        return torch.cat([linear(block).logsumexp(dim=1) for block in blocks])

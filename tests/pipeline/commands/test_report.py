@@ -49,6 +49,42 @@ def _without_rendering(monkeypatch):
     monkeypatch.setattr("pipeline.report.page.inline_svg", lambda *_: "<svg></svg>")
 
 
+def test_a_sample_of_test_images_queries_all_of_them(written, tmp_path):
+    """Two runs: the second one reuses the images of the first, and draws the same ones."""
+    paths = [written.folder / "e.safetensors"] * 2, [written.folder / "c.safetensors"] * 2
+    runs = report(*paths, out=tmp_path, context=QUIET, queries=6)
+    sampled = Report(tmp_path, written.source)
+    table = sampled.scores("test")
+    for metric in ("knn_accuracy", "classification_accuracy", "precision_at_1", "map_at_r"):
+        assert set(table["count"][metric]) == {6}
+        assert (
+            table["definition"][metric].str.contains("6 of 15 test images, drawn at random").all()
+        )
+    assert "These are 6 of 15 test images, drawn at random" in sampled.page()
+    vectors, labels, ids = written.vectors("test")
+    everything = [label in KNOWN for label in labels]
+    vectors, labels, ids = vectors[everything], labels[everything], np.array(ids)[everything]
+    assert len(runs[0].images) == 6 and runs[0].images.ids == runs[1].images.ids
+    precision = []
+    for image in runs[0].images.ids:
+        (row,) = np.flatnonzero(ids == image)
+        similarity = vectors[row] @ vectors.T
+        similarity[row] = -np.inf
+        precision.append(labels[similarity.argmax()] == labels[row])
+    assert runs[0].evaluation.score("precision_at_1").value == pytest.approx(np.mean(precision))
+    predictions = pd.read_csv(tmp_path / "predictions.csv")
+    known = predictions[predictions["split"] == "test"]
+    assert len(known) == 12 and set(known["id"]) == set(runs[0].images.ids)
+    assert (predictions["split"] == "test-unseen").sum() == 24  # all of them, in both runs
+
+
+def test_a_sample_of_all_images_changes_nothing(written, tmp_path):
+    paths = written.folder / "e.safetensors", written.folder / "c.safetensors"
+    report(*paths, out=tmp_path, context=QUIET, queries=15)
+    name = "accuracy.csv"
+    assert (tmp_path / name).read_bytes() == (written.folder / name).read_bytes()
+
+
 def test_accuracy_has_every_metric_of_unseen_and_unknown_images(written):
     table = written.scores()
     baselines = [f"{name}_{metric}" for name in ("pixel", "untrained") for metric in COMPARED]

@@ -79,6 +79,14 @@ def test_repeated_predictions_count_once(good_report):
         assert [cell.text for cell in cells] == [cell.text for cell in once]
 
 
+def test_the_page_has_the_worst_classes_only(good_report, monkeypatch):
+    (run,) = good_report.runs
+    monkeypatch.setattr(class_table, "MANY_CLASSES", 3)
+    everything = class_rows(run)
+    monkeypatch.setattr(class_table, "MOST_CLASSES", 2)
+    assert class_rows(run) == everything[:2] and len(everything) == 4
+
+
 def test_many_classes_begin_with_the_worst(good_report, monkeypatch):
     (run,) = good_report.runs
     labels = run.images.labels.numpy()  # 15 images per class

@@ -6,14 +6,17 @@ import html
 import re
 from xml.etree import ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
 from factories import QUIET, TINY, make_dataset, train_both
+from matplotlib.colors import to_rgba
 from PIL import Image
 
 from pipeline.commands.report import report
 from pipeline.escape import escape_formula
 from pipeline.report.evaluated_run import compare_runs_pairwise
+from pipeline.report.plots import PALETTE, draw_map
 from pipeline.report.write import write_report
 
 CSV_FILES = ("accuracy.csv", "comparisons.csv", "predictions.csv", "classes.csv", "suspects.csv")
@@ -38,6 +41,34 @@ def test_figures_are_written_as_png_and_svg(good_report):
         svg = (figures / f"{name}.svg").read_text(encoding="utf-8")
         assert svg.startswith("<?xml")
         assert "</svg>" in svg
+
+
+def test_the_matrix_of_many_classes_is_not_drawn(good_report, monkeypatch, tmp_path):
+    (run,) = good_report.runs
+    predicted = run.evaluation.prediction.classifier.copy()
+    predicted[:3], predicted[3] = 1, 2  # cats that are classified as dogs, and one as a newt
+    prediction = dataclasses.replace(run.evaluation.prediction, classifier=predicted)
+    run = dataclasses.replace(
+        run, evaluation=dataclasses.replace(run.evaluation, prediction=prediction)
+    )
+    assert set(run.images.labels[:4].tolist()) == {0}
+    monkeypatch.setattr("pipeline.report.figures.MATRIX_CLASSES", 3)
+    write_report(tmp_path, [run], figures=tmp_path)
+    assert not (tmp_path / "confusion.png").exists() and (tmp_path / "map.png").exists()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "The matrix of 4 classes is not drawn" in page
+    rows = re.findall(r"<tr><td>cat</td><td>(\w+)</td><td class=\"number\">(\d+)</td></tr>", page)
+    assert rows[:2] == [("dog", "3"), ("newt", "1")]
+
+
+def test_the_map_of_many_classes_has_a_colour_per_class():
+    points = np.random.default_rng(0).normal(size=(60, 2))
+    labels = np.arange(60) % 30
+    (axes,) = draw_map(points, labels, [str(number) for number in range(30)]).axes
+    (scatter,) = axes.collections
+    np.testing.assert_array_equal(scatter.get_offsets(), points)
+    expected = [to_rgba(PALETTE[label % len(PALETTE)]) for label in labels]
+    np.testing.assert_allclose(scatter.get_facecolors(), expected)
 
 
 def test_the_same_run_writes_the_same_bytes(good_report, tmp_path):

@@ -8,26 +8,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.evaluation.results import LabelEvidence
-from stages.evaluation.suspects import find_suspects
+from stages.evaluation.suspects import find_suspects, most_probable_others
 
 
 def make_evidence(probabilities, labels, trained=None) -> LabelEvidence:
     if trained is None:
         trained = np.ones(len(labels), bool)
-    return LabelEvidence(np.asarray(labels), np.asarray(probabilities, np.float32), trained)
+    return most_probable_others(np.asarray(probabilities, np.float32), np.asarray(labels), trained)
 
 
-def list_in_a_loop(evidence: LabelEvidence, images: np.ndarray) -> list[tuple[int, int, float]]:
+def list_in_a_loop(
+    evidence: LabelEvidence, matrix: np.ndarray, images: np.ndarray
+) -> list[tuple[int, int, float]]:
     """Return row, suggested class and self-confidence of each suspect, one image at a time."""
-    classes = range(evidence.probabilities.shape[1])
+    classes = range(matrix.shape[1])
     candidates, pairs, confirmed = [], Counter(), Counter()
     for image in sorted(set(images.tolist())):
         rows = [row for row in range(len(images)) if images[row] == image]
         label = int(evidence.labels[rows[0]])
-        mean = [
-            sum(float(evidence.probabilities[row, cls]) for row in rows) / len(rows)
-            for cls in classes
-        ]
+        mean = [sum(float(matrix[row, cls]) for row in rows) / len(rows) for cls in classes]
         best, suggested = -1.0, -1
         for cls, value in enumerate(mean):
             if cls != label and value > best:
@@ -66,8 +65,21 @@ def test_suspects_equal_a_plain_loop(seed, images, classes, repeats, values):
     labels = generator.integers(0, classes, images)
     index = generator.permutation(np.repeat(np.arange(images), repeats))
     trained = generator.random(images * repeats) < 0.9
-    evidence = make_evidence(weights / weights.sum(1, keepdims=True), labels[index], trained)
-    assert as_list(find_suspects(evidence, index)) == list_in_a_loop(evidence, index)
+    matrix = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    evidence = make_evidence(matrix, labels[index], trained)
+    assert as_list(find_suspects(evidence, index)) == list_in_a_loop(evidence, matrix, index)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), values=st.sampled_from([2, 1000]))
+def test_many_classes_equal_a_plain_loop(seed, values):
+    """Only some of the classes are kept; equal probabilities suggest the first class."""
+    generator = np.random.default_rng(seed)
+    weights = generator.integers(0, values, (9, 70)) + 1e-3
+    matrix = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    evidence = make_evidence(matrix, generator.integers(0, 70, 9))
+    assert evidence.others.shape == (9, 32)
+    assert as_list(find_suspects(evidence)) == list_in_a_loop(evidence, matrix, np.arange(9))
 
 
 def test_the_smallest_ratio_is_the_most_doubtful():

@@ -114,6 +114,7 @@ def test_block_size_does_not_matter(monkeypatch):
     vectors = unit_vectors(50, 4, seed=2)
     expected = measure_split(vectors, labels)
     monkeypatch.setattr("stages.evaluation.triplets_and_rankings.BLOCK", 50 * 3)
+    monkeypatch.setattr("stages.evaluation.triplets_and_rankings.MIN_QUERIES", 1)
     assert_equal_measures(measure_split(vectors, labels), expected)
 
 

@@ -9,8 +9,8 @@ from pytorch_ood.detector.softmax import MaxSoftmax
 from pytorch_ood.metrics.functional import auroc, fpr_at_tpr
 from sklearn.metrics import roc_auc_score
 
+from stages.evaluation.predictions import predict
 from stages.evaluation.results import Predictions
-from stages.evaluation.scores import predict
 from stages.evaluation.unknown import (
     _accepted_parts,
     _compare,
