@@ -72,10 +72,10 @@ def most_probable_others(
 
     Example:
         >>> evidence = most_probable_others(
-        ...     np.array([[0.2, 0.1, 0.7]], np.float32), np.array([0]), np.array([True])
+        ...     np.array([[0.25, 0.125, 0.625]], np.float32), np.array([0]), np.array([True])
         ... )
-        >>> evidence.others.tolist(), evidence.own.round(2).tolist()
-        ([[2, 1]], [0.2])
+        >>> evidence.others.tolist(), evidence.own.tolist()
+        ([[2, 1]], [0.25])
     """
     rows = np.arange(len(labels))
     others = probabilities.copy()
