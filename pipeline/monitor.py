@@ -1,12 +1,12 @@
 """Monitor a training run: progress, history, saved state and requests to stop."""
 
+import csv
+import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from pipeline.files import write_atomically
 from pipeline.numbers import format_percentage, format_share
@@ -207,10 +207,11 @@ class TrainingMonitor:
             PipelineError: If the file cannot be written.
         """
         rows = [_history_row(log, speed) for log, speed in zip(history, self.speeds, strict=False)]
-        write_atomically(
-            history_path(self.out),
-            pd.DataFrame(rows).to_csv(index=False).encode(),
-        )
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(history_path(self.out), text.getvalue().encode())
 
 
 def _history_row(log: EpochLog, speed: float | None) -> dict[str, Any]:

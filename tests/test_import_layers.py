@@ -9,7 +9,13 @@ ROOT = Path(__file__).parents[1]
 # rows before it.
 LAYERS = [
     ["stages.errors"],
-    ["stages.settings", "stages.distance", "stages.distributed", "stages.subset"],
+    [
+        "stages.settings",
+        "stages.distance",
+        "stages.distributed",
+        "stages.eager_optimiser",
+        "stages.subset",
+    ],
     ["stages.records", "stages.gallery"],
     ["stages.checkpoints", "stages.search"],
     ["stages.network"],

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stages.classifier.standardisation import Standardisation
+from stages.eager_optimiser import EagerOptimiser
 from stages.network.head import Head
 from stages.records import Embeddings
 
@@ -127,10 +128,14 @@ class HeadLoss:
         return loss
 
 
+class LBFGS(EagerOptimiser, torch.optim.LBFGS):
+    """L-BFGS of torch."""
+
+
 def minimise(loss: HeadLoss, max_iter: int) -> None:
     """Minimise the loss over the head's weights with L-BFGS, from their current values."""
     size = sum(parameter.numel() for parameter in loss.head.linear.parameters())
-    optimiser = torch.optim.LBFGS(
+    optimiser = LBFGS(
         (loss.head.linear.weight, loss.head.linear.bias),
         lr=1.0,
         max_iter=max_iter,

@@ -9,11 +9,14 @@ References:
     https://kellerjordan.github.io/posts/muon/.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from stages.eager_optimiser import EagerOptimiser
 
 MOMENTUM = 0.95
 # Coefficients of the polynomial a s + b s^3 + c s^5. Applied five times, it takes every singular
@@ -42,19 +45,25 @@ def orthogonal(matrix: Tensor) -> Tensor:
     if matrix.shape[0] > matrix.shape[1]:
         return orthogonal(matrix.T).T
     a, b, c = COEFFICIENTS
-    scaled = matrix / matrix.norm().clamp(min=1e-20)  # singular values of at most 1
-    gram = scaled @ scaled.T  # (m, m)
-    identity = torch.eye(len(gram), dtype=matrix.dtype, device=matrix.device)
-    product = identity
-    for _ in range(ITERATIONS):
-        factor = a * identity + b * gram + c * (gram @ gram)
+    gram = matrix @ matrix.T  # (m, m)
+    norm = gram.trace().sqrt().clamp(min=1e-15)  # its square must not underflow
+    gram /= norm**2  # singular values of matrix / norm are at most 1
+    product = torch.eye(len(gram), dtype=matrix.dtype, device=matrix.device) / norm
+    for iteration in range(ITERATIONS):
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
         product = factor @ product
-        gram = factor @ gram @ factor  # all factors are polynomials of one matrix, so they commute
-    result: Tensor = product @ scaled
+        if iteration < ITERATIONS - 1:
+            gram = factor @ gram @ factor  # polynomials of one matrix commute
+    result: Tensor = product @ matrix
     return result
 
 
-class Muon(torch.optim.AdamW):
+# Without the wrapper that imports torch's compiler.
+_adamw_step = inspect.unwrap(torch.optim.AdamW.step)
+
+
+class Muon(EagerOptimiser, torch.optim.AdamW):
     """Muon for the parameter groups with ``orthogonal=True``, AdamW for the others.
 
     A tensor of shape (m, ...) is taken as a matrix (m, n). Its norm is kept at sqrt(m), that of an
@@ -81,7 +90,7 @@ class Muon(torch.optim.AdamW):
             if group.get("orthogonal", False):
                 for weights in group["params"]:
                     self._orthogonal_step(weights, group["lr"])
-        super().step()  # it skips parameters without a gradient
+        _adamw_step(self)  # it skips parameters without a gradient
 
     def _orthogonal_step(self, weights: Tensor, rate: float) -> None:
         if weights.grad is None:
