@@ -26,6 +26,10 @@ from pipeline.fold_options import check_fold_options, repeated_run_options
 from pipeline.options import CLASSIFIER, EMBEDDING, REPORTS, pick, predict_hint, spell
 from stages.settings import ClassifySettings, EmbedSettings, ReadSettings
 
+# Rounds for which an OpenMP thread (GNU) that waits for others keeps its core busy: about 50
+# microseconds instead of several milliseconds, so that another program can use the core.
+SPIN_COUNT = "1000"
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @opt.path_option("--config", None, "TOML file with option values, one table per command.")
@@ -288,6 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: Command line without the program's name. Default: that of the process.
     """
     terminal.prepare_streams()
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT  # OpenMP reads it when torch is imported
     # Of several processes that torchrun starts only the first one prints.
     rank = os.environ.get("RANK", "0")
     is_main = not rank.isdigit() or int(rank) == 0
