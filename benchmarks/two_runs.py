@@ -20,7 +20,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.training import write_mnist
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.image_folders import write_mnist
 
 SETTINGS = {
     "program": {},
