@@ -57,7 +57,8 @@ def measure(
         trained: Runs = {contender: [] for contender in contenders}
         for seed in seeds:
             for contender in contenders:
-                out = folder / f"{name}-{contender}-{seed}.safetensors"
+                ending = "pt" if contender == "peer" else "safetensors"
+                out = folder / f"{name}-{contender}-{seed}.{ending}"
                 command = (
                     peer_command(root, data, seed, out)
                     if contender == "peer"
