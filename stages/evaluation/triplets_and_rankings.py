@@ -7,6 +7,7 @@ image to one point scores 0, and permuting the rows permutes the results.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stages.distance import GalleryDistances, sort_rows
+from stages.distributed import all_reduce_sums, rank_and_world_size
 from stages.evaluation.closer_positives import count_block
 
 BLOCK = 2**21  # distances computed at once
@@ -66,7 +68,8 @@ def measure_split(
     """Compute all triplet and retrieval measures of a split: every image queries all others.
 
     The time is O(N^2); the memory is bounded by a few blocks of 2 million distances, or of 64
-    queries if that is more.
+    queries if that is more. Several ranks divide the queries among them, so all of them must call
+    this function with the same arguments.
 
     Args:
         vectors: Floating point, shape (N, D).
@@ -94,6 +97,8 @@ def measure_gallery(
 ) -> SplitMeasures:
     """Compute all triplet and retrieval measures of queries against a gallery of other images.
 
+    Several ranks divide the queries among them, as in :func:`measure_split`.
+
     Args:
         queries: Floating point, shape (Q, D).
         labels: Class indices of the queries, int64, shape (Q,).
@@ -120,8 +125,9 @@ def _measure(
     gallery_distances = GalleryDistances(gallery[columns])
     won, tied, won_by_margin, first_hit = torch.zeros(4, len(labels), dtype=torch.int64)
     won_any = torch.zeros(len(gallery_labels), dtype=torch.int64)
-    rankings = torch.full((4, len(labels)), math.nan, dtype=torch.float64)
-    blocks = query_blocks(labels, gallery_labels, own is not None)
+    rankings = torch.zeros(4, len(labels), dtype=torch.float64)
+    rank, world_size = rank_and_world_size()
+    blocks = islice(query_blocks(labels, gallery_labels, own is not None), rank, None, world_size)
     for block, distances, begin, end in distance_blocks(queries, gallery_distances, blocks):
         to_positives = distances[:, begin:end]  # (b, P)
         positives = columns[begin:end].expand(len(block), -1)
@@ -145,6 +151,8 @@ def _measure(
             won_any.scatter_add_(0, positives.gather(1, positive_order).flatten(), wins.flatten())
             won_any[columns[:begin]] += compared.closer[:begin]
             won_any[columns[end:]] += compared.closer[begin:]
+    all_reduce_sums((won, tied, won_by_margin, won_any, first_hit, rankings))
+    rankings[:, first_hit == 0] = math.nan  # queries without a positive
     total, total_any = _count_triplets(labels, gallery_labels, own)
     precision_at_1, r_precision, map_at_r, average_precision = rankings
     return SplitMeasures(

@@ -8,6 +8,7 @@ from factories import count_triplets, pairwise_distances, unit_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.evaluation import triplets_and_rankings
 from stages.evaluation.statistics import triplet_accuracy
 from stages.evaluation.triplets_and_rankings import SplitMeasures, measure_gallery, measure_split
 
@@ -148,3 +149,26 @@ def test_margin_reduces_the_won_triplets():
                 expected[anchor] += (distances[anchor, positive] + 0.3 < negatives).sum()
     np.testing.assert_array_equal(measures.won_by_margin, expected)
     assert 0 < measures.won_by_margin.sum() < measures.won.sum()
+
+
+def test_the_shares_of_three_ranks_add_up_to_the_measures(monkeypatch):
+    vectors, labels = unit_vectors(90, 4, seed=3), torch.arange(90) % 7
+    labels[0] = 7  # an image without a positive
+    expected = measure_split(vectors, labels)
+    monkeypatch.setattr(triplets_and_rankings, "query_count", lambda size: 5)  # many blocks
+    shares = []
+
+    def keep(tensors):
+        shares.append([tensor.clone() for tensor in tensors])
+
+    def add_up(tensors):
+        for tensor, *others in zip(tensors, *shares, strict=True):
+            for other in others:
+                tensor += other
+
+    for rank, collective in enumerate((keep, keep, add_up)):
+        monkeypatch.setattr(triplets_and_rankings, "rank_and_world_size", lambda r=rank: (r, 3))
+        monkeypatch.setattr(triplets_and_rankings, "all_reduce_sums", collective)
+        measures = measure_split(vectors, labels)
+    assert_equal_measures(measures, expected)
+    assert all((share[4] > 0).any() for share in shares)  # every rank measures queries
