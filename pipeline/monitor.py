@@ -254,7 +254,7 @@ def _summary_writer(folder: Path, *, first_epoch: int) -> Any:
         raise SettingsError(
             "tensorboard",
             folder,
-            "TensorBoard is not installed; run pip install 'embedding-pipeline[tensorboard]'",
+            "TensorBoard is not installed; run pip install tensorboard",
         ) from error
     try:
         # Events of an interrupted run from this epoch on are discarded.

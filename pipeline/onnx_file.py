@@ -18,7 +18,7 @@ from stages.errors import PipelineError
 
 MISSING = (
     "needs the packages onnx, onnxscript and onnxruntime; "
-    "run pip install 'embedding-pipeline[onnx]'"
+    "run pip install onnx onnxscript onnxruntime"
 )
 MAX_BYTES = 2**31 - 1  # limit of protobuf, the encoding of ONNX files
 

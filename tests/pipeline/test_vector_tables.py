@@ -194,4 +194,4 @@ def test_parquet_needs_pyarrow(tmp_path, embedding, monkeypatch):
     path = tmp_path / "v.parquet"
     write_parquet(path, VECTORS, list("abcde"), LABELS, DIGEST)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    assert_not_opened(path, "pip install 'embedding-pipeline[parquet]'", embedding=embedding)
+    assert_not_opened(path, "pip install pyarrow", embedding=embedding)

@@ -146,4 +146,4 @@ def test_wrong_name_or_parameter_is_rejected(field, texts, changes):
 
 def test_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_metric_learning", None)
-    assert_rejected("loss", "embedding-pipeline[losses]", loss="pml:SupConLoss")
+    assert_rejected("loss", "pip install pytorch-metric-learning", loss="pml:SupConLoss")

@@ -164,7 +164,7 @@ def test_unknown_network_raises_and_similar_names_are_listed(name, similar):
 
 def test_missing_extra_raises(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(SettingsError, match=r"pip install 'embedding-pipeline\[offline\]'"):
+    with pytest.raises(SettingsError, match="pip install timm"):
         EmbeddingNet(3, 32, 8, name="efficientnet-lite0")
 
 
