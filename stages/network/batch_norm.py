@@ -116,8 +116,8 @@ class _WholeBatchNorm(torch.autograd.Function):
             scale = inverse_std if weight is None else inverse_std * weight
             slope = -scale * inverse_std * means[0]
             shift = -scale * means[1] - slope * mean
-            shape = (1, -1) + (1,) * (images.ndim - 2)  # to broadcast over (n, C, ...)
-            scale, slope, shift = (factor.to(ctx.dtype).view(shape) for factor in (scale, slope, shift))
+            factors = torch.stack([scale, slope, shift]).to(ctx.dtype)
+            scale, slope, shift = factors.view(3, 1, -1, *[1] * (images.ndim - 2))  # (1, C, 1, ...)
             images_gradient = torch.addcmul(shift, images, slope).addcmul_(gradient, scale)
             images_gradient = images_gradient.to(images.dtype)
         needed = ctx.needs_input_grad

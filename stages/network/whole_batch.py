@@ -80,4 +80,5 @@ class _WholeBatch(TorchFunctionMode):
 
     def _own_rows(self, whole: Tensor) -> Tensor:
         """Return this rank's rows. An image may have several, such as its windows."""
-        return whole.unflatten(0, (self.own.stop, -1))[self.own].flatten(0, 1)
+        per_image = whole.view(self.own.stop, -1, *whole.shape[1:])
+        return per_image[self.own].flatten(0, 1)

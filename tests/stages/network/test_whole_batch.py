@@ -8,6 +8,7 @@ import torch
 from ranks import run_ranks
 from timm.layers import BatchNormAct2d, DropPath, ScaledStdConv2d
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode
 from torchvision.ops import StochasticDepth
 
 from stages.distributed import rank_slice
@@ -69,9 +70,9 @@ def test_ranks_equal_a_single_process(tmp_path, world_size):
 
 
 def test_a_single_process_runs_the_layers_as_they_are():
-    calls = []
+    modes = []
     layer = nn.BatchNorm1d(3)
-    layer.register_forward_hook(lambda *_: calls.append(torch.overrides._get_current_function_mode()))
+    layer.register_forward_hook(lambda *_: modes.append(_get_current_function_mode()))
     with as_whole_batch(slice(0, 4)):
         layer(torch.rand(4, 3))
-    assert calls == [None]
+    assert modes == [None]
