@@ -70,15 +70,15 @@ class PlainNet(nn.Module):
         return [{"params": list(self.parameters()), "lr": rate}]
 
 
-def digits_split() -> Split:
-    """Return 300 digits."""
+def digits_split(count: int) -> Split:
+    """Return the first digits."""
     digits = load_digits()
     return Split(
-        store=torch.from_numpy(digits.images[:300] * 15).to(torch.uint8)[:, None],
-        rows=torch.arange(300),
-        labels=torch.from_numpy(digits.target[:300]).long(),
+        store=torch.from_numpy(digits.images[:count] * 15).to(torch.uint8)[:, None],
+        rows=torch.arange(count),
+        labels=torch.from_numpy(digits.target[:count]).long(),
         classes=tuple("0123456789"),
-        ids=("",) * 300,
+        ids=("",) * count,
     )
 
 
@@ -97,7 +97,7 @@ def first_gradients(case: Case) -> Tensor:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stages.embedding.train.new_network", lambda *_: network)
-        train_embedding(digits_split(), None, settings, device=CPU, on_step=keep_gradients)
+        train_embedding(digits_split(300), None, settings, device=CPU, on_step=keep_gradients)
     return gradients[0]
 
 
@@ -166,7 +166,7 @@ def train_with_batch_norm(name: str) -> TrainedNet:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stages.embedding.train.all_reduce_gradients", keep_gradients)
         settings = EmbedSettings(network=name, images_per_class=4, epochs=3, dim=16)
-        train_embedding(digits_split(), None, settings, device=CPU, network=network)
+        train_embedding(digits_split(100), None, settings, device=CPU, network=network)
     state = network.state_dict()
     weights = torch.cat([value.flatten() for value in state.values()])
     return TrainedNet(gradients[0], weights, state_digest(state))
