@@ -31,9 +31,8 @@ def rank_and_world_size() -> tuple[int, int]:
 def rank_slice(classes_per_batch: int, images_per_class: int) -> slice:
     """Return the rows of each batch that this rank embeds.
 
-    Of N ranks, each takes every N-th row. Batches are sorted by class, so every rank gets the same
-    number of images of every class. With whole classes per rank, its BatchNorm statistics would
-    remove the differences between its classes and those of other ranks, and training would fail.
+    Of N ranks, each takes every N-th row. Batches are sorted by class, so every rank gets about the
+    same number of images of every class.
 
     Args:
         classes_per_batch: Classes per batch, P.
@@ -70,8 +69,9 @@ def all_gather(tensor: Tensor) -> list[Tensor]:
     world_size = rank_and_world_size()[1]
     if world_size == 1:
         return [tensor.detach()]
-    gathered = [torch.empty_like(tensor) for _ in range(world_size)]
-    dist.all_gather(gathered, tensor.detach().contiguous())
+    own = tensor.detach().contiguous()
+    gathered = [torch.empty_like(own) for _ in range(world_size)]
+    dist.all_gather(gathered, own)
     return gathered
 
 

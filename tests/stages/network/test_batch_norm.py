@@ -1,5 +1,6 @@
 """BatchNorm of several ranks equals that of a single process with the whole batch."""
 
+import inspect
 from typing import NamedTuple
 
 import pytest
@@ -8,6 +9,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from ranks import run_ranks
 from torch import Tensor
+from torch.nn.modules._functions import SyncBatchNorm
 
 from stages.network.batch_norm import batch_norm
 
@@ -109,3 +111,10 @@ def test_ranks_equal_a_single_process(tmp_path, world_size):
                 assert all(torch.equal(part, whole) for part in parts)
             error = (whole - value).abs().max() / value.abs().max()
             assert error < tolerance, (case, index)
+
+
+def test_torchs_function_for_gpus_has_the_expected_arguments():
+    """No test here has several GPUs."""
+    names = list(inspect.signature(SyncBatchNorm.forward).parameters)[1:]
+    statistics = ["running_mean", "running_var", "eps", "momentum"]
+    assert names == ["input", "weight", "bias", *statistics, "process_group", "world_size"]
