@@ -4,8 +4,7 @@
 call the same collectives in the same order.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -32,9 +31,8 @@ def rank_and_world_size() -> tuple[int, int]:
 def rank_slice(classes_per_batch: int, images_per_class: int) -> slice:
     """Return the rows of each batch that this rank embeds.
 
-    Of N ranks, each takes every N-th row. Batches are sorted by class, so every rank gets the same
-    number of images of every class. With whole classes per rank, its BatchNorm statistics would
-    remove the differences between its classes and those of other ranks, and training would fail.
+    Of N ranks, each takes every N-th row. Batches are sorted by class, so every rank gets about the
+    same number of images of every class.
 
     Args:
         classes_per_batch: Classes per batch, P.
@@ -62,22 +60,29 @@ def rank_slice(classes_per_batch: int, images_per_class: int) -> slice:
     return slice(rank, batch_size, world_size)
 
 
-@contextmanager
-def per_rank_rng(seed: int) -> Iterator[None]:
-    """Give each rank its own random numbers within a ``with`` block.
-
-    On exit, torch's global generator has the state it had on entry, which is the same on all
-    ranks. This is for dropout: equal masks on two ranks would make their images more similar in
-    training than they are in evaluation. With a world size of 1 nothing changes.
+def all_gather(tensor: Tensor) -> list[Tensor]:
+    """Return the tensors of all ranks, in the order of the ranks and without gradients.
 
     Args:
-        seed: Seed that is the same on all ranks and differs between steps.
+        tensor: Tensor of this rank, with the same shape and dtype on all ranks.
     """
-    rank, world_size = rank_and_world_size()
-    with torch.random.fork_rng(devices=[], enabled=world_size > 1):
-        if world_size > 1:
-            torch.manual_seed(seed * world_size + rank)
-        yield
+    world_size = rank_and_world_size()[1]
+    if world_size == 1:
+        return [tensor.detach()]
+    own = tensor.detach().contiguous()
+    gathered = [torch.empty_like(own) for _ in range(world_size)]
+    dist.all_gather(gathered, own)
+    return gathered
+
+
+def all_reduce(tensor: Tensor) -> None:
+    """Sum the tensors of all ranks in place.
+
+    Args:
+        tensor: Contiguous tensor, with the same shape and dtype on all ranks.
+    """
+    if rank_and_world_size()[1] > 1:
+        dist.all_reduce(tensor)
 
 
 def all_gather_rows(rows: Tensor) -> Tensor:
@@ -95,8 +100,7 @@ def all_gather_rows(rows: Tensor) -> Tensor:
     rank, world_size = rank_and_world_size()
     if world_size == 1:
         return rows
-    gathered = [torch.empty_like(rows) for _ in range(world_size)]
-    dist.all_gather(gathered, rows.detach().contiguous())
+    gathered = all_gather(rows)
     gathered[rank] = rows  # with its graph
     return torch.stack(gathered, 1).flatten(0, 1)  # (n * world size, D)
 
@@ -113,7 +117,7 @@ def all_reduce_gradients(network: nn.Module) -> None:
         return
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
+    all_reduce(flat)
     sums = flat.split([gradient.numel() for gradient in gradients])
     for gradient, summed in zip(gradients, sums, strict=True):
         gradient.copy_(summed.view(gradient.shape))
@@ -143,17 +147,6 @@ def broadcast_gradients(module: nn.Module) -> None:
         for parameter in module.parameters():
             if parameter.grad is not None:
                 dist.broadcast(parameter.grad, 0)
-
-
-def broadcast_buffers(network: nn.Module) -> None:
-    """Copy the buffers of rank 0 to all ranks.
-
-    Without SyncBatchNorm the running statistics differ between ranks.
-
-    Args:
-        network: Network whose buffers are overwritten.
-    """
-    broadcast_tensors(network.buffers())
 
 
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:

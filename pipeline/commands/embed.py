@@ -244,11 +244,6 @@ def _announce(training: _Training, context: RunContext) -> None:
     )
     if data.validation is None and data.held_out is None:
         context.say("note: there are no validation images; the last epoch is used")
-    if processes > 1 and training.device.type != "cuda":
-        context.say(
-            "note: BatchNorm in training sees each process's share of the batch only; "
-            "synchronised BatchNorm requires CUDA"
-        )
     if training.settings.trunk == "frozen" and not training.inputs.pretrained:
         context.say(
             "warning: the trunk is frozen and its weights are random; "

@@ -6,15 +6,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.distributed import (
     all_gather_rows,
     all_reduce_gradients,
-    broadcast_buffers,
     broadcast_gradients,
-    per_rank_rng,
-    rank_and_world_size,
     rank_slice,
 )
 from stages.embedding.best_epoch import epoch_score, is_kept
@@ -42,6 +39,7 @@ from stages.embedding.validation import (
 from stages.errors import SettingsError
 from stages.network.embedding_net import EmbeddingNet, to_device
 from stages.network.initialization import fit_projection, new_network
+from stages.network.whole_batch import as_whole_batch
 from stages.records import EpochLog, KeptEpoch, Split, TrainingState
 from stages.settings import EmbedSettings
 
@@ -108,7 +106,7 @@ def train_embedding(
     held-out classes, of the last epoch.
 
     With several ranks, each embeds its share of every batch, computes the loss of the whole batch
-    and takes the same step. BatchNorm is synchronised between ranks on CUDA only.
+    and takes the same step, that of a single process.
 
     Args:
         train: Training images.
@@ -201,8 +199,6 @@ def _start(
     own = rank_slice(plan.classes_per_batch, plan.images_per_class)
     network = to_device(network or new_network(train, settings), device)
     fit_projection(network, train, device=device)
-    if rank_and_world_size()[1] > 1 and device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     library_loss = new_library_loss(settings, train.labels.unique(), plan)
     library_loss = library_loss and library_loss.to(device)
     groups = network.parameter_groups(settings.lr)
@@ -230,7 +226,7 @@ def _forward(run: TrainingRun, batch: Tensor) -> TripletLoss | LibraryBatchLoss:
     )
     mixed = run.precision != torch.float32
     with (
-        per_rank_rng(settings.seed + run.step),
+        as_whole_batch(run.own),
         torch.autocast(device.type, dtype=run.precision, enabled=mixed),
     ):
         vectors = run.network(inputs)
@@ -259,7 +255,6 @@ def _end_of_epoch(
     run: TrainingRun, gallery: Split, queries: Split | None, held_out: Split | None
 ) -> EpochLog:
     """Validate the network, log the epoch, and keep its weights unless they are clearly worse."""
-    broadcast_buffers(run.network)
     epoch = run.step // len(run.sampler)
     validated = is_validated(epoch, run.epochs)
     val_knn, val_triplet = validate(
