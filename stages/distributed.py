@@ -123,17 +123,6 @@ def all_reduce_gradients(network: nn.Module) -> None:
         gradient.copy_(summed.view(gradient.shape))
 
 
-def all_reduce_sums(tensors: Iterable[Tensor]) -> None:
-    """Add up each tensor over all ranks, in place.
-
-    Args:
-        tensors: Contiguous tensors of the same shapes and in the same order on all ranks.
-    """
-    if rank_and_world_size()[1] > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-
-
 def broadcast_gradients(module: nn.Module) -> None:
     """Copy the gradients of rank 0 to all ranks.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stages.distance import GalleryDistances, sort_rows
-from stages.distributed import all_reduce_sums, rank_and_world_size
+from stages.distributed import all_reduce, rank_and_world_size
 from stages.evaluation.closer_positives import count_block
 
 BLOCK = 2**21  # distances computed at once
@@ -151,7 +151,8 @@ def _measure(
             won_any.scatter_add_(0, positives.gather(1, positive_order).flatten(), wins.flatten())
             won_any[columns[:begin]] += compared.closer[:begin]
             won_any[columns[end:]] += compared.closer[begin:]
-    all_reduce_sums((won, tied, won_by_margin, won_any, first_hit, rankings))
+    for values in (won, tied, won_by_margin, won_any, first_hit, rankings):
+        all_reduce(values)
     rankings[:, first_hit == 0] = math.nan  # queries without a positive
     total, total_any = _count_triplets(labels, gallery_labels, own)
     precision_at_1, r_precision, map_at_r, average_precision = rankings

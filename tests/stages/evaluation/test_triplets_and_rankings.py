@@ -156,19 +156,19 @@ def test_the_shares_of_three_ranks_add_up_to_the_measures(monkeypatch):
     labels[0] = 7  # an image without a positive
     expected = measure_split(vectors, labels)
     monkeypatch.setattr(triplets_and_rankings, "query_count", lambda size: 5)  # many blocks
-    shares = []
+    shares = {}  # of each rank, the tensors that it adds up with the other ranks
 
-    def keep(tensors):
-        shares.append([tensor.clone() for tensor in tensors])
+    for rank in range(3):
+        own = shares[rank] = []
 
-    def add_up(tensors):
-        for tensor, *others in zip(tensors, *shares, strict=True):
-            for other in others:
-                tensor += other
+        def all_reduce(tensor, own=own, rank=rank):
+            position = len(own)
+            own.append(tensor.clone())
+            if rank == 2:  # the others have already run
+                tensor += shares[0][position] + shares[1][position]
 
-    for rank, collective in enumerate((keep, keep, add_up)):
         monkeypatch.setattr(triplets_and_rankings, "rank_and_world_size", lambda r=rank: (r, 3))
-        monkeypatch.setattr(triplets_and_rankings, "all_reduce_sums", collective)
+        monkeypatch.setattr(triplets_and_rankings, "all_reduce", all_reduce)
         measures = measure_split(vectors, labels)
     assert_equal_measures(measures, expected)
-    assert all((share[4] > 0).any() for share in shares)  # every rank measures queries
+    assert all((share[4] > 0).any() for share in shares.values())  # every rank measures queries
