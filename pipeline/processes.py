@@ -8,6 +8,7 @@ at once.
 import atexit
 import importlib.metadata
 import os
+import signal
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
@@ -74,6 +75,7 @@ def join_process_group(device: str) -> None:
 
 
 def _leave_process_group() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun may send it while this process exits
     _waiting_group.cache_clear()  # a reference to the group would keep gloo's threads alive
     dist.destroy_process_group()
 
