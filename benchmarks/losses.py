@@ -59,11 +59,11 @@ QUICK_SEEDS, QUICK_STEPS = 2, 60
 BATCH = {"classes_per_batch": 10, "images_per_class": 8}
 BASELINE = "batch-all"
 LOSSES: dict[str, dict[str, Any]] = {
-    BASELINE: {},
-    "batch-all, soft margin": {"margin": None},
-    "batch-hard": {"mining": "batch-hard"},
-    "semi-hard": {"mining": "semi-hard"},
-    "random": {"mining": "random"},
+    BASELINE: {"mining": "batch-all", "margin": 0.1},
+    "batch-all, soft margin": {"mining": "batch-all", "margin": None},
+    "batch-hard": {"mining": "batch-hard", "margin": 0.1},
+    "semi-hard": {"mining": "semi-hard", "margin": 0.1},
+    "random": {"mining": "random", "margin": 0.1},
     "SupConLoss": {"loss": "pml:SupConLoss"},
     "MultiSimilarityLoss": {"loss": "pml:MultiSimilarityLoss"},
     "MultiSimilarityLoss with its miner": {

@@ -17,6 +17,7 @@ NETWORKS = (AUTO, "conv", "conv-deep", *EFFICIENTNETS)
 LIBRARIES = ("torchvision:", "timm:")  # prefixes of a library's network
 PML = "pml:"  # prefix of a loss or miner of pytorch-metric-learning
 MININGS = ("batch-all", "batch-hard", "semi-hard", "random")
+NO_MINER = ("semi-hard", "batch-all")  # default now and in earlier versions, with a loss pml:NAME
 DISTANCES = ("euclidean", "squared")
 RESIZES = ("pad-repeat", "pad", "crop", "stretch")
 JPEGS = ("reduced", "full")
@@ -151,7 +152,7 @@ class EmbedSettings:
         dim: Dimension of the embedding, at most ``MAX_DIM``.
         mining: Triplet mining mode, one of ``MININGS``; see
             :func:`stages.embedding.loss.triplet_loss`. With a loss of pytorch-metric-learning:
-            ``batch-all`` for no miner, or ``pml:NAME``, the class name of its miner.
+            ``semi-hard`` for no miner, or ``pml:NAME``, the class name of its miner.
         margin: Triplet margin, in the unit of ``distance``. ``None``: the soft margin.
         distance: Distance between unit vectors in the triplet loss, one of ``DISTANCES``.
         classes_per_batch: Classes per batch, P. ``None``: see
@@ -175,8 +176,8 @@ class EmbedSettings:
     weights: str = "none"
     trunk: str = "tune"
     dim: int = 128
-    mining: str = "batch-all"
-    margin: float | None = 0.1
+    mining: str = "semi-hard"
+    margin: float | None = 0.2
     distance: str = "euclidean"
     classes_per_batch: int | None = None
     images_per_class: int | None = None
@@ -229,7 +230,7 @@ class EmbedSettings:
         if _is_pml(self.mining) and not is_pml:
             problem = "works with a loss of pytorch-metric-learning only; use one, or another mode"
             raise SettingsError("mining", self.mining, problem)
-        if is_pml and self.mining != "batch-all" and not _is_pml(self.mining):
+        if is_pml and self.mining not in NO_MINER and not _is_pml(self.mining):
             problem = "is a mode of the triplet loss; use a miner such as pml:MultiSimilarityMiner"
             raise SettingsError("mining", self.mining, problem)
         for field_name, owner in (("loss_options", self.loss), ("mining_options", self.mining)):

@@ -76,7 +76,7 @@ def settings_of(field: str, value: str, shared: Mapping[str, Any]) -> EmbedSetti
         settings.pop("weights", None)
         settings.pop("trunk", None)
     is_triplet = settings.get("loss", "triplet") == "triplet"
-    mining = settings.get("mining", "batch-all")
+    mining = settings.get("mining", EmbedSettings.mining)
     # A mining mode that is compared must fit; a shared one applies where it fits.
     if field == "loss" and (mining.startswith(PML) if is_triplet else mining in MININGS):
         settings.pop("mining", None)
@@ -85,7 +85,7 @@ def settings_of(field: str, value: str, shared: Mapping[str, Any]) -> EmbedSetti
     elif field == "loss":
         settings.pop("margin", None)
         settings.pop("distance", None)
-    if not settings.get("mining", "batch-all").startswith(PML):
+    if not settings.get("mining", EmbedSettings.mining).startswith(PML):
         settings.pop("mining_options", None)
     for name, owner in PARAMETERS.items():
         if _are_by_name(settings.get(name)):
