@@ -17,7 +17,9 @@ NETWORKS = (AUTO, "conv", "conv-deep", *EFFICIENTNETS)
 LIBRARIES = ("torchvision:", "timm:")  # prefixes of a library's network
 PML = "pml:"  # prefix of a loss or miner of pytorch-metric-learning
 MININGS = ("batch-all", "batch-hard", "semi-hard", "random")
-NO_MINER = ("semi-hard", "batch-all")  # default now and in earlier versions, with a loss pml:NAME
+# With a loss pml:NAME, which does not use them, these fields keep their default, now or in earlier
+# versions, so that checkpoints of those still load.
+UNUSED_VALUES = {"mining": ("semi-hard", "batch-all"), "margin": (0.2, 0.1)}
 DISTANCES = ("euclidean", "squared")
 RESIZES = ("pad-repeat", "pad", "crop", "stretch")
 JPEGS = ("reduced", "full")
@@ -230,7 +232,7 @@ class EmbedSettings:
         if _is_pml(self.mining) and not is_pml:
             problem = "works with a loss of pytorch-metric-learning only; use one, or another mode"
             raise SettingsError("mining", self.mining, problem)
-        if is_pml and self.mining not in NO_MINER and not _is_pml(self.mining):
+        if is_pml and self.mining not in UNUSED_VALUES["mining"] and not _is_pml(self.mining):
             problem = "is a mode of the triplet loss; use a miner such as pml:MultiSimilarityMiner"
             raise SettingsError("mining", self.mining, problem)
         for field_name, owner in (("loss_options", self.loss), ("mining_options", self.mining)):
@@ -243,7 +245,8 @@ class EmbedSettings:
                 raise SettingsError(field_name, str(options)[:100], problem)
         for field_name in ("margin", "distance"):
             value = getattr(self, field_name)
-            if is_pml and value != getattr(EmbedSettings, field_name):
+            unused = UNUSED_VALUES.get(field_name, (getattr(EmbedSettings, field_name),))
+            if is_pml and value not in unused:
                 problem = "belongs to the triplet loss; give a loss pml:NAME its own loss options"
                 raise SettingsError(field_name, "soft" if value is None else value, problem)
 

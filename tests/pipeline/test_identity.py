@@ -37,7 +37,7 @@ def test_same_run_has_no_differences(identity):
 def test_differences_name_the_options_and_both_values(identity):
     other = changed(identity, margin=0.3, classes_per_batch=4)
     described = describe_differences(identity, other)
-    assert "margin 0.3 instead of 0.1" in described
+    assert "margin 0.3 instead of 0.2" in described
     assert "classes-per-batch 4 instead of automatic" in described
     precision = ({"precision": "torch.float32"}, {"precision": "torch.bfloat16"})
     assert "precision torch.bfloat16 instead of torch.float32" in describe_differences(*precision)

@@ -50,7 +50,7 @@ CASES = [
 ]
 # The augmentation of an image must not depend on the number of processes.
 CASES.append(Case("batch-all", 0.2, "euclidean", augment=True))
-CASES.append(Case("batch-all", 0.1, "euclidean", loss="pml:ProxyAnchorLoss"))
+CASES.append(Case("semi-hard", 0.2, "euclidean", loss="pml:ProxyAnchorLoss"))
 
 
 class PlainNet(nn.Module):

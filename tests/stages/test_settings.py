@@ -66,3 +66,9 @@ def test_bounds_are_accepted():
     EmbedSettings(dim=MAX_DIM, epochs=1_000_000, margin=2, lr=1)  # whole numbers for shares too
     ReadSettings(val=0, test=0, max_unreadable=1, size=4, unseen_classes=2)
     ClassifySettings(dropout=0, max_iter=1_000_000)
+
+
+def test_settings_of_earlier_versions_with_a_loss_of_a_library_are_accepted():
+    EmbedSettings(loss="pml:SupConLoss", mining="batch-all", margin=0.1)
+    with pytest.raises(SettingsError, match="belongs to the triplet loss"):
+        EmbedSettings(loss="pml:SupConLoss", margin=0.3)

@@ -164,7 +164,7 @@ def test_checkpoint_of_another_run_is_replaced_only_with_force(run_command, trai
     "options",
     [
         ("--mining", "batch-hard"),
-        ("--mining", "semi-hard"),
+        ("--mining", "batch-all"),
         ("--mining", "random"),
         ("--margin", "soft"),
         ("--distance", "squared"),

@@ -24,15 +24,15 @@ def test_weights_apply_to_networks_of_a_library(network, weights, trunk):
 
 
 def test_mining_and_parameters_apply_to_the_losses_that_take_them():
-    shared = {"mining": "semi-hard", "margin": 0.3, "loss_options": {"temperature": 0.1}}
+    shared = {"mining": "batch-hard", "margin": 0.3, "loss_options": {"temperature": 0.1}}
     triplet = settings_of("loss", "triplet", shared)
     other = settings_of("loss", "pml:SupConLoss", shared)
-    assert (triplet.mining, triplet.margin, triplet.loss_options) == ("semi-hard", 0.3, None)
-    assert (other.mining, other.loss_options) == ("batch-all", {"temperature": 0.1})
+    assert (triplet.mining, triplet.margin, triplet.loss_options) == ("batch-hard", 0.3, None)
+    assert (other.mining, other.loss_options) == ("semi-hard", {"temperature": 0.1})
     shared = {"mining": "pml:MultiSimilarityMiner", "mining_options": {"epsilon": 0.2}}
     triplet = settings_of("loss", "triplet", shared)
     other = settings_of("loss", "pml:SupConLoss", shared)
-    assert (triplet.mining, triplet.mining_options) == ("batch-all", None)
+    assert (triplet.mining, triplet.mining_options) == ("semi-hard", None)
     assert (other.mining, other.mining_options) == (
         "pml:MultiSimilarityMiner",
         {"epsilon": 0.2},
@@ -66,7 +66,7 @@ def test_losses_share_the_trunk_that_is_given():
         ("network", "nonsense", {}),
         ("loss", "nonsense", {}),
         ("mining", "pml:MultiSimilarityMiner", {"loss": "triplet"}),
-        ("mining", "semi-hard", {"loss": "pml:SupConLoss"}),
+        ("mining", "batch-hard", {"loss": "pml:SupConLoss"}),
     ],
 )
 def test_value_that_does_not_fit_is_an_error(field, value, shared):

@@ -49,7 +49,7 @@ def test_mining_is_empty_in_the_table_of_a_comparison_if_it_does_not_apply():
         for loss, changes in losses
     ]
     table = compared_table(Comparison("loss", (*entries, ComparedRun("x", None, None))))
-    assert table["mining"].tolist() == ["batch-all", None, "pml:X", None]
+    assert table["mining"].tolist() == ["semi-hard", None, "pml:X", None]
     assert table["loss"].tolist() == [*(loss for loss, _ in losses), None]
 
 
