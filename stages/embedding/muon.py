@@ -105,4 +105,4 @@ class Muon(EagerOptimiser, torch.optim.AdamW):
         direction = gradient.add(momentum, alpha=MOMENTUM).flatten(1)  # Nesterov
         rows = len(weights)
         weights.mul_(rows**0.5 / weights.norm().clamp(min=1e-20))
-        weights.sub_(rate * orthogonal(direction).view(weights.shape))
+        weights.sub_(orthogonal(direction).view(weights.shape), alpha=rate)
