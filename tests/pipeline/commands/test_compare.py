@@ -112,7 +112,7 @@ def test_networks_of_two_sizes_are_tested_on_the_same_images(tmp_path, monkeypat
 def test_folds_are_those_of_a_single_run(tmp_path):
     data = noisy_data()
     compare_modes(tmp_path / "compared", data, folds=3)
-    settings = EmbedSettings(network="conv", **SHORT)
+    settings = EmbedSettings(network="conv", mining=MODES[0], **SHORT)
     arguments = data.read, settings, ClassifySettings()
     run_folds(data, *arguments, folds=3, out=tmp_path / "single", context=QUIET)
     single = read_table(tmp_path / "single", "predictions")

@@ -26,7 +26,7 @@ LIBRARY_NETWORKS = [
     "torchvision:resnet18",
     "torchvision:inception_v3",
     "torchvision:convnext_tiny",
-    "torchvision:vit_b_16",
+    "torchvision:vit_b_32",
     "timm:test_vit3",
     "efficientnet-lite0",
 ]

@@ -178,7 +178,7 @@ def test_one_batch_holds_all_images_of_a_tiny_data_set(size):
 def test_few_handwritten_digits_beat_raw_pixels(tmp_path, capsys):
     """35 MNIST images each of four digits that look similar; no pretraining.
 
-    The settings are the default ones, but for a third of the default number of steps.
+    The settings are the default ones, but for an eighth of the default number of steps.
     """
     images, labels = mnist_data()
     for label in (3, 5, 8, 9):
@@ -190,7 +190,7 @@ def test_few_handwritten_digits_beat_raw_pixels(tmp_path, capsys):
     (pooled,) = run_folds(
         str(tmp_path / "photos"),
         ReadSettings(),
-        EmbedSettings(epochs=70),
+        EmbedSettings(epochs=40),
         ClassifySettings(),
         folds=3,
         out=tmp_path / "reports",

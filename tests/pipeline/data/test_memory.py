@@ -25,5 +25,5 @@ def test_anonymous_memory_does_not_grow_with_the_store():
     small, large = measure_memory(250), measure_memory(7500)
     assert large["store"] == 30 * small["store"]
     # A copy of the pixels would add the whole difference, 340 MB. What the allocator keeps of freed
-    # memory differs between runs by some 100 MB.
-    assert large["anonymous"] - small["anonymous"] < 0.5 * (large["store"] - small["store"])
+    # memory differs between runs by up to 200 MB.
+    assert large["anonymous"] - small["anonymous"] < 0.7 * (large["store"] - small["store"])
