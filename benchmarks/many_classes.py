@@ -3,7 +3,7 @@
     python benchmarks/many_classes.py [--classes 3000] [--images 3] [--epochs N] [--json FILE]
 
 Each class is a random pattern of 28 x 28 pixels; its images differ in position, contrast and noise.
-Every stage is a process of its own. Reported are wall time, the largest resident memory and the
+Every stage is a new process. Reported are wall time, the largest resident memory and the
 accuracies of the report, next to the chance of guessing.
 """
 

@@ -6,7 +6,7 @@ triplet loss with margin 0.2, AdamW with learning rate 1e-3, float32 and torch's
 The network is in torch's default memory layout. Batches have 10 classes with 16 images each.
 
 `python -m benchmarks.peer_recipe ROOT --seed 0 --mean 33 --std 79 --out FILE` trains five epochs in
-a process of its own and saves the weights.
+a new process and saves the weights.
 """
 
 import argparse

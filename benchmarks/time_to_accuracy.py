@@ -2,7 +2,7 @@
 
     python benchmarks/training.py --accuracy [--sets mnist,fashion] [--epochs 1,2,3,default]
 
-Each training runs in a process of its own, and the time is that of the whole process: start-up,
+Each training is a new process, and the time is that of the whole process: start-up,
 decoding, training, validation and saving. The peer's recipe is `benchmarks/peer_recipe.py`, five
 epochs. Ours has default settings except for the number of epochs; `default` leaves that open too.
 The sets have about 4,000 training images of 28 x 28 pixels, `benchmarks/image_folders.py`. The test

@@ -2,7 +2,7 @@
 
     python benchmarks/two_runs.py [--repeats 3] [--epochs 5] [--json FILE]
 
-Each run is `pipeline embed` on 5,000 images of MNIST in a process of its own: start-up, decoding,
+Each run is `pipeline embed` on 5,000 images of MNIST in a new process: start-up, decoding,
 training and saving. GNU OpenMP lets a waiting thread occupy its core for milliseconds; the program
 sets GOMP_SPINCOUNT to shorten that. The rows are the program's setting, OpenMP's default (the
 program respects a setting of the user; this one is OpenMP's default number of rounds) and
