@@ -78,19 +78,15 @@ def measure_speed(data: Dataset, embedding: Path, folder: Path) -> list[dict]:
     """
     checkpoint = load_embedding(embedding)
     network, vectors = to_device(checkpoint.network, CPU), folder / "vectors"
-    identity = {
-        "embedding_digest": checkpoint.digest,
-        "fingerprint": data.fingerprint,
-        "classes": checkpoint.classes,
-    }
+    identity = {"embedding_digest": checkpoint.digest, "fingerprint": data.fingerprint}
 
     def first_run() -> None:
         train, validation = embed_frozen(network, data.train, data.validation, device=CPU)
         k = train_classifier(train, validation, ClassifySettings(), device=CPU).k
-        save_vectors(vectors, train, validation, {**identity, "k": k})
+        save_vectors(vectors, train, validation, {**identity, "ids": data.train.ids, "k": k})
 
     def rerun() -> None:
-        train, validation, record = load_vectors(vectors, **identity)
+        train, validation, record = load_vectors(vectors, **identity, classes=checkpoint.classes)
         settings = ClassifySettings(dropout=0.3)
         train_classifier(train, validation, settings, device=CPU, k=record["k"])
 
