@@ -1,5 +1,6 @@
 """The command line: help, errors, exit status, and the last line of each command."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.cli import commands
+from pipeline.cli import SPIN_COUNT, commands, main
 from pipeline.error_messages import error_message
 from stages.errors import DataError, SettingsError
 
@@ -26,6 +27,20 @@ def test_importing_the_command_line_imports_no_torch():
     heavy = "{'torch', 'numpy', 'pandas', 'sklearn'}"
     code = f"import sys, pipeline.cli; print(sorted({heavy} & set(sys.modules)))"
     assert python("-c", code).strip() == "[]"
+
+
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
+def test_waiting_threads_give_up_their_core_unless_the_user_decides(monkeypatch, given):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    expected = given or {"GOMP_SPINCOUNT": SPIN_COUNT}
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    assert {name: os.environ[name] for name in names if name in os.environ} == expected
 
 
 def test_module_lists_all_commands():
