@@ -22,8 +22,9 @@ def measure_memory(images: int) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measures RssAnon, which only Linux reports")
 def test_anonymous_memory_does_not_grow_with_the_store():
-    small, large = measure_memory(250), measure_memory(7500)
+    small = measure_memory(250)
+    # The allocator keeps more freed memory in some runs than in others.
+    large = min((measure_memory(7500) for _ in range(2)), key=lambda memory: memory["anonymous"])
     assert large["store"] == 30 * small["store"]
-    # A copy of the pixels would add the whole difference, 340 MB. What the allocator keeps of freed
-    # memory differs between runs by up to 200 MB.
-    assert large["anonymous"] - small["anonymous"] < 0.7 * (large["store"] - small["store"])
+    # A copy of the pixels would add the whole difference, 340 MB, in every run.
+    assert large["anonymous"] - small["anonymous"] < 0.5 * (large["store"] - small["store"])
