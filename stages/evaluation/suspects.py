@@ -66,7 +66,7 @@ def most_probable_others(
     """Return the probability of the given class and of the most probable other classes.
 
     Args:
-        probabilities: Of all classes, float32, shape (N, C).
+        probabilities: Probability of each class, float32, shape (N, C).
         labels: Given class, int64, shape (N,).
         trained: True if the given class has training images, bool, shape (N,).
 
