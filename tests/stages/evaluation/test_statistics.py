@@ -162,7 +162,7 @@ def test_triplet_interval_covers_95_percent():
         for classes in (2, 5):
             for noise in (0.3, 0.6, 1.0):
                 coverages[count, classes, noise] = triplet_interval_coverage(
-                    count, classes, noise, seed, draws=80
+                    count, classes, noise, seed, draws=120
                 )
                 seed += 1
     assert 0.93 <= np.mean(list(coverages.values())) <= 0.97, coverages
