@@ -35,8 +35,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pipeline.data.dataset import Dataset, Entry, Source
+from pipeline.data.dataset import Dataset, Source
 from pipeline.data.decode import FACT
+from pipeline.data.entries import Entry
 from pipeline.data.sources import load_dataset
 from pipeline.data.splits import split_source
 from pipeline.device import choose_precision, keep_freed_memory, start_device

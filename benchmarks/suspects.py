@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.data.dataset import Entry, Source
+from pipeline.data.dataset import Source
 from pipeline.data.decode import FACT
+from pipeline.data.entries import Entry
 from pipeline.data.folds import plan_folds
 from pipeline.data.sources import load_dataset
 from pipeline.data.splits import split_source

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.context import RunContext
-    from pipeline.data.dataset import Dataset, Entry
-    from pipeline.data.readable_images import SourceFile
+    from pipeline.data.dataset import Dataset
+    from pipeline.data.entries import Entry, SourceFile
     from pipeline.image_vectors import Embedder
 
 # The commands change settings of the whole process, so one thread at a time runs them.
@@ -188,7 +188,7 @@ class ImageEstimator(BaseEstimator):  # type: ignore[misc]  # scikit-learn has n
 
 def _entries(images: Images, labels: Labels) -> "list[Entry]":
     """Return the id and label of each image."""
-    from pipeline.data.dataset import Entry
+    from pipeline.data.entries import Entry
 
     ids = images if isinstance(images, list) else [f"X[{row}]" for row in range(len(images))]
     names = [labels.names[row] for row in labels.rows]
@@ -197,7 +197,7 @@ def _entries(images: Images, labels: Labels) -> "list[Entry]":
 
 def _source_files(paths: list[str], entries: "list[Entry]") -> "list[SourceFile]":
     from pipeline.data.decoding_pool import file_state
-    from pipeline.data.readable_images import SourceFile
+    from pipeline.data.entries import SourceFile
 
     files = []
     for path, entry in zip(paths, entries, strict=True):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.data.array_images import prepare_arrays, stack_images
-from pipeline.data.dataset import Skipped
 from pipeline.data.decode import read_pixels
+from pipeline.data.entries import Skipped
 from pipeline.data.image_paths import GivenImages
 from pipeline.processes import all_gather_objects
 from stages.checkpoints import ClassifierCheckpoint, EmbeddingCheckpoint

@@ -11,8 +11,9 @@ import numpy as np
 from pipeline.context import RunContext
 from pipeline.data.dataset import Dataset
 from pipeline.data.decode import MAX_OWN_SIZE
+from pipeline.data.entries import SourceFile
 from pipeline.data.image_facts import ImageFacts, facts_of_array, facts_of_files
-from pipeline.data.readable_images import SourceFile, source_from_files
+from pipeline.data.readable_images import source_from_files
 from pipeline.data.sources import list_files
 from pipeline.files import default_cache
 from pipeline.numbers import count_of

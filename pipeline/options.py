@@ -1,6 +1,7 @@
 """Command-line options and their help texts. Importing this module imports no torch."""
 
 import functools
+import gc
 import json
 import shlex
 from collections.abc import Callable, Sequence
@@ -269,10 +270,12 @@ resume_option = click.option(
 
 
 def run_context(options: dict[str, Any]) -> Any:
-    """Build the RunContext from a command's options."""
+    """Build the RunContext from a command's options, when all modules have been imported."""
     from pipeline.context import RunContext
     from pipeline.device import keep_freed_memory
 
+    gc.freeze()  # see `pipeline.cli.main`
+    gc.enable()
     keep_freed_memory(options.get("device", "auto"))
     return pick(RunContext, {**options, "given": given_options()})
 

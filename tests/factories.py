@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from pipeline.commands.classify import classify
 from pipeline.commands.embed import embed
 from pipeline.context import RunContext
-from pipeline.data.dataset import Dataset, Entry, Source
+from pipeline.data.dataset import Dataset, Source
 from pipeline.data.decode import FACT
+from pipeline.data.entries import Entry
 from pipeline.data.splits import split_source
 from stages.checkpoints import ClassifierCheckpoint
 from stages.evaluation.baselines import Baseline

@@ -17,7 +17,7 @@ from pipeline.data.trunk_features import cache_trunk_features
 from pipeline.files import default_cache
 from pipeline.processes import assert_equal_across_ranks, main_process_first
 from pipeline.weights import enlargement_notes, load_weights, with_pretrained_size
-from stages.classifier.calibration import choose_k
+from stages.classifier.choose_k import choose_k
 from stages.embedding.library_loss import new_library_loss
 from stages.errors import DataError
 from stages.evaluation.knn import default_k

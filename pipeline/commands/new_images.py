@@ -10,10 +10,10 @@ import torch
 
 from pipeline.context import RunContext
 from pipeline.data.class_names import match_class_names
-from pipeline.data.dataset import Skipped, natural_key
+from pipeline.data.dataset import natural_key
+from pipeline.data.entries import Skipped, SourceFile
 from pipeline.data.folder import list_folder
 from pipeline.data.manifest import list_manifest
-from pipeline.data.readable_images import SourceFile
 from pipeline.image_vectors import embed_files
 from pipeline.numbers import count_of
 from stages.checkpoints import ClassifierCheckpoint

@@ -10,7 +10,7 @@ from pipeline.checkpoint import load_classifier
 from pipeline.commands.predicted_rows import Predicted, write_predictions
 from pipeline.commands.row_writer import reserved_output
 from pipeline.context import RunContext
-from pipeline.data.dataset import Skipped
+from pipeline.data.entries import Skipped
 from pipeline.data.image_paths import GivenImages
 from pipeline.device import restore_torch_settings
 from pipeline.image_vectors import ImageBlock, embed_given

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.commands.row_writer import Row, empty_row, open_rows
-from pipeline.data.dataset import Skipped
+from pipeline.data.entries import Skipped
 from pipeline.escape import escape_formula
 from pipeline.numbers import format_share
 

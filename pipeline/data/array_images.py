@@ -9,8 +9,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from pipeline.data.dataset import Entry, Source
+from pipeline.data.dataset import Source
 from pipeline.data.decode import FACT, FILE_MODE, Decoded, own_size, prepare_image
+from pipeline.data.entries import Entry
 from pipeline.data.jpeg_reduction import any_reduced
 from pipeline.data.resizing import Pixels
 from stages.settings import ReadSettings

@@ -5,16 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.data.dataset import (
-    SPLITS,
-    Dataset,
-    Skipped,
-    Source,
-    describe_unseen,
-    folded_name,
-    natural_key,
-)
+from pipeline.data.dataset import Dataset, Source, describe_unseen, folded_name, natural_key
 from pipeline.data.duplicates import equal_groups, near_duplicates
+from pipeline.data.entries import SPLITS, Skipped
 from pipeline.data.splits import assign_splits, split_source
 from pipeline.escape import printable
 from pipeline.progress import Progress

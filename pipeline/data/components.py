@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 Edge = tuple[int, int]
 
@@ -24,8 +22,11 @@ def connected_groups(count: int, edges: Sequence[Edge]) -> list[list[int]]:
         >>> connected_groups(5, [(0, 3), (4, 3)])
         [[0, 3, 4], [1], [2]]
     """
-    if count == 0:
-        return []
+    if not edges:
+        return [[index] for index in range(count)]
+    from scipy.sparse import coo_array  # slow to import, and seldom needed
+    from scipy.sparse.csgraph import connected_components
+
     left, right = np.array(edges, np.int64).reshape(-1, 2).T  # (E,), (E,)
     graph = coo_array((np.ones(len(left), bool), (left, right)), shape=(count, count))
     _, components = connected_components(graph, directed=False)  # (count,)

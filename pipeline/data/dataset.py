@@ -1,50 +1,18 @@
-"""Entries, decoded sources and split data sets."""
+"""Decoded sources and split data sets."""
 
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.data.entries import Entry, Skipped
 from pipeline.numbers import count_of
 from stages.records import Split
 from stages.settings import ReadSettings
-
-SPLITS = ("train", "val", "test")
-
-
-class Skipped(NamedTuple):
-    """An image that could not be read.
-
-    Attributes:
-        path: Id of the image.
-        reason: Why it could not be read.
-    """
-
-    path: str
-    reason: str
-
-
-class Entry(NamedTuple):
-    """An image as listed by its source.
-
-    Attributes:
-        id: Path of the image relative to the source, with ``/``, or a path written in a manifest.
-        label: Class name.
-        part: Split that the source assigns (``train``, ``val`` or ``test``), or an empty string.
-        group: Name of the group that must stay in one split, or an empty string.
-        role: Role of a test image in retrieval, ``query`` or ``gallery``, or an empty string for
-            both.
-    """
-
-    id: str
-    label: str
-    part: str
-    group: str
-    role: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.fft import dctn
 
 from pipeline.data.components import Edge, connected_groups, spanning_edges
 from pipeline.data.dataset import Source
@@ -54,6 +53,8 @@ def perceptual_hash(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010
         (pHash).
     """
+    from scipy.fft import dctn  # slow to import, and training does not need it
+
     grey = images.mean(axis=1, dtype=np.float32)  # (N, S, S)
     low = dctn(grey, axes=(1, 2))[:, :8, :8].reshape(len(images), -1)  # (N, up to 64)
     bits = np.full((len(images), HASH_BITS), -1, np.float32)

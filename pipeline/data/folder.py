@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.data.dataset import SPLITS, Entry
 from pipeline.data.decoding_pool import FileState, file_state
-from pipeline.data.readable_images import SourceFile
+from pipeline.data.entries import SPLITS, Entry, SourceFile
 from stages.errors import DataError
 
 # fmt: off

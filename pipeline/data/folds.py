@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pipeline.data.dataset import SPLITS, Source
+from pipeline.data.dataset import Source
+from pipeline.data.entries import SPLITS
 from pipeline.data.splits import assign_splits, indivisible_groups
 from stages.errors import SettingsError
 

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import cast
 
-from pipeline.data.dataset import Skipped
+from pipeline.data.entries import Skipped
 from pipeline.data.folder import IMAGE_SUFFIXES, find_labelled_images
 from stages.distributed import rank_and_world_size
 from stages.errors import DataError

@@ -6,9 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline.data.dataset import SPLITS, Entry
 from pipeline.data.decoding_pool import file_state
-from pipeline.data.readable_images import SourceFile
+from pipeline.data.entries import SPLITS, Entry, SourceFile
 from stages.errors import DataError
 
 COLUMNS = ("path", "label", "split", "group", "role")

@@ -3,31 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from pipeline.data.dataset import Entry, Skipped, Source
-from pipeline.data.decoding_pool import FileState, file_decoder
+from pipeline.data.dataset import Source
+from pipeline.data.decoding_pool import file_decoder
+from pipeline.data.entries import Entry, Skipped, SourceFile
 from pipeline.data.image_store import NothingReadable, Store, file_signature, open_store
 from pipeline.data.jpeg_reduction import any_reduced
 from pipeline.progress import Progress
 from stages.errors import DataError
 from stages.settings import ReadSettings
-
-
-class SourceFile(NamedTuple):
-    """An image file of a source.
-
-    Attributes:
-        path: Path of the file.
-        state: Size in bytes and modification time in ns, or ``None`` if the file is missing.
-        entry: Id, label, split and group of the image.
-    """
-
-    path: str
-    state: FileState | None
-    entry: Entry
 
 
 def source_from_files(

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.array_images import source_from_arrays
-from pipeline.data.dataset import Dataset, Entry, Source, describe_skipped
+from pipeline.data.dataset import Dataset, Source, describe_skipped
+from pipeline.data.entries import Entry, SourceFile
 from pipeline.data.folder import list_folder
 from pipeline.data.manifest import list_manifest
-from pipeline.data.readable_images import SourceFile, source_from_files
+from pipeline.data.readable_images import source_from_files
 from pipeline.data.splits import split_source
 from pipeline.data.torchvision_sets import read_torchvision_set
 from pipeline.files import default_cache

@@ -9,7 +9,6 @@ import torch
 
 from pipeline.data.components import Edge, connected_groups
 from pipeline.data.dataset import (
-    SPLITS,
     Dataset,
     Source,
     composed_name,
@@ -17,6 +16,7 @@ from pipeline.data.dataset import (
     folded_name,
     natural_key,
 )
+from pipeline.data.entries import SPLITS
 from pipeline.data.unseen_classes import (
     choose_held_out_classes,
     choose_unseen_classes,

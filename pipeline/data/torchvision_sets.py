@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.data.dataset import SPLITS, Entry, Source
+from pipeline.data.dataset import Source
 from pipeline.data.decode import Decoder, Outcome, prepare_image
 from pipeline.data.decoding_pool import file_state
+from pipeline.data.entries import SPLITS, Entry, SourceFile
 from pipeline.data.image_store import open_store
-from pipeline.data.readable_images import SourceFile, source_from_files, source_from_store
+from pipeline.data.readable_images import source_from_files, source_from_store
 from pipeline.progress import Progress
 from stages.errors import DataError
 from stages.settings import ReadSettings

@@ -1,4 +1,4 @@
-"""Temperature scaling and the choice of k, both on images that the head was not trained on."""
+"""Temperature scaling, on images that the head was not trained on."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -7,11 +7,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from stages.evaluation.knn import default_k, knn_labels
 from stages.subset import evenly_spaced
-
-K_CANDIDATES = (1, 5, 20)  # values of k that are tried, in addition to the default
-MAX_K_QUERIES = 1000  # validation vectors used to choose k
 
 MAX_TEMPERATURE = 20.0
 MAX_SCORES = 2**25  # scores of images and classes on which a temperature is fitted: 128 MiB
@@ -128,33 +124,3 @@ def _minimise_over_log_temperature(loss: Callable[[float], float]) -> float:
         loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-3}
     )
     return math.exp(float(result.x))
-
-
-def choose_k(queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor) -> int:
-    """Choose the k of kNN that classifies the most validation images correctly.
-
-    Ties are resolved in favour of the k nearest to the default, then of the smaller k.
-
-    Args:
-        queries: Validation vectors, float32, shape (Q, D). At most 1,000 of them, evenly spaced,
-            are used.
-        labels: Class indices of the queries, int64, shape (Q,).
-        gallery: Training vectors, float32, shape (G, D).
-        gallery_labels: Class indices of the gallery, int64, shape (G,).
-
-    Returns:
-        The chosen k, at most G.
-
-    Example:
-        >>> import torch
-        >>> gallery, labels = torch.eye(4).repeat(6, 1), torch.arange(4).repeat(6)
-        >>> choose_k(torch.eye(4), torch.arange(4), gallery, labels)
-        5
-    """
-    rows = evenly_spaced(len(queries), MAX_K_QUERIES)
-    queries, true_labels = queries[rows], labels[rows].numpy()
-    default = default_k(gallery_labels)
-    ks = sorted(k for k in {*K_CANDIDATES, default} if k <= len(gallery))
-    predicted = knn_labels(queries, gallery, gallery_labels, ks=ks)
-    correct = {k: int((labels == true_labels).sum()) for k, labels in predicted.items()}
-    return max(correct, key=lambda k: (correct[k], -abs(k - default), -k))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.classifier.calibration import K_CANDIDATES, MAX_K_QUERIES
+from stages.classifier.choose_k import K_CANDIDATES, MAX_K_QUERIES
 from stages.classifier.cross_fit import REPLICAS
 from stages.classifier.head_loss import class_weights_for, dropout_replicas, fit_weighted
 from stages.classifier.standardisation import Standardisation

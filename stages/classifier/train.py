@@ -10,10 +10,10 @@ from torch import Tensor
 
 from stages.classifier.calibration import (
     calibration_rows,
-    choose_k,
     fit_temperature,
     update_temperature,
 )
+from stages.classifier.choose_k import choose_k
 from stages.classifier.cross_fit import cross_fit
 from stages.classifier.head_loss import (
     HeadLoss,

@@ -11,9 +11,9 @@ import numpy as np
 from stages.evaluation.results import Evaluation, PairedTest
 from stages.evaluation.statistics import (
     LARGEST_VARIANCE,
+    NORMAL_QUANTILE,
     independent_images,
     jackknife_error,
-    normal_quantile,
 )
 from stages.evaluation.triplets_and_rankings import SplitMeasures
 
@@ -70,7 +70,7 @@ def tango_interval(only_a: float, only_b: float, count: float) -> tuple[float, f
         >>> round(low, 3), round(high, 3)
         (-0.517, -0.026)
     """
-    quantile = normal_quantile()
+    quantile = NORMAL_QUANTILE
     observed = (only_a - only_b) / count
 
     def bound(end: float, target: float) -> float:

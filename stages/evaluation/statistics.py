@@ -1,10 +1,9 @@
 """Confidence intervals of scores."""
 
 import math
-from functools import cache
+from statistics import NormalDist
 
 import numpy as np
-from scipy.special import ndtri
 
 from stages.evaluation.results import Score
 from stages.evaluation.triplets_and_rankings import SplitMeasures
@@ -12,10 +11,7 @@ from stages.evaluation.triplets_and_rankings import SplitMeasures
 LARGEST_VARIANCE = 0.25  # of values in [0, 1]
 
 
-@cache
-def normal_quantile() -> float:
-    """Return the 97.5% quantile of the standard normal distribution."""
-    return float(ndtri(0.975))
+NORMAL_QUANTILE = NormalDist().inv_cdf(0.975)  # 97.5% of the standard normal distribution
 
 
 def wilson_interval(share: float, count: float) -> tuple[float, float]:
@@ -36,7 +32,7 @@ def wilson_interval(share: float, count: float) -> tuple[float, float]:
         >>> round(low, 3), round(high, 3)
         (0.826, 0.945)
     """
-    z = normal_quantile()
+    z = NORMAL_QUANTILE
     centre = share + z * z / (2 * count)
     half_width = z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
     scale = 1 + z * z / count

@@ -1,5 +1,6 @@
 """The command line: help, errors, exit status, and the last line of each command."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -41,6 +42,22 @@ def test_waiting_threads_give_up_their_core_unless_the_user_decides(monkeypatch,
     expected = given or {"GOMP_SPINCOUNT": SPIN_COUNT}
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
     assert {name: os.environ[name] for name in names if name in os.environ} == expected
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["data", "--quiet"]])
+def test_garbage_is_collected_from_the_end_of_the_imports_on(monkeypatch, arguments):
+    enabled = []
+
+    def audit_data(*_: object, **__: object) -> None:
+        enabled.append(gc.isenabled())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.commands.data.audit_data", audit_data)
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert enabled == [True] * (arguments[0] == "data")
+    assert gc.isenabled()
+    gc.unfreeze()
 
 
 def test_module_lists_all_commands():

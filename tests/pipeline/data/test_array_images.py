@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from pipeline.data.array_images import source_from_arrays
-from pipeline.data.dataset import Entry
 from pipeline.data.decoding_pool import file_state
-from pipeline.data.readable_images import SourceFile, source_from_files
+from pipeline.data.entries import Entry, SourceFile
+from pipeline.data.readable_images import source_from_files
 from pipeline.progress import no_progress
 from stages.settings import ReadSettings
 

@@ -1,19 +1,16 @@
-"""Temperature scaling and the choice of k."""
+"""Temperature scaling."""
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clusters import make_clusters
 from scipy.optimize import minimize_scalar
 
 from stages.classifier.calibration import (
     PRIOR_WIDTH,
-    choose_k,
     fit_temperature,
     update_temperature,
 )
-from stages.evaluation.knn import knn
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 3.0])
@@ -105,17 +102,3 @@ def test_one_class_keeps_the_prior():
     assert update_temperature(torch.zeros(3, 1), torch.zeros(3).long(), prior=2.0) == pytest.approx(
         2.0, rel=2e-3
     )
-
-
-def test_k_has_best_validation_accuracy_and_ties_choose_default():
-    train, validation = make_clusters(300, noise=0.8), make_clusters(150, noise=0.8, seed=1)
-    k = choose_k(validation.vectors, validation.labels, train.vectors, train.labels)
-    correct = {}
-    for n in (1, 5, 20):
-        predicted = knn(validation.vectors, train.vectors, train.labels, k=n).labels
-        correct[n] = (predicted == validation.labels.numpy()).sum()
-    assert correct[1] < correct[20]
-    assert k > 1
-    easy = make_clusters(60, noise=0.01)
-    assert choose_k(easy.vectors, easy.labels, easy.vectors, easy.labels) == 5
-    assert choose_k(easy.vectors[:2], easy.labels[:2], easy.vectors[:4], easy.labels[:4]) == 1
