@@ -22,6 +22,7 @@ from pipeline.config import (
     configured_values,
     read_config,
 )
+from pipeline.data.decode_ahead import decoding_ahead
 from pipeline.error_messages import describe_error
 from pipeline.failures import LOST_PROCESS, report_failure
 from pipeline.fold_options import check_fold_options, repeated_run_options
@@ -76,8 +77,8 @@ def embed(
     torchrun --nproc-per-node=2 -m pipeline embed --data photos/
     """  # noqa: D301  # click needs the control character
     settings, read = pick(EmbedSettings, options), pick(ReadSettings, options)
-    from pipeline.commands.embed import embed as embed_command
-
+    with decoding_ahead(source, read, settings, options["cache"]):
+        from pipeline.commands.embed import embed as embed_command
     path = embed_command(
         source,
         read,
@@ -209,9 +210,10 @@ def run(context: click.Context, /, source: str, **options: Any) -> None:
 
 def run_stages(source: str, settings: Sequence[Any], options: dict[str, Any]) -> None:
     """Run the three stages and print their report."""
-    from pipeline.commands.run import run as run_command
-    from pipeline.commands.run import seed_path
-
+    read, embed_settings, _ = settings
+    with decoding_ahead(source, read, embed_settings, options["cache"]):
+        from pipeline.commands.run import run as run_command
+        from pipeline.commands.run import seed_path
     names = ("embedding", "classifier", "out", "force", "resume", "seeds", "figures")
     arguments = {name: options[name] for name in names}
     runs = run_command(source, *settings, context=opt.run_context(options), **arguments)

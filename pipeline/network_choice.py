@@ -14,7 +14,7 @@ from pipeline.data.decode import MAX_OWN_SIZE
 from pipeline.data.entries import SourceFile
 from pipeline.data.image_facts import ImageFacts, facts_of_array, facts_of_files
 from pipeline.data.readable_images import source_from_files
-from pipeline.data.sources import list_files
+from pipeline.data.source_files import list_files
 from pipeline.files import default_cache
 from pipeline.numbers import count_of
 from pipeline.processes import assert_equal_across_ranks, main_process_first

@@ -45,6 +45,19 @@ def file_state(path: str) -> FileState | None:
     return None
 
 
+def are_worth_a_pool(files: Sequence[tuple[str, FileState | None]]) -> bool:
+    """Return True if worker processes decode these files sooner than one process.
+
+    Args:
+        files: Path and state of each file.
+    """
+    return len(files) >= POOL_FILES or _total_bytes(files) >= POOL_BYTES
+
+
+def _total_bytes(files: Sequence[tuple[str, FileState | None]]) -> int:
+    return sum(state[0] for _, state in files if state)
+
+
 @contextmanager
 def file_decoder(
     files: Sequence[tuple[str, FileState | None]], resize: str, jpeg: str = "full"
@@ -61,11 +74,10 @@ def file_decoder(
         context.
     """
     paths = [path for path, _ in files]
-    total_bytes = sum(state[0] for _, state in files if state)
-    small = total_bytes < SMALL_FILE * len(paths)
+    small = _total_bytes(files) < SMALL_FILE * len(paths)
     step = SMALL_FILES_PER_TASK if small else LARGE_FILES_PER_TASK
     workers = _available_cpus()
-    use_pool = workers > 1 and (len(paths) >= POOL_FILES or total_bytes >= POOL_BYTES)
+    use_pool = workers > 1 and are_worth_a_pool(files)
     with worker_pool(workers) if use_pool else nullcontext() as pool:
 
         def run(task: Callable[[Sequence[str]], list[T]], chosen: Sequence[str]) -> Iterator[T]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from pipeline.data.dataset import Source
-from pipeline.data.decoding_pool import file_decoder
 from pipeline.data.entries import Entry, Skipped, SourceFile
-from pipeline.data.image_store import NothingReadable, Store, file_signature, open_store
+from pipeline.data.image_store import NothingReadable, Store
 from pipeline.data.jpeg_reduction import any_reduced
+from pipeline.data.source_files import decode_files
 from pipeline.progress import Progress
 from stages.errors import DataError
 from stages.settings import ReadSettings
@@ -40,11 +40,8 @@ def source_from_files(
     Raises:
         DataError: If no file can be read, or the cache cannot be written.
     """
-    paths_and_states = [(file.path, file.state) for file in files]
-    signature = file_signature(paths_and_states)
     try:
-        with file_decoder(paths_and_states, read.resize, read.jpeg) as decoder:
-            store = open_store(cache, signature, decoder, len(files), read, show)
+        store = decode_files(files, read, cache, show)
     except NothingReadable as error:
         raise DataError(f"{name}: {error}: {files[0].path}") from error
     except DataError as error:

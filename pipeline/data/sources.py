@@ -1,16 +1,14 @@
 """Read a source of labelled images."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.data.array_images import source_from_arrays
 from pipeline.data.dataset import Dataset, Source, describe_skipped
-from pipeline.data.entries import Entry, SourceFile
-from pipeline.data.folder import list_folder
-from pipeline.data.manifest import list_manifest
+from pipeline.data.entries import Entry
 from pipeline.data.readable_images import source_from_files
+from pipeline.data.source_files import list_files
 from pipeline.data.splits import split_source
 from pipeline.data.torchvision_sets import read_torchvision_set
 from pipeline.files import default_cache
@@ -105,29 +103,6 @@ def read_source(
         return read_torchvision_set(source, read, cache, root, download, show)
     files, notes = list_files(source)
     return source_from_files(str(Path(source).resolve()), files, notes, read, cache, show)
-
-
-def list_files(source: str) -> tuple[list[SourceFile], list[str]]:
-    """List the image files of a folder or a manifest.
-
-    Args:
-        source: A folder or a CSV file, as for :func:`read_source`.
-
-    Returns:
-        The files, and one sentence for each kind of ignored file.
-
-    Raises:
-        DataError: If the source is missing or malformed.
-    """
-    if os.path.isdir(source):
-        return list_folder(Path(source))
-    if os.path.isfile(source) and source.lower().endswith(".csv"):
-        return list_manifest(Path(source)), []
-    problem = "a file, but not a .csv" if os.path.isfile(source) else "no such folder or file"
-    raise DataError(
-        f"{source}: {problem}; "
-        "give `digits`, a folder with one subfolder per class, a .csv file or torchvision:NAME"
-    )
 
 
 def _read_digits(read: ReadSettings) -> Source:

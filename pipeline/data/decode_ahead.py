@@ -1,0 +1,85 @@
+"""Decode the images of a small source in another process, while this one imports torch.
+
+The other process writes the store of decoded images, which the command then opens. It changes
+nothing else: if it fails, the command decodes the images itself and reports what is wrong.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from stages.settings import AUTO, EmbedSettings, ReadSettings
+
+# The other process finds the modules where this one does, whatever the current folder contains.
+CODE = """
+import json, sys
+sys.path = json.loads(sys.argv[1])
+from pipeline.data.decode_ahead import decode_small_source
+decode_small_source(**json.loads(sys.argv[2]))
+"""
+
+
+@contextmanager
+def decoding_ahead(
+    source: str, read: ReadSettings, settings: EmbedSettings, cache: Path | None
+) -> Generator[None]:
+    """Decode the images of a source while the body of the ``with`` statement runs.
+
+    Args:
+        source: Source of images. Only a folder or manifest is decoded.
+        read: Settings of the decoder.
+        settings: Settings of stage one. A library's network may change the size of the images, so
+            nothing is decoded for it.
+        cache: Folder of decoded images; ``None`` for the user's cache.
+
+    Example:
+        >>> with decoding_ahead("photos/", ReadSettings(), EmbedSettings(), None):
+        ...     import torch
+    """
+    if settings.from_library or not os.path.exists(source) or "RANK" in os.environ:
+        yield  # of torchrun's processes, only the first one decodes, and the others wait for it
+        return
+    request = {
+        "source": source,
+        "read": asdict(read),
+        "network": settings.network,
+        "cache": str(cache) if cache else None,
+    }
+    command = [sys.executable, "-I", "-c", CODE, json.dumps(sys.path), json.dumps(request)]
+    silent = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent):
+        yield
+
+
+def decode_small_source(
+    source: str, read: dict[str, object], network: str, cache: str | None
+) -> None:
+    """Decode the images of a source into the cache, unless worker processes would be faster.
+
+    Args:
+        source: A folder or a CSV file.
+        read: Fields of the decoder's settings.
+        network: Network of the settings. For ``auto``, only images of at most 64 pixels are
+            decoded: larger ones may be needed at another size.
+        cache: Folder of decoded images; ``None`` for the user's cache.
+    """
+    # Imported here, because the command imports this module before anything is decoded.
+    from pipeline.data.decode import MAX_OWN_SIZE
+    from pipeline.data.decoding_pool import are_worth_a_pool
+    from pipeline.data.image_facts import facts_of_files
+    from pipeline.data.source_files import decode_files, list_files
+    from pipeline.files import default_cache
+    from pipeline.progress import no_progress
+
+    files, _ = list_files(source)
+    if are_worth_a_pool([(file.path, file.state) for file in files]):
+        return
+    if network == AUTO and facts_of_files([file.path for file in files]).side > MAX_OWN_SIZE:
+        return
+    folder = Path(cache) if cache else default_cache()
+    decode_files(files, ReadSettings(**read), folder, no_progress)

@@ -1,0 +1,84 @@
+"""Decoding of a small source in another process, while torch is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sample_sources import save_image
+
+from pipeline.data import decoding_pool
+from pipeline.data.decode_ahead import decode_small_source, decoding_ahead
+from pipeline.data.sources import read_source
+from stages.settings import AUTO, EmbedSettings, ReadSettings
+
+
+def write_images(root: Path, side: int = 8) -> str:
+    for number in range(4):
+        save_image(root / "ab"[number % 2] / f"{number}.png", side=side)
+    return str(root)
+
+
+def is_decoded(source: str, cache: Path, read: ReadSettings) -> bool:
+    """Return True if the images were in the cache before this call, which decodes them."""
+    captions = []
+
+    def show(caption, total, items):
+        captions.append(caption)
+        return items
+
+    assert len(read_source(source, read, cache=cache, progress=show).entries) == 4
+    return captions == []
+
+
+@pytest.mark.parametrize("read", [ReadSettings(), ReadSettings(size=12, channels=3, resize="crop")])
+def test_another_process_decodes_what_the_command_opens(tmp_path, monkeypatch, read):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "json.py").write_text("raise SystemExit('shadows a module')")
+    source = write_images(Path("photos"))
+    with decoding_ahead(source, read, EmbedSettings(), Path("cache")):
+        pass
+    assert is_decoded(source, Path("cache"), read)
+
+
+@pytest.mark.parametrize(
+    ("side", "network", "decoded"), [(64, AUTO, True), (65, AUTO, False), (65, "conv", True)]
+)
+def test_images_that_may_be_needed_at_another_size_are_left(tmp_path, side, network, decoded):
+    source = write_images(tmp_path / "photos", side)
+    decode_small_source(source, {}, network, str(tmp_path / "cache"))
+    assert is_decoded(source, tmp_path / "cache", ReadSettings()) == decoded
+
+
+def test_large_sources_are_left_to_the_workers(tmp_path, monkeypatch):
+    source = write_images(tmp_path / "photos")
+    monkeypatch.setattr(decoding_pool, "POOL_FILES", 4)
+    decode_small_source(source, {}, AUTO, str(tmp_path / "cache"))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "settings", [EmbedSettings(network="torchvision:resnet18"), EmbedSettings()]
+)
+def test_no_process_starts_in_vain(tmp_path, monkeypatch, settings):
+    def popen(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    source = "digits" if settings.network == AUTO else write_images(tmp_path / "photos")
+    with decoding_ahead(source, ReadSettings(), settings, None):
+        pass
+
+
+def test_errors_are_left_to_the_command(tmp_path, capfd):
+    (tmp_path / "empty").mkdir()
+    with decoding_ahead(str(tmp_path / "empty"), ReadSettings(), EmbedSettings(), None):
+        pass
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_other_process_imports_no_torch():
+    modules = "decode_ahead, decode, decoding_pool, image_facts, source_files"
+    code = f"import sys; from pipeline.data import {modules}; print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "False"
