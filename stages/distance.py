@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
 GALLERY_BLOCK = 4096  # gallery vectors per block, to bound memory
 KEPT_VALUES = 2**24  # values of a gallery up to which its float64 factors are kept: 128 MiB
 PAIR_VALUES = 2**20  # values of the differences that are in memory at once
@@ -110,6 +111,7 @@ class GalleryDistances:
 
     Args:
         gallery: Floating point, shape (G, D).
+        device: Device to compute on, which must support float64.
 
     Example:
         >>> distances = GalleryDistances(torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 1.0]]))
@@ -117,11 +119,12 @@ class GalleryDistances:
         tensor([[0., 1.]])
     """
 
-    def __init__(self, gallery: Tensor) -> None:
-        self._gallery = gallery
+    def __init__(self, gallery: Tensor, device: torch.device = CPU) -> None:
+        self.device = device
+        self._gallery = gallery.to(device)
         self._factors = None
         if gallery.numel() <= KEPT_VALUES:
-            _, self._factors = squared_distance_factors(gallery.cpu().double())  # (G, D + 2)
+            _, self._factors = squared_distance_factors(self._gallery.double())  # (G, D + 2)
 
     def __len__(self) -> int:
         return len(self._gallery)
@@ -134,16 +137,19 @@ class GalleryDistances:
             columns: Slice of the gallery with n vectors.
 
         Returns:
-            float32, shape (Q, n), on the CPU.
+            float32, shape (Q, n), on the device.
         """
-        if self._factors is None:
-            return exact_distances(queries, self._gallery[columns])
-        left, _ = squared_distance_factors(queries.cpu().double())
-        right = self._factors[columns]
-        distances = torch.empty(len(queries), len(right))
-        for start in range(0, len(right), GALLERY_BLOCK):
+        left, _ = squared_distance_factors(queries.to(self.device).double())
+        gallery = self._gallery[columns]
+        factors = None if self._factors is None else self._factors[columns]
+        distances = torch.empty(len(queries), len(gallery), device=self.device)
+        for start in range(0, len(gallery), GALLERY_BLOCK):
             block = slice(start, start + GALLERY_BLOCK)
-            distances[:, block] = _multiply(left, right[block])
+            if factors is None:
+                _, right = squared_distance_factors(gallery[block].double())
+            else:
+                right = factors[block]
+            distances[:, block] = _multiply(left, right)
         return distances
 
 

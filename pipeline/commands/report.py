@@ -185,6 +185,7 @@ def evaluate_run(
         sample=sample,
         pretrained=has_weights,
         trunk=baselines.trunk,
+        device=device,
     )
     if data.unseen:
         evaluation = _with_unseen(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stages.distance import exact_distances
-from stages.evaluation.triplets_and_rankings import BLOCK
+from stages.evaluation.query_blocks import BLOCK
 from stages.records import Embeddings
 
 # Vectors at most so far apart are of the same image. Other batches and machines change a vector of

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from stages.classifier.enrolment import EnrolledGallery
 from stages.distance import exact_distances
-from stages.evaluation.triplets_and_rankings import BLOCK
+from stages.evaluation.query_blocks import BLOCK
 from stages.evaluation.typicality import typicality
 
 

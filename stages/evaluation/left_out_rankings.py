@@ -14,7 +14,8 @@ from torch import Tensor
 
 from stages.distance import GalleryDistances, sort_rows
 from stages.evaluation.class_jackknife import Estimate
-from stages.evaluation.triplets_and_rankings import measure_rankings, query_blocks
+from stages.evaluation.query_blocks import query_blocks, query_count
+from stages.evaluation.triplets_and_rankings import measure_rankings
 
 COUNTS = 2**19  # counts of negatives ahead of a positive, held at once
 
@@ -63,7 +64,8 @@ def rank_without_each_class(
     group_sizes = torch.bincount(column_groups, minlength=int(groups.max()) + 1)  # (G,)
     gallery_distances, sums = GalleryDistances(gallery), _Sums(len(group_sizes))
     triplet_accuracy = torch.full((len(labels),), math.nan, dtype=torch.float64)
-    for block, begin, end in query_blocks(query_labels, gallery_labels, within):
+    size = query_count(len(gallery_labels))
+    for block, begin, end in query_blocks(query_labels, gallery_labels, within, size):
         distances = gallery_distances.to(vectors[query_rows[block]], slice(None))  # (b, N)
         to_positives = distances[:, begin:end]
         if within:  # a query is not its own positive

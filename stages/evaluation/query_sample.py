@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.distance import CPU
 from stages.evaluation.triplets_and_rankings import SplitMeasures, measure_gallery, measure_split
 from stages.records import Embeddings
 
@@ -52,14 +53,19 @@ class QuerySample:
     queries: Tensor | None = None
     leaked: Sequence[int] = ()
 
-    def measure(self) -> SplitMeasures:
-        """Compute the measures of the N images against the others of all M, or the gallery."""
+    def measure(self, device: torch.device = CPU) -> SplitMeasures:
+        """Compute the measures of the N images against the others of all M, or the gallery.
+
+        Args:
+            device: Device to compute on.
+        """
         vectors, labels = self.images.vectors, self.images.labels
         if self.queries is None:
-            return measure_split(vectors, labels, queries=self.rows)
+            return measure_split(vectors, labels, queries=self.rows, device=device)
         gallery = ~self.queries
+        queries, query_labels = vectors[self.rows], labels[self.rows]
         return measure_gallery(
-            vectors[self.rows], labels[self.rows], vectors[gallery], labels[gallery]
+            queries, query_labels, vectors[gallery], labels[gallery], device=device
         )
 
     def without_leaked(self) -> "QuerySample":

@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from stages.checkpoints import ClassifierCheckpoint
+from stages.distance import CPU
 from stages.evaluation.baselines import Baseline
 from stages.evaluation.calibration_error import calibration_score
 from stages.evaluation.class_scores import CLASS_MEANS, class_mean_scores
@@ -51,6 +53,7 @@ def evaluate_split(
     queries: Tensor | None = None,
     sample: QuerySample | None = None,
     trunk: TrunkBaselines | None = None,
+    device: torch.device = CPU,
 ) -> Evaluation:
     """Compute all scores, paired tests and predictions of a run on the test split.
 
@@ -74,6 +77,7 @@ def evaluate_split(
         sample: All test images, if the N images are a random sample of them. Triplets and rankings
             are then those of the N images against all test images. It replaces ``queries``.
         trunk: Baselines on the pretrained trunk, or None if they are not available.
+        device: Device that computes triplets and rankings.
 
     Returns:
         The evaluation.
@@ -81,7 +85,7 @@ def evaluate_split(
     gallery = classifier.gallery
     training = _first_rows(gallery, len(pixels.gallery))  # without enrolled images
     queries = queries if within else None
-    measures = _measure(test, gallery, within, queries, sample)
+    measures = _measure(test, gallery, within, queries, sample, device)
     image_measures = _measures_per_image(measures, queries)
     prediction = predict(test, classifier, _won_shares(image_measures))
     labels, images = test.labels.numpy(), np.arange(len(test))
@@ -106,7 +110,9 @@ def evaluate_split(
         clean_scores, clean_tests = compute_scores(
             WITHOUT_DUPLICATES,
             {metric: values[kept] for metric, values in correct.items()},
-            _measure(clean, gallery, within, kept_queries, sample and sample.without_leaked()),
+            _measure(
+                clean, gallery, within, kept_queries, sample and sample.without_leaked(), device
+            ),
             prediction.select(kept),
             labels[kept],
             {name: text for name, text in definitions.items() if METRICS[name].group == "test"},
@@ -136,16 +142,19 @@ def _measure(
     within: bool,
     queries: Tensor | None,
     sample: QuerySample | None,
+    device: torch.device,
 ) -> SplitMeasures:
     """Return the measures of all queries."""
     if sample:
-        return sample.measure()
-    if not within:
-        return measure_gallery(test.vectors, test.labels, gallery.vectors, gallery.labels)
-    if queries is None:
-        return measure_split(test.vectors, test.labels)
+        return sample.measure(device)
     vectors, labels = test.vectors, test.labels
-    return measure_gallery(vectors[queries], labels[queries], vectors[~queries], labels[~queries])
+    if not within:
+        return measure_gallery(vectors, labels, gallery.vectors, gallery.labels, device=device)
+    if queries is None:
+        return measure_split(vectors, labels, device=device)
+    return measure_gallery(
+        vectors[queries], labels[queries], vectors[~queries], labels[~queries], device=device
+    )
 
 
 def _measures_per_image(measures: SplitMeasures, queries: Tensor | None) -> SplitMeasures:

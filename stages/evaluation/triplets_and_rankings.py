@@ -6,7 +6,6 @@ image to one point scores 0, and permuting the rows permutes the results.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -14,12 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.distance import GalleryDistances, sort_rows
+from stages.distance import CPU, GalleryDistances, sort_rows
 from stages.distributed import all_reduce, rank_and_world_size
 from stages.evaluation.closer_positives import count_block
-
-BLOCK = 2**21  # distances computed at once
-MIN_QUERIES = 64  # queries at once: a matrix product of fewer would wait for memory
+from stages.evaluation.query_blocks import distance_blocks, query_blocks, query_count
 
 
 class SplitMeasures(NamedTuple):
@@ -63,19 +60,25 @@ class SplitMeasures(NamedTuple):
 
 
 def measure_split(
-    vectors: Tensor, labels: Tensor, *, margin: float = 0.0, queries: Tensor | None = None
+    vectors: Tensor,
+    labels: Tensor,
+    *,
+    margin: float = 0.0,
+    queries: Tensor | None = None,
+    device: torch.device = CPU,
 ) -> SplitMeasures:
     """Compute all triplet and retrieval measures of a split: every image queries all others.
 
     The time is O(N^2); the memory is bounded by a few blocks of 2 million distances, or of 64
-    queries if that is more. Several ranks divide the queries among them, so all of them must call
-    this function with the same arguments.
+    queries if that is more; on a GPU by a few blocks of 64 million. Several ranks divide the
+    queries among them, so all of them must call this function with the same arguments.
 
     Args:
         vectors: Floating point, shape (N, D).
         labels: Class indices, int64, shape (N,).
         margin: Margin for ``won_by_margin``, a Euclidean distance.
         queries: Positions of the images that query all others, int64, shape (Q,). None: all.
+        device: Device to compute on. A device other than a GPU of CUDA stands for the CPU.
 
     Returns:
         Measures per query.
@@ -89,11 +92,17 @@ def measure_split(
         [1, 2, 0]
     """
     own = torch.arange(len(labels)) if queries is None else queries
-    return _measure(vectors[own], labels[own], vectors, labels, margin, own)
+    return _measure(vectors[own], labels[own], vectors, labels, margin, own, device)
 
 
 def measure_gallery(
-    queries: Tensor, labels: Tensor, gallery: Tensor, gallery_labels: Tensor, *, margin: float = 0.0
+    queries: Tensor,
+    labels: Tensor,
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    *,
+    margin: float = 0.0,
+    device: torch.device = CPU,
 ) -> SplitMeasures:
     """Compute all triplet and retrieval measures of queries against a gallery of other images.
 
@@ -105,11 +114,12 @@ def measure_gallery(
         gallery: Floating point, shape (G, D); the source of all positives and negatives.
         gallery_labels: Class indices of the gallery, int64, shape (G,).
         margin: Margin for ``won_by_margin``, a Euclidean distance.
+        device: As for :func:`measure_split`.
 
     Returns:
         Measures per query.
     """
-    return _measure(queries, labels, gallery, gallery_labels, margin, None)
+    return _measure(queries, labels, gallery, gallery_labels, margin, None, device)
 
 
 def _measure(
@@ -119,40 +129,15 @@ def _measure(
     gallery_labels: Tensor,
     margin: float,
     own: Tensor | None,
+    device: torch.device,
 ) -> SplitMeasures:
     """Compute the measures; ``own`` is the gallery image that is the query itself, int64 (Q,)."""
-    columns = gallery_labels.argsort(stable=True)  # class by class: positives are a slice
-    gallery_distances = GalleryDistances(gallery[columns])
-    won, tied, won_by_margin, first_hit = torch.zeros(4, len(labels), dtype=torch.int64)
-    won_any = torch.zeros(len(gallery_labels), dtype=torch.int64)
-    rankings = torch.zeros(4, len(labels), dtype=torch.float64)
-    rank, world_size = rank_and_world_size()
-    blocks = islice(query_blocks(labels, gallery_labels, own is not None), rank, None, world_size)
-    for block, distances, begin, end in distance_blocks(queries, gallery_distances, blocks):
-        to_positives = distances[:, begin:end]  # (b, P)
-        positives = columns[begin:end].expand(len(block), -1)
-        if own is not None:  # a query is not its own positive
-            others = positives != own[block, None]
-            positives = positives[others].view(len(block), -1)  # (b, P)
-            to_positives = to_positives[others].view(len(block), -1)  # (b, P)
-        to_negatives = torch.cat([distances[:, :begin], distances[:, end:]], dim=1)  # (b, N)
-        to_positives, positive_order = sort_rows(to_positives)
-        compared = count_block(to_positives, to_negatives)
-        wins = to_negatives.shape[1] - compared.lost  # (b, P)
-        won[block] = wins.sum(1)
-        tied[block] = compared.tied
-        won_by_margin[block] = won[block]
-        if margin:
-            lost_by_margin = count_block(to_positives + margin, to_negatives).lost
-            won_by_margin[block] = (to_negatives.shape[1] - lost_by_margin).sum(1)
-        first_hit[block], rankings[:, block] = measure_rankings(compared.lost)
-        if own is not None:
-            won_any[own[block]] += won[block]
-            won_any.scatter_add_(0, positives.gather(1, positive_order).flatten(), wins.flatten())
-            won_any[columns[:begin]] += compared.closer[:begin]
-            won_any[columns[end:]] += compared.closer[begin:]
-    for values in (won, tied, won_by_margin, won_any, first_hit, rankings):
+    device = device if device.type == "cuda" else CPU
+    sums = _sum_blocks(queries, labels, gallery, gallery_labels, margin, own, device)
+    counts, won_any, rankings = (values.cpu() for values in sums)
+    for values in (counts, won_any, rankings):
         all_reduce(values)
+    won, tied, won_by_margin, first_hit = counts
     rankings[:, first_hit == 0] = math.nan  # queries without a positive
     total, total_any = _count_triplets(labels, gallery_labels, own)
     precision_at_1, r_precision, map_at_r, average_precision = rankings
@@ -171,76 +156,73 @@ def _measure(
     )
 
 
-def query_blocks(
-    labels: Tensor, gallery_labels: Tensor, within: bool
-) -> Iterator[tuple[Tensor, int, int]]:
-    """Yield blocks of queries of one class, and the range of the class in the sorted gallery.
+def _sum_blocks(
+    queries: Tensor,
+    labels: Tensor,
+    gallery: Tensor,
+    gallery_labels: Tensor,
+    margin: float,
+    own: Tensor | None,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Measure this rank's blocks of queries.
 
-    Classes without a query or without a positive are skipped.
+    Returns:
+        On the device, with 0 for the queries of other ranks: ``won``, ``tied``, ``won_by_margin``
+        and ``first_hit``, int64, shape (4, Q); won triplets of each gallery image in any role,
+        int64, shape (G,), if the queries are in the gallery; and precision@1, R-precision, MAP@R
+        and average precision, float64, shape (4, Q).
+    """
+    columns = gallery_labels.argsort(stable=True)  # class by class: positives are a slice
+    place = torch.empty_like(columns).scatter_(0, columns, torch.arange(len(columns)))
+    gallery_distances = GalleryDistances(gallery[columns], device)
+    columns = columns.to(device)
+    counts = torch.zeros(4, len(labels), dtype=torch.int64, device=device)
+    won, tied, won_by_margin, first_hit = counts
+    won_any = torch.zeros(len(gallery_labels), dtype=torch.int64, device=device)
+    rankings = torch.zeros(4, len(labels), dtype=torch.float64, device=device)
+    size = query_count(len(gallery), device)
+    blocks = query_blocks(labels, gallery_labels, own is not None, size)
+    rank, world_size = rank_and_world_size()
+    blocks = islice(blocks, rank, None, world_size)
+    for rows, distances, begin, end in distance_blocks(queries, gallery_distances, blocks, size):
+        block = rows.to(device)
+        to_positives = distances[:, begin:end]  # (b, P)
+        positives = columns[begin:end].expand(len(block), -1)
+        if own is not None:  # a query is not its own positive
+            others = _others(place[own[rows]] - begin, end - begin).to(device)  # (b, P)
+            positives, to_positives = positives.gather(1, others), to_positives.gather(1, others)
+        to_negatives = torch.cat([distances[:, :begin], distances[:, end:]], dim=1)  # (b, N)
+        to_positives, positive_order = sort_rows(to_positives)
+        compared = count_block(to_positives, to_negatives)
+        wins = to_negatives.shape[1] - compared.lost  # (b, P)
+        won[block] = wins.sum(1)
+        tied[block] = compared.tied
+        won_by_margin[block] = won[block]
+        if margin:
+            lost_by_margin = count_block(to_positives + margin, to_negatives).lost
+            won_by_margin[block] = (to_negatives.shape[1] - lost_by_margin).sum(1)
+        first_hit[block], rankings[:, block] = measure_rankings(compared.lost)
+        if own is not None:
+            won_any[own[rows].to(device)] += won[block]
+            won_any.scatter_add_(0, positives.gather(1, positive_order).flatten(), wins.flatten())
+            won_any[columns[:begin]] += compared.closer[:begin]
+            won_any[columns[end:]] += compared.closer[begin:]
+    return counts, won_any, rankings
+
+
+def _others(skipped: Tensor, count: int) -> Tensor:
+    """Return for each row the numbers from 0 to ``count - 1`` without the skipped one.
 
     Args:
-        labels: Class indices of the queries, int64, shape (Q,).
-        gallery_labels: Class indices of the gallery, int64, shape (G,).
-        within: True if the queries are the gallery, so that a query is not its own positive.
+        skipped: int64, shape (b,), in [0, count).
+        count: Positive number.
 
-    Yields:
-        Rows of queries, int64, shape (b,), with b from :func:`query_count`; and the first
-        position of the class in a gallery sorted by class, and the position after its last.
+    Returns:
+        int64, shape (b, count - 1).
     """
-    classes = len(torch.bincount(torch.cat([labels, gallery_labels])))
-    query_counts = torch.bincount(labels, minlength=classes).tolist()
-    gallery_counts = torch.bincount(gallery_labels, minlength=classes).tolist()
-    class_rows = labels.argsort(stable=True).split(query_counts)
-    end = 0
-    for rows, gallery_count in zip(class_rows, gallery_counts, strict=True):
-        begin, end = end, end + gallery_count
-        if len(rows) and gallery_count > int(within):
-            for block in rows.split(query_count(len(gallery_labels))):
-                yield block, begin, end
-
-
-def distance_blocks(
-    queries: Tensor, gallery: GalleryDistances, blocks: Iterable[tuple[Tensor, int, int]]
-) -> Iterator[tuple[Tensor, Tensor, int, int]]:
-    """Yield blocks of queries with their distances to the gallery.
-
-    Blocks of small classes are computed together: one matrix product of many queries is several
-    times faster than one per class.
-
-    Args:
-        queries: Floating point, shape (Q, D).
-        gallery: Distances to the G gallery vectors.
-        blocks: Blocks of :func:`query_blocks`.
-
-    Yields:
-        Rows of queries, int64, shape (b,); distances, float32, shape (b, G); the first position of
-        their class in the gallery, and the position after its last.
-    """
-    pending: list[tuple[Tensor, int, int]] = []
-    count, rows_at_once = 0, query_count(len(gallery))
-    for block in blocks:
-        if count and count + len(block[0]) > rows_at_once:
-            yield from _with_distances(queries, gallery, pending)
-            pending, count = [], 0
-        pending.append(block)
-        count += len(block[0])
-    if pending:
-        yield from _with_distances(queries, gallery, pending)
-
-
-def _with_distances(
-    queries: Tensor, gallery: GalleryDistances, blocks: Sequence[tuple[Tensor, int, int]]
-) -> Iterator[tuple[Tensor, Tensor, int, int]]:
-    rows = torch.cat([block for block, _, _ in blocks])
-    distances = gallery.to(queries[rows], slice(None))
-    sizes = [len(block) for block, _, _ in blocks]
-    for (block, begin, end), part in zip(blocks, distances.split(sizes), strict=True):
-        yield block, part, begin, end
-
-
-def query_count(gallery_size: int) -> int:
-    """Return the number of queries per block: about 2 million distances, but not a few queries."""
-    return max(MIN_QUERIES, BLOCK // max(1, gallery_size))
+    numbers = torch.arange(count - 1)
+    return numbers + (numbers >= skipped[:, None])
 
 
 def _count_triplets(
@@ -281,7 +263,9 @@ def measure_rankings(ahead: Tensor) -> tuple[Tensor, Tensor]:
         average precision, float64, shape (4, b).
     """
     relevant = ahead.shape[1]
-    hits = torch.arange(1, relevant + 1)  # positives up to and including each positive
+    hits = torch.arange(
+        1, relevant + 1, device=ahead.device
+    )  # positives up to and including each positive
     ranks = ahead + hits  # (b, R), from 1
     precision = hits / ranks.double()
     in_first_r = ranks <= relevant

@@ -19,8 +19,8 @@ from stages.evaluation.class_jackknife import (
     jackknife_score,
 )
 from stages.evaluation.metric_definitions import METRICS, initial_network
+from stages.evaluation.query_blocks import BLOCK
 from stages.evaluation.results import UNSEEN, PairedTest, RocCurve, Score, UnseenEvaluation
-from stages.evaluation.triplets_and_rankings import BLOCK
 from stages.records import Embeddings
 
 NEIGHBOURS = 5  # nearest images per image, for the page

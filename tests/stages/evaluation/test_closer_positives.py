@@ -6,7 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.evaluation.closer_positives import STEPS, closer_positives, count_block
+from stages.evaluation.closer_positives import (
+    STEPS,
+    closer_positives,
+    count_block,
+    count_sorted,
+)
 
 
 def check_against_a_loop(positives: np.ndarray, negatives: np.ndarray) -> None:
@@ -36,14 +41,15 @@ def test_crowded_buckets(spread):
     check_against_a_loop(positives, np.append(negatives, np.float32([0, 1, 2, 2])))
 
 
+@pytest.mark.parametrize("count", [count_block, count_sorted])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_blocks_equal_a_loop(threads, monkeypatch):
+def test_blocks_equal_a_loop(count, threads, monkeypatch):
     monkeypatch.setattr("stages.evaluation.closer_positives.MIN_PARALLEL", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     generator = torch.Generator().manual_seed(1)
     positives = torch.randint(0, 30, (7, 9), generator=generator).float().sort(dim=1).values
     negatives = torch.randint(0, 30, (7, 40), generator=generator).float()
-    counts = count_block(positives, negatives)
+    counts = count(positives, negatives)
     pairs = positives[:, :, None], negatives[:, None]  # (7, 9, 1) and (7, 1, 40)
     assert torch.equal(counts.lost, (pairs[0] >= pairs[1]).sum(2))
     assert torch.equal(counts.tied, (pairs[0] == pairs[1]).sum((1, 2)))

@@ -121,8 +121,8 @@ def test_block_size_and_order_of_rows_do_not_matter(monkeypatch):
     groups = class_groups(labels)
     expected, per_anchor = rank_without_each_class(vectors, labels, groups)
     monkeypatch.setattr("stages.evaluation.left_out_rankings.COUNTS", 50)
-    monkeypatch.setattr("stages.evaluation.triplets_and_rankings.BLOCK", 60 * 3)
-    monkeypatch.setattr("stages.evaluation.triplets_and_rankings.MIN_QUERIES", 1)
+    monkeypatch.setattr("stages.evaluation.query_blocks.BLOCK", 60 * 3)
+    monkeypatch.setattr("stages.evaluation.query_blocks.MIN_QUERIES", 1)
     estimates, permuted = rank_without_each_class(vectors[order], labels[order], groups)
     np.testing.assert_array_equal(permuted, per_anchor[order])
     for metric, estimate in estimates.items():

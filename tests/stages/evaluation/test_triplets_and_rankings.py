@@ -3,14 +3,22 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from factories import count_triplets, pairwise_distances, unit_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from stages.evaluation import triplets_and_rankings
+from stages.evaluation.query_blocks import query_blocks
 from stages.evaluation.statistics import triplet_accuracy
-from stages.evaluation.triplets_and_rankings import SplitMeasures, measure_gallery, measure_split
+from stages.evaluation.triplets_and_rankings import (
+    SplitMeasures,
+    _sum_blocks,
+    measure_gallery,
+    measure_split,
+)
 
 RANKING_MEASURES = ("precision_at_1", "r_precision", "map_at_r", "average_precision")
 
@@ -114,8 +122,8 @@ def test_block_size_does_not_matter(monkeypatch):
     labels = torch.randint(0, 3, (50,), generator=torch.Generator().manual_seed(0))
     vectors = unit_vectors(50, 4, seed=2)
     expected = measure_split(vectors, labels)
-    monkeypatch.setattr("stages.evaluation.triplets_and_rankings.BLOCK", 50 * 3)
-    monkeypatch.setattr("stages.evaluation.triplets_and_rankings.MIN_QUERIES", 1)
+    monkeypatch.setattr("stages.evaluation.query_blocks.BLOCK", 50 * 3)
+    monkeypatch.setattr("stages.evaluation.query_blocks.MIN_QUERIES", 1)
     assert_equal_measures(measure_split(vectors, labels), expected)
 
 
@@ -155,7 +163,7 @@ def test_the_shares_of_three_ranks_add_up_to_the_measures(monkeypatch):
     vectors, labels = unit_vectors(90, 4, seed=3), torch.arange(90) % 7
     labels[0] = 7  # an image without a positive
     expected = measure_split(vectors, labels)
-    monkeypatch.setattr(triplets_and_rankings, "query_count", lambda size: 5)  # many blocks
+    monkeypatch.setattr(triplets_and_rankings, "query_count", lambda size, device: 5)  # many blocks
     shares = {}  # of each rank, the tensors that it adds up with the other ranks
 
     for rank in range(3):
@@ -171,4 +179,26 @@ def test_the_shares_of_three_ranks_add_up_to_the_measures(monkeypatch):
         monkeypatch.setattr(triplets_and_rankings, "all_reduce", all_reduce)
         measures = measure_split(vectors, labels)
     assert_equal_measures(measures, expected)
-    assert all((share[4] > 0).any() for share in shares.values())  # every rank measures queries
+    assert all((share[0][3] > 0).any() for share in shares.values())  # every rank measures queries
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_measures_stay_on_a_gpu(within):
+    """`FakeTensorMode` needs no GPU; mixed devices and values that are read raise an error."""
+    vectors, labels = unit_vectors(90, 4, seed=3), torch.arange(90) % 7
+    own = torch.arange(90) if within else None
+    blocks = list(query_blocks(labels, labels, within, 20))  # of values, so not in the fake mode
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triplets_and_rankings, "query_blocks", lambda *_: blocks)
+        results = _sum_blocks(vectors, labels, vectors, labels, 0.1, own, torch.device("cuda"))
+        assert {result.device.type for result in results} == {"cuda"}
+        assert [tuple(result.shape) for result in results] == [(4, 90), (90,), (4, 90)]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_measures_on_a_gpu_equal_those_on_the_cpu():
+    vectors, labels = unit_vectors(900, 8, seed=3), torch.arange(900) % 7
+    on_gpu = measure_split(vectors, labels, margin=0.1, device=torch.device("cuda"))
+    for name, expected in measure_split(vectors, labels, margin=0.1)._asdict().items():
+        np.testing.assert_allclose(getattr(on_gpu, name), expected, rtol=1e-7, err_msg=name)
