@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from stages.embedding.train import Step
 from stages.errors import PipelineError, SettingsError
 from stages.records import EpochLog
 
+SHOW_INTERVAL = 0.1  # seconds between two texts on the progress bar
 SAVE_INTERVAL = 30.0  # seconds between two saves within an epoch
 SAVE_TIME_SHARE = 0.03  # largest share of the training time that saving may take
 
@@ -120,6 +122,7 @@ class TrainingMonitor:
         self._images, self._seconds = 0, 0.0  # of the current epoch, without validation
         self._step_ended = self._save_ended = time.monotonic()
         self._save_seconds = 0.0  # duration of the last save
+        self._shown = -math.inf  # time of the last text on the progress bar
         self._epoch_ended = self._collapsed = False
 
     def on_epoch(self, log: EpochLog) -> None:
@@ -160,7 +163,7 @@ class TrainingMonitor:
         if not self._epoch_ended:  # the time of an epoch's last step includes validation
             self._images += step.images
             self._seconds += now - self._step_ended
-        self._show_step(step)
+        self._show_step(step, now)
         self.stopped = any_rank(self.stop.requested)
         interval = 0 if self._epoch_ended else SAVE_INTERVAL
         interval = max(interval, self._save_seconds / SAVE_TIME_SHARE)
@@ -170,12 +173,15 @@ class TrainingMonitor:
         self._step_ended = time.monotonic()
         return self.stopped
 
-    def _show_step(self, step: Step) -> None:
+    def _show_step(self, step: Step, now: float) -> None:
+        self.bar.update(step.images)
+        if now - self._shown < SHOW_INTERVAL:  # reading the loss makes a GPU wait
+            return
+        self._shown = now
         epoch = len(self.speeds) if self._epoch_ended else len(self.speeds) + 1
         text = f"epoch {epoch}/{self.epochs}, loss {step.loss:.4f}"
         if step.active_share is not None:
-            text += f", active {format_percentage(step.active_share, 2)}"
-        self.bar.update(step.images)
+            text += f", active {format_percentage(float(step.active_share), 2)}"
         self.bar.set_postfix_str(text, refresh=False)
 
     def save(self, step: Step) -> None:

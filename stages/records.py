@@ -123,10 +123,10 @@ class Split:
             which: Positions, int64, shape (n,), or a slice.
 
         Returns:
-            Images, uint8, shape (n, C, S, S).
+            Images, uint8, shape (n, C, S, S), on the device of the store.
         """
         # index_select copies whole rows: seven times as fast as indexing.
-        return self.store.index_select(0, self.rows[which])
+        return self.store.index_select(0, self.rows[which].to(self.store.device))
 
     def select(self, which: Tensor) -> "Split":
         """Return a split with some of the images.

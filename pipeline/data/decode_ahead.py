@@ -12,6 +12,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from stages.settings import AUTO, EmbedSettings, ReadSettings
 
@@ -56,9 +57,7 @@ def decoding_ahead(
         yield
 
 
-def decode_small_source(
-    source: str, read: dict[str, object], network: str, cache: str | None
-) -> None:
+def decode_small_source(source: str, read: dict[str, Any], network: str, cache: str | None) -> None:
     """Decode the images of a source into the cache, unless worker processes would be faster.
 
     Args:

@@ -22,8 +22,8 @@ def random_affine(images: Tensor, draws: Tensor | None = None) -> Tensor:
 
     Args:
         images: Floating point or uint8, shape (B, C, S, S).
-        draws: Random numbers in [0, 1), float32, shape (4, B), always on the CPU: a seed then gives
-            the same result on every device. ``None`` draws them from torch's global generator.
+        draws: Random numbers in [0, 1), float32, shape (4, B), drawn on the CPU, so that a seed
+            gives the same ones on every device. ``None`` draws them from torch's global generator.
 
     Returns:
         Images in the same range, float32, shape (B, C, S, S).
@@ -34,15 +34,16 @@ def random_affine(images: Tensor, draws: Tensor | None = None) -> Tensor:
         >>> torch.allclose(unchanged, images, atol=1e-5)
         True
     """
-    count, size = len(images), images.shape[-1]
-    draws = torch.rand(AFFINE, count) if draws is None else draws
+    count, size, device = len(images), images.shape[-1], images.device
+    draws = (torch.rand(AFFINE, count) if draws is None else draws).to(device)
     symmetric = draws * 2 - 1  # (4, B) in [-1, 1]
     angle = symmetric[0] * math.radians(TURN)
     zoom = 1 + symmetric[1] * SCALE
     shift_x, shift_y = symmetric[2:] * SHIFT * 2  # in grid coordinates, which span 2 per side
     cosine, sine = angle.cos() / zoom, angle.sin() / zoom
-    centre = (torch.arange(size) * 2 + 1) / size - 1  # pixel centres in grid coordinates
-    coordinates = torch.broadcast_tensors(centre, centre[:, None], torch.ones(1))
+    # Pixel centres in grid coordinates.
+    centre = (torch.arange(size, device=device) * 2 + 1) / size - 1
+    coordinates = torch.broadcast_tensors(centre, centre[:, None], torch.ones(1, device=device))
     pixels = torch.stack(coordinates).view(3, -1)  # (3, S * S): x, y, 1
     rows = [cosine, -sine, shift_x, sine, cosine, shift_y]
     matrices = torch.stack(rows, 1).view(-1, 3)  # (2 B, 3)
@@ -64,7 +65,7 @@ def random_photo(images: Tensor, draws: Tensor | None = None) -> Tensor:
     Returns:
         Photos in [0, 255], float32, shape (B, 3, S, S).
     """
-    draws = torch.rand(PHOTO, len(images)) if draws is None else draws
+    draws = (torch.rand(PHOTO, len(images)) if draws is None else draws).to(images.device)
     symmetric = draws * 2 - 1  # (8, B) in [-1, 1]
     area = 1 - draws[0] * (1 - MIN_AREA)
     aspect = (symmetric[1] * math.log(MAX_ASPECT)).exp()
@@ -72,24 +73,22 @@ def random_photo(images: Tensor, draws: Tensor | None = None) -> Tensor:
     height = (area / aspect).sqrt().clamp(max=1)
     flip = torch.where(draws[2] < 0.5, -1.0, 1.0)
     shift_x, shift_y = symmetric[3] * (1 - width), symmetric[4] * (1 - height)
-    zero = torch.zeros(len(images))
+    zero = torch.zeros_like(width)
     row_x = torch.stack([width * flip, zero, shift_x], 1)
     row_y = torch.stack([zero, height, shift_y], 1)
-    matrices = torch.stack([row_x, row_y], 1).to(images.device)  # (B, 2, 3)
+    matrices = torch.stack([row_x, row_y], 1)  # (B, 2, 3)
     grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
     return _recolour(_sample(images, grid), 1 + symmetric[5:] * COLOUR)
 
 
 def _sample(images: Tensor, grid: Tensor) -> Tensor:
     """Return the images' values at the points of ``grid``, interpolated, float32."""
-    return F.grid_sample(
-        images.float(), grid.to(images.device), padding_mode="border", align_corners=False
-    )
+    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
 def _recolour(images: Tensor, factors: Tensor) -> Tensor:
     """Scale brightness, contrast and saturation of each image by ``factors``, shape (3, B)."""
-    brightness, contrast, saturation = factors.to(images.device).view(3, -1, 1, 1, 1)
+    brightness, contrast, saturation = factors.view(3, -1, 1, 1, 1)
     grey = images.mean(1, keepdim=True)
     images = grey + (images - grey) * saturation
     mean = images.mean((1, 2, 3), keepdim=True)

@@ -1,5 +1,7 @@
 """Network inputs of a training batch: augmented images or cached trunk features."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,48 @@ from stages.network.embedding_net import EmbeddingNet
 from stages.network.inference import has_cached_features
 from stages.network.pretrained import LibraryTrunk
 from stages.records import Split
+
+MEMORY_SHARE = 0.25  # largest share of a GPU's free memory that the training images may take
+
+
+def resident_split(train: Split, network: EmbeddingNet, device: torch.device) -> Split:
+    """Copy what training reads of a split to a GPU, if it fits.
+
+    Every step would otherwise copy its images, and the GPU would wait for them.
+
+    Args:
+        train: Training split.
+        network: Network to train.
+        device: Device to train on.
+
+    Returns:
+        A split with its images on the GPU, or with its trunk features there if the network takes
+        them. The same split if the device is no GPU, or if a quarter of its free memory is less.
+    """
+    room = MEMORY_SHARE * _free_memory(device)
+    features = train.features if has_cached_features(network, train) else None
+    if features:
+        if features.values.nbytes > room:
+            return train
+        return replace(train, features=replace(features, values=features.values.to(device)))
+    if len(train) * train.store[0].nbytes > room:
+        return train
+    return replace(train, store=_copy(train, device), rows=torch.arange(len(train)), features=None)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Return the free memory of a GPU in bytes, 0 for another device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def _copy(train: Split, device: torch.device) -> Tensor:
+    """Copy the images of a split to a device, in blocks: they may not fit into memory twice."""
+    copied = torch.empty(len(train), *train.store.shape[1:], dtype=torch.uint8, device=device)
+    start = 0
+    for images in train.blocks():
+        copied[start : start + len(images)] = images.to(device)
+        start += len(images)
+    return copied
 
 
 def training_input(

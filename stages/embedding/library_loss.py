@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from stages.distance import squared_distance_factors
 from stages.embedding.library_parts import LOSS, MINER, build, describe, quiet
 from stages.embedding.sampler import BatchPlan
+from stages.embedding.summation import float64_sum
 from stages.errors import SettingsError
 from stages.settings import PML, EmbedSettings
 
@@ -27,12 +28,12 @@ class LibraryBatchLoss(NamedTuple):
 
     Attributes:
         loss: Loss, a scalar with gradient.
-        mean_distance: Mean Euclidean distance over all pairs of rows.
+        mean_distance: Mean Euclidean distance over all pairs of rows, float64, a scalar.
         active_share: None, because not every loss of the library has triplets.
     """
 
     loss: Tensor
-    mean_distance: float
+    mean_distance: Tensor
     active_share: None = None
 
 
@@ -217,4 +218,4 @@ def library_batch_loss(loss: LibraryLoss, vectors: Tensor, labels: Tensor) -> Li
     left, right = squared_distance_factors(points - points.mean(0))
     distances = (left @ right.T).clamp_(min=0).sqrt_()  # (B, B)
     pairs = max(1, len(points) * (len(points) - 1))
-    return LibraryBatchLoss(value, distances.sum().item() / pairs)
+    return LibraryBatchLoss(value, float64_sum(distances.sum()) / pairs)

@@ -52,31 +52,35 @@ from stages.embedding.soft_margin import soft_margin_sum
 from stages.embedding.summation import float64_sum, row_dots
 from stages.settings import DISTANCES, MININGS, EmbedSettings
 
-BLOCK = 2**20  # distances per block: a few MB, which fit into the processor's cache
+BLOCK = 2**20  # distances per block on a CPU: a few MB, which fit into the processor's cache
+LARGE_BLOCK = 2**24  # on other devices: about 1 GB of memory; one block for 4,096 vectors
 SELECT = {"batch-hard": batch_hard, "semi-hard": semi_hard, "random": random_negatives}
 
 
 class TripletLoss(NamedTuple):
     """Result of :func:`triplet_loss`.
 
+    All fields are scalars on the device of the vectors. To read their values makes the program wait
+    for the device.
+
     Attributes:
-        loss: Mean loss, a scalar with gradient.
-        triplets: Number of triplets that the mining mode selects.
-        active: Number of triplets with a loss above zero. With the soft margin, where every loss is
-            above zero: number of triplets in the wrong order, d(a,p) >= d(a,n).
+        loss: Mean loss, with gradient.
+        triplets: Number of triplets that the mining mode selects, int64.
+        active: Number of triplets with a loss above zero, int64. With the soft margin, where every
+            loss is above zero: number of triplets in the wrong order, d(a,p) >= d(a,n).
         mean_distance: Mean distance over all ordered pairs of different rows, in the unit of
-            ``distance``.
+            ``distance``, float64.
     """
 
     loss: Tensor
-    triplets: int
-    active: int
-    mean_distance: float
+    triplets: Tensor
+    active: Tensor
+    mean_distance: Tensor
 
     @property
-    def active_share(self) -> float:
+    def active_share(self) -> Tensor:
         """Share of active triplets, in [0, 1]; 0 without triplets."""
-        return self.active / self.triplets if self.triplets else 0.0
+        return float64_sum(self.active) / float64_sum(self.triplets).clamp(min=1)
 
 
 def triplet_loss(
@@ -110,7 +114,7 @@ def triplet_loss(
     Args:
         vectors: Embeddings, floating point, shape (B, D), usually of length 1. Half precision is
             converted to float32.
-        labels: Class indices, int64, shape (B,).
+        labels: Class indices, int64, shape (B,), best on the CPU, where they are needed.
         mining: ``batch-all``, ``batch-hard``, ``semi-hard`` or ``random``.
         margin: Margin, in the unit of ``distance``. ``None`` selects the soft margin
             log(1 + exp(d(a,p) - d(a,n))), Hermans et al. 2017, section 2.
@@ -134,7 +138,7 @@ def triplet_loss(
     Example:
         >>> vectors = torch.tensor([[0.0], [1.0], [3.0]], requires_grad=True)
         >>> result = triplet_loss(vectors, torch.tensor([0, 0, 1]), margin=1.5)
-        >>> round(result.loss.item(), 4), result.triplets, result.active
+        >>> round(result.loss.item(), 4), result.triplets.item(), result.active.item()
         (0.5, 2, 1)
         >>> result.loss.backward()
         >>> vectors.grad.round(decimals=4).flatten().tolist()
@@ -149,7 +153,7 @@ def triplet_loss(
             f"mining {mining}, distance {distance}; give one of {MININGS} and one of {DISTANCES}"
         )
     points = vectors if vectors.dtype == torch.float64 else vectors.float()
-    ids = torch.arange(len(labels), device=labels.device) if ids is None else ids
+    ids = torch.arange(len(labels)) if ids is None else ids
     cost = TripletCost(margin, squared=distance == "squared")
     with torch.autocast(vectors.device.type, enabled=False):
         result, gradient = _loss_and_gradient(
@@ -184,9 +188,9 @@ class TripletCost(NamedTuple):
         """Return the distances below which a negative makes a triplet active."""
         return to_positive + (self.margin or 0.0)
 
-    def sum_of_active(self, gap_sum: float, active: int) -> float:
+    def sum_of_active(self, gap_sum: Tensor, active: Tensor) -> Tensor:
         """Return the summed hinge of active triplets, given the sum of their gaps."""
-        return gap_sum + (self.margin or 0.0) * active
+        return gap_sum + (self.margin or 0.0) * float64_sum(active)
 
     def pair_weight(self, d_loss_d_distance: Tensor, distances: Tensor) -> Tensor:
         """Convert derivatives to pair weights, in place.
@@ -204,15 +208,15 @@ class TripletSums(NamedTuple):
     """Sums over the triplets of a block of b anchors.
 
     Attributes:
-        loss: Summed cost.
-        triplets: Number of triplets.
-        active: Number of active triplets.
+        loss: Summed cost, float64, a scalar.
+        triplets: Number of triplets, int64, a scalar.
+        active: Number of active triplets, int64, a scalar.
         pair_weight: Weights of anchor and row, see :meth:`TripletCost.pair_weight`, shape (b, B).
     """
 
-    loss: float
-    triplets: int
-    active: int
+    loss: Tensor
+    triplets: Tensor
+    active: Tensor
     pair_weight: Tensor
 
 
@@ -246,31 +250,35 @@ def _loss_and_gradient(
     left, right = squared_distance_factors(points)
     points_and_ones = right[:, :-1]  # (B, D + 1)
     weighted_sums = torch.zeros_like(points_and_ones)
-    columns, class_of_row = columns_by_class(labels)
-    draws = torch.rand(batch, columns.shape[1]).to(labels.device) if mining == "random" else None
-    loss, distance_sum, triplets, active = 0.0, 0.0, 0, 0
-    step = max(1, BLOCK // max(1, batch))
+    device = vectors.device
+    columns, class_of_row = (table.to(device) for table in columns_by_class(labels.cpu()))
+    draws = torch.rand(batch, columns.shape[1]).to(device) if mining == "random" else None
+    ids = ids.to(device)
+    zero = torch.zeros((), dtype=torch.int64, device=device)
+    loss, distance_sum, triplets, active = float64_sum(zero), float64_sum(zero), zero, zero
+    step = max(1, (BLOCK if device.type == "cpu" else LARGE_BLOCK) // max(1, batch))
     for start in range(0, batch, step):
         rows = slice(start, start + step)
         distances = (left[rows] @ right.T).clamp_(min=0)  # (b, B), squared
         if not cost.squared:
             distances.sqrt_()
-        distance_sum += float64_sum(distances.sum(1))
+        distance_sum = distance_sum + float64_sum(distances.sum(1))
         block = anchor_block(columns, class_of_row, ids, rows, draws)
         if mining == "batch-all":
             sums = _batch_all(distances, block, cost)
         else:
             sums = _sum_selected(SELECT[mining](distances, block), cost, distances.shape)
-        loss += sums.loss
-        triplets += sums.triplets
-        active += sums.active
+        loss = loss + sums.loss
+        triplets = triplets + sums.triplets
+        active = active + sums.active
         if with_gradient:  # a pair weight acts on the anchor and on the other point
             weighted_sums[rows].addmm_(sums.pair_weight, points_and_ones)
             weighted_sums.addmm_(sums.pair_weight.T, points_and_ones[rows])
     averages_active = mining == "batch-all" and cost.margin is not None
-    divisor = max(1, active if averages_active else triplets)
+    divisor = (active if averages_active else triplets).clamp(min=1)
     mean_distance = distance_sum / max(1, batch * (batch - 1))
-    result = TripletLoss(vectors.new_tensor(loss / divisor), triplets, active, mean_distance)
+    mean_loss = (loss / float64_sum(divisor)).to(vectors)
+    result = TripletLoss(mean_loss, triplets, active, mean_distance)
     if not with_gradient:
         return result, None
     # The gradient by x_i is sum_j w_ij (x_i - x_j). The column of ones has summed the weights.
@@ -295,7 +303,7 @@ def _batch_all(distances: Tensor, block: AnchorBlock, cost: TripletCost) -> Trip
     # With the soft margin, negatives at the threshold count: they are in the wrong order.
     closer = torch.searchsorted(ascending, threshold, right=cost.margin is None)  # (b, W) counts
     positive_count = block.is_positive.sum(1, keepdim=True)  # (b, 1)
-    triplets, active = int((positive_count * block.negative_count).sum()), int(closer.sum())
+    triplets, active = (positive_count * block.negative_count).sum(), closer.sum()
     if cost.margin is None:
         loss, d_same_class, d_ascending = soft_margin_sum(
             to_same_class, ascending, block.is_positive, block.negative_count
@@ -307,7 +315,7 @@ def _batch_all(distances: Tensor, block: AnchorBlock, cost: TripletCost) -> Trip
         ended.scatter_add_(1, closer, block.is_positive.to(dtype))
         d_ascending = ended[:, :-1].cumsum(1).sub_(positive_count)  # (b, B) by rank
         gap_sum = float64_sum(row_dots(d_same_class, to_same_class))
-        gap_sum += float64_sum(row_dots(d_ascending, ascending))
+        gap_sum = gap_sum + float64_sum(row_dots(d_ascending, ascending))
         loss = cost.sum_of_active(gap_sum, active)
     pair_weight = torch.empty_like(distances)
     pair_weight.scatter_(1, order, cost.pair_weight(d_ascending, ascending))
@@ -330,7 +338,7 @@ def _sum_selected(selected: SelectedTriplets, cost: TripletCost, shape: torch.Si
     pair_weight.scatter_add_(1, selected.negative_columns, negative_weight)
     return TripletSums(
         loss=float64_sum((costs * valid).sum(1)),
-        triplets=int(valid.sum()),
-        active=int((active & valid).sum()),
+        triplets=valid.sum(),
+        active=(active & valid).sum(),
         pair_weight=pair_weight,
     )

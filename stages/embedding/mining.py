@@ -54,7 +54,7 @@ def columns_by_class(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the columns of each class and the class of each row.
 
     Args:
-        labels: int64, shape (B,).
+        labels: int64, shape (B,), on the CPU: the shapes depend on the values.
 
     Returns:
         Columns of each of the C classes in ascending order, padded with -1, int64, shape (C, W);
@@ -65,15 +65,14 @@ def columns_by_class(labels: Tensor) -> tuple[Tensor, Tensor]:
         >>> columns.tolist(), class_of_row.tolist()
         ([[1, -1, -1], [0, 2, 3]], [1, 0, 1, 1])
     """
-    device = labels.device
     sorted_labels, order = labels.sort(stable=True)
     _, sorted_classes, sizes = torch.unique_consecutive(
         sorted_labels, return_inverse=True, return_counts=True
     )
     first = sizes.cumsum(0) - sizes  # (C,) position of each class in the sorted order
-    slot = torch.arange(len(labels), device=device) - first[sorted_classes]  # (B,)
+    slot = torch.arange(len(labels)) - first[sorted_classes]  # (B,)
     width = int(sizes.max()) if len(labels) else 0
-    columns = torch.full((len(sizes), width), -1, dtype=torch.int64, device=device)
+    columns = torch.full((len(sizes), width), -1, dtype=torch.int64)
     columns[sorted_classes, slot] = order
     return columns, torch.empty_like(labels).scatter_(0, order, sorted_classes)
 

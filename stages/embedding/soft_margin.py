@@ -29,7 +29,7 @@ MIN_HALF_RANGE = 1e-3  # keeps the scaling to [-1, 1] finite if all distances ar
 
 def soft_margin_sum(
     to_same_class: Tensor, to_negatives: Tensor, is_positive: Tensor, negative_count: Tensor
-) -> tuple[float, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the soft-margin loss summed over all triplets, and its derivatives.
 
     Args:
@@ -40,8 +40,9 @@ def soft_margin_sum(
         negative_count: Number of negatives of each anchor, int64, shape (b, 1).
 
     Returns:
-        The summed loss, its derivatives by ``to_same_class``, shape (b, W), and its derivatives by
-        ``to_negatives``, shape (b, B). The derivatives are 0 for entries that are not counted.
+        The summed loss, float64, a scalar; its derivatives by ``to_same_class``, shape (b, W); and
+        its derivatives by ``to_negatives``, shape (b, B). The derivatives are 0 for entries that
+        are not counted.
     """
     dtype = to_same_class.dtype
     rank = torch.arange(to_negatives.shape[1], device=to_negatives.device)

@@ -19,9 +19,12 @@ def row_dots(a: Tensor, b: Tensor) -> Tensor:
     return torch.bmm(a[:, None, :], b[:, :, None])[:, 0, 0]
 
 
-def float64_sum(values: Tensor) -> float:
+def float64_sum(values: Tensor) -> Tensor:
     """Return the sum of all values, accumulated in float64.
 
-    The sum runs on the CPU, since not every device supports float64.
+    Devices of type ``mps`` do not support float64; there the sum runs on the CPU.
+
+    Returns:
+        float64, a scalar.
     """
-    return float(values.cpu().double().sum())
+    return (values.cpu() if values.device.type == "mps" else values).double().sum()

@@ -1,7 +1,6 @@
 """Stage one: train the embedding with triplet loss, or with a loss of a library."""
 
 import copy
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from stages.distributed import (
     rank_slice,
 )
 from stages.embedding.best_epoch import epoch_score, is_kept
-from stages.embedding.inputs import training_input
+from stages.embedding.inputs import resident_split, training_input
 from stages.embedding.library_loss import (
     LibraryBatchLoss,
     library_batch_loss,
@@ -36,7 +35,6 @@ from stages.embedding.validation import (
     validate,
     validate_held_out,
 )
-from stages.errors import SettingsError
 from stages.network.embedding_net import EmbeddingNet, to_device
 from stages.network.initialization import fit_projection, new_network
 from stages.network.whole_batch import as_whole_batch
@@ -54,16 +52,18 @@ class Step(NamedTuple):
     Attributes:
         done: Steps done so far, over all epochs.
         last: True if training ends with this step.
-        loss: Loss of the batch.
-        active_share: Share of the batch's triplets with a loss above 0, None for a library's loss.
+        loss: Loss of the batch, a scalar on the device. To read its value, or that of the active
+            share, makes the program wait for the device.
+        active_share: Share of the batch's triplets with a loss above 0, a scalar on the device;
+            None for a library's loss.
         images: Images in the batch, over all ranks.
         state: Function that returns the state after this step.
     """
 
     done: int
     last: bool
-    loss: float
-    active_share: float | None
+    loss: Tensor
+    active_share: Tensor | None
     images: int
     state: Callable[[], TrainingState]
 
@@ -154,10 +154,7 @@ def train_embedding(
     held_out = held_out and evenly_spaced_subset(held_out, QUERIES)
     for batch in run.batches():
         result = _forward(run, batch)
-        loss = result.loss.item()
-        if not math.isfinite(loss):
-            problem = f"the loss is {loss} at step {run.step + 1}; use a lower learning rate"
-            raise SettingsError("lr", settings.lr, problem)
+        run.add(result)
         run.optimiser.zero_grad(set_to_none=True)
         result.loss.backward()
         all_reduce_gradients(run.network)
@@ -166,7 +163,6 @@ def train_embedding(
         _set_learning_rates(run)
         run.optimiser.step()
         run.step += 1
-        run.add(loss, result.active_share, result.mean_distance)
         if run.step % len(run.sampler) == 0:
             log = _end_of_epoch(run, gallery, queries, held_out)
             if on_epoch:
@@ -174,7 +170,7 @@ def train_embedding(
         report = Step(
             done=run.step,
             last=run.finished,
-            loss=loss,
+            loss=result.loss.detach(),
             active_share=result.active_share,
             images=len(batch),
             state=run.state,
@@ -204,7 +200,7 @@ def _start(
     groups = network.parameter_groups(settings.lr)
     groups += loss_parameter_groups(library_loss, settings.lr)
     return TrainingRun(
-        train=train,
+        train=resident_split(train, network, device),
         settings=settings,
         device=device,
         precision=precision,
@@ -230,16 +226,16 @@ def _forward(run: TrainingRun, batch: Tensor) -> TripletLoss | LibraryBatchLoss:
         torch.autocast(device.type, dtype=run.precision, enabled=mixed),
     ):
         vectors = run.network(inputs)
-    vectors, labels = all_gather_rows(vectors), run.train.labels[batch].to(device)
+    vectors, labels = all_gather_rows(vectors), run.train.labels[batch]
     if run.library_loss:
-        return library_batch_loss(run.library_loss, vectors, labels)
+        return library_batch_loss(run.library_loss, vectors, labels.to(device))
     return triplet_loss(
         vectors,
         labels,
         mining=settings.mining,
         margin=settings.margin,
         distance=settings.distance,
-        ids=batch.to(device),
+        ids=batch,
     )
 
 
@@ -261,7 +257,7 @@ def _end_of_epoch(
         run.network, gallery, queries if validated else None, device=run.device
     )
     val_recall = validate_held_out(run.network, held_out if validated else None, device=run.device)
-    loss, active_share, mean_distance = (total / len(run.sampler) for total in run.sums)
+    loss, active_share, mean_distance = (float(total) / len(run.sampler) for total in run.sums)
     log = EpochLog(
         epoch=epoch,
         loss=loss,

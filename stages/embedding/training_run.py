@@ -1,5 +1,6 @@
 """State of a training run of stage one, and how it is saved and restored."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -7,12 +8,17 @@ import torch
 from torch import Tensor
 
 from stages.embedding.best_epoch import out_of_patience
-from stages.embedding.library_loss import LibraryLoss
+from stages.embedding.library_loss import LibraryBatchLoss, LibraryLoss
+from stages.embedding.loss import TripletLoss
 from stages.embedding.resume import check_state, restore_optimiser
 from stages.embedding.sampler import PKSampler
+from stages.embedding.summation import float64_sum
+from stages.errors import SettingsError
 from stages.network.embedding_net import EmbeddingNet
 from stages.records import EpochLog, KeptEpoch, Split, TrainingState
 from stages.settings import EmbedSettings
+
+CHECK_EVERY = 100  # steps between two looks at the loss on a device for which the program waits
 
 
 @dataclass(kw_only=True)
@@ -31,7 +37,8 @@ class TrainingRun:
     own: slice  # rows of each batch that this rank embeds
     epochs: int
     step: int = 0
-    sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    # Loss, active share and mean distance of the epoch's steps so far, scalars on the device.
+    sums: tuple[Tensor | float, Tensor | float, Tensor | float] = (0.0, 0.0, 0.0)
     history: tuple[EpochLog, ...] = ()
     kept: KeptEpoch | None = None
 
@@ -51,16 +58,38 @@ class TrainingRun:
             self.network.train()
             yield from self.sampler
 
-    def add(self, loss: float, active_share: float | None, mean_distance: float) -> None:
-        """Add the scores of a step to the sums of the epoch."""
+    def add(self, result: TripletLoss | LibraryBatchLoss) -> None:
+        """Add the scores of the next step to the sums of the epoch, and check the loss.
+
+        On a GPU the loss is read every ``CHECK_EVERY`` steps and at the end of an epoch only,
+        because the program has to wait for it.
+        """
+        share = result.active_share
         self.sums = (
-            self.sums[0] + loss,
-            self.sums[1] + (active_share or 0.0),
-            self.sums[2] + mean_distance,
+            self.sums[0] + float64_sum(result.loss.detach()),
+            self.sums[1] + (0.0 if share is None else share),
+            self.sums[2] + result.mean_distance,
         )
+        step = self.step + 1
+        ends_epoch = step % len(self.sampler) == 0
+        if self.device.type == "cpu" or step % CHECK_EVERY == 0 or ends_epoch:
+            self.check_loss(step)
+
+    def check_loss(self, step: int) -> None:
+        """Raise a SettingsError if a loss of this epoch was not finite.
+
+        Args:
+            step: Number of the last step that has been added.
+        """
+        total = float(self.sums[0])
+        if not math.isfinite(total):
+            problem = f"the loss is {total} at step {step}; use a lower learning rate"
+            raise SettingsError("lr", self.settings.lr, problem)
 
     def state(self) -> TrainingState:
         """Return the state after the last step. Its tensors are the live ones."""
+        self.check_loss(self.step)
+        loss, active_share, mean_distance = (float(total) for total in self.sums)
         return TrainingState(
             step=self.step,
             steps=self.steps,
@@ -69,7 +98,7 @@ class TrainingRun:
             sampler=self.sampler.state_dict(),
             generator=torch.get_rng_state(),
             history=self.history,
-            sums=self.sums,
+            sums=(loss, active_share, mean_distance),
             kept=self.kept,
             loss=self.library_loss.saved_state() if self.library_loss else {},
         )

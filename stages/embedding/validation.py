@@ -85,7 +85,7 @@ def validate(
     known = embed_split(network, gallery, device=device)
     predicted = knn(queries.vectors, known.vectors, known.labels, k=default_k(known.labels)).labels
     accuracy = float((predicted == validation.labels.numpy()).mean())
-    triplets = triplet_accuracy(measure_split(queries.vectors, queries.labels))[0]
+    triplets = triplet_accuracy(measure_split(queries.vectors, queries.labels, device=device))[0]
     return accuracy, None if math.isnan(triplets) else triplets
 
 
@@ -108,6 +108,6 @@ def validate_held_out(
     if held_out is None:
         return None
     embedded = embed_split(network, held_out, device=device)
-    hits = measure_split(embedded.vectors, embedded.labels).precision_at_1
+    hits = measure_split(embedded.vectors, embedded.labels, device=device).precision_at_1
     hits = hits[~np.isnan(hits)]
     return float(hits.mean()) if len(hits) else None

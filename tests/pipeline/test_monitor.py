@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from checkpoint_files import make_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -49,7 +50,8 @@ def make_monitor(
 
 
 def make_step(done: int, *, last: bool = False) -> Step:
-    return Step(done=done, last=last, loss=0.5, active_share=0.25, images=80, state=make_state)
+    loss, share = torch.tensor(0.5), torch.tensor(0.25)
+    return Step(done=done, last=last, loss=loss, active_share=share, images=80, state=make_state)
 
 
 @pytest.fixture
@@ -126,7 +128,8 @@ def test_only_validated_epochs_are_printed_if_there_are_any(tmp_path, has_valida
     assert len(monitor.speeds) == 4
 
 
-def test_progress_bar_shows_epoch_and_loss(tmp_path):
+def test_progress_bar_shows_epoch_and_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.monitor.SHOW_INTERVAL", 0)
     monitor = make_monitor(tmp_path / "e.safetensors", [], speeds=[100.0, 100.0])
     monitor.on_step(make_step(5))
     monitor.on_epoch(EpochLog(3, 0.2, 1.0, 0.8, None, None))
@@ -135,6 +138,14 @@ def test_progress_bar_shows_epoch_and_loss(tmp_path):
     starts = [postfix.split(",")[0] for postfix in monitor.bar.postfixes]
     assert starts == ["epoch 3/10", "epoch 3/10", "epoch 4/10"]
     assert monitor.bar.postfixes[0] == "epoch 3/10, loss 0.5000, active 25.00%"
+
+
+def test_progress_bar_reads_the_loss_of_few_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.monitor.SHOW_INTERVAL", 60)
+    monitor = make_monitor(tmp_path / "e.safetensors", [])
+    for done in range(1, 9):
+        monitor.on_step(make_step(done))
+    assert monitor.bar.postfixes == ["epoch 1/10, loss 0.5000, active 25.00%"]
 
 
 def test_interrupted_run_resumes_to_the_same_result(embed, tmp_path):
