@@ -29,7 +29,9 @@ decode_small_source(**json.loads(sys.argv[2]))
 def decoding_ahead(
     source: str, read: ReadSettings, settings: EmbedSettings, cache: Path | None
 ) -> Generator[None]:
-    """Decode the images of a source while the body of the ``with`` statement runs.
+    """Decode the images of a source while the body of the ``with`` statement imports torch.
+
+    Nothing is decoded if torch is imported already: the program would only wait.
 
     Args:
         source: Source of images. Only a folder or manifest is decoded.
@@ -42,8 +44,10 @@ def decoding_ahead(
         >>> with decoding_ahead("photos/", ReadSettings(), EmbedSettings(), None):
         ...     import torch
     """
-    if settings.from_library or not os.path.exists(source) or "RANK" in os.environ:
-        yield  # of torchrun's processes, only the first one decodes, and the others wait for it
+    # Of torchrun's processes, only the first one decodes, and the others wait for it.
+    is_useless = "torch" in sys.modules or "RANK" in os.environ
+    if is_useless or settings.from_library or not os.path.exists(source):
+        yield
         return
     request = {
         "source": source,

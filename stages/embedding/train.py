@@ -221,6 +221,8 @@ def _forward(run: TrainingRun, batch: Tensor) -> TripletLoss | LibraryBatchLoss:
         run.network, run.train, batch, run.own, augment=settings.augment, device=device
     )
     mixed = run.precision != torch.float32
+    if device.type == "cuda":  # for dropout; the state of a GPU's generator is not saved
+        torch.cuda.manual_seed(int(torch.randint(2**62, ())))
     with (
         as_whole_batch(run.own),
         torch.autocast(device.type, dtype=run.precision, enabled=mixed),

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,14 @@ def write_images(root: Path, side: int = 8) -> str:
     for number in range(4):
         save_image(root / "ab"[number % 2] / f"{number}.png", side=side)
     return str(root)
+
+
+@contextmanager
+def without_torch() -> Iterator[None]:
+    """Make believe that torch has not been imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(sys.modules, "torch")
+        yield
 
 
 def is_decoded(source: str, cache: Path, read: ReadSettings) -> bool:
@@ -36,7 +46,7 @@ def test_another_process_decodes_what_the_command_opens(tmp_path, monkeypatch, r
     monkeypatch.chdir(tmp_path)
     (tmp_path / "json.py").write_text("raise SystemExit('shadows a module')")
     source = write_images(Path("photos"))
-    with decoding_ahead(source, read, EmbedSettings(), Path("cache")):
+    with without_torch(), decoding_ahead(source, read, EmbedSettings(), Path("cache")):
         pass
     assert is_decoded(source, Path("cache"), read)
 
@@ -58,21 +68,34 @@ def test_large_sources_are_left_to_the_workers(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "settings", [EmbedSettings(network="torchvision:resnet18"), EmbedSettings()]
+    "reason", [None, "torch is there", "another rank", "digits", "torchvision:resnet18"]
 )
-def test_no_process_starts_in_vain(tmp_path, monkeypatch, settings):
+def test_no_process_starts_in_vain(tmp_path, monkeypatch, reason):
+    class Started(Exception):
+        pass
+
     def popen(*_: object, **__: object) -> None:
-        raise AssertionError
+        raise Started
 
     monkeypatch.setattr(subprocess, "Popen", popen)
-    source = "digits" if settings.network == AUTO else write_images(tmp_path / "photos")
-    with decoding_ahead(source, ReadSettings(), settings, None):
+    if reason == "another rank":
+        monkeypatch.setenv("RANK", "1")
+    source = "digits" if reason == "digits" else write_images(tmp_path / "photos")
+    is_network = reason is not None and reason.startswith("torchvision")
+    settings = EmbedSettings(network=reason) if is_network else EmbedSettings()
+    hidden = nullcontext() if reason == "torch is there" else without_torch()
+    with (
+        hidden,
+        pytest.raises(Started) if reason is None else nullcontext(),
+        decoding_ahead(source, ReadSettings(), settings, None),
+    ):
         pass
 
 
 def test_errors_are_left_to_the_command(tmp_path, capfd):
-    (tmp_path / "empty").mkdir()
-    with decoding_ahead(str(tmp_path / "empty"), ReadSettings(), EmbedSettings(), None):
+    source = tmp_path / "empty"
+    source.mkdir()
+    with without_torch(), decoding_ahead(str(source), ReadSettings(), EmbedSettings(), None):
         pass
     assert capfd.readouterr() == ("", "")
 
