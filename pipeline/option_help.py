@@ -26,8 +26,8 @@ HELP = {
     "images_per_class": "Images per class in a batch (K).",
     "epochs": "Passes over the training images.",
     "lr": "Peak learning rate.",
-    "augment": "Augment training images: random shifts, rotations and scalings; for networks of a "
-    "library random crops, mirror images and colours.",
+    "augment": "Augment training images: random shifts, rotations and scalings, less and less; for "
+    "networks of a library random crops, mirror images and colours.",
     "patience": "Stop after this many epochs without a better validation score.",
     "seed": "Random seed of training.",
     "loss": "Loss: triplet, or pml:NAME, a loss of pytorch-metric-learning (extra `losses`).",

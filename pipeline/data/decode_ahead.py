@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from stages.settings import AUTO, EmbedSettings, ReadSettings
 
 # The other process finds the modules where this one does, whatever the current folder contains.
 CODE = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up
 sys.path = json.loads(sys.argv[1])
 from pipeline.data.decode_ahead import decode_small_source
 decode_small_source(**json.loads(sys.argv[2]))
 """
+
+PATIENCE = 2.0  # seconds to wait for the other process, which may have to list many files
 
 
 @contextmanager
@@ -57,8 +60,13 @@ def decoding_ahead(
     }
     command = [sys.executable, "-I", "-c", CODE, json.dumps(sys.path), json.dumps(request)]
     silent = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent):
-        yield
+    with subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent) as process:
+        try:
+            yield
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+        finally:
+            process.terminate()
 
 
 def decode_small_source(source: str, read: dict[str, Any], network: str, cache: str | None) -> None:

@@ -92,6 +92,15 @@ def test_no_process_starts_in_vain(tmp_path, monkeypatch, reason):
         pass
 
 
+def test_a_slow_process_is_stopped(tmp_path, monkeypatch):
+    source, cache = write_images(tmp_path / "photos"), tmp_path / "cache"
+    monkeypatch.setattr("pipeline.data.decode_ahead.PATIENCE", 0)
+    with without_torch(), decoding_ahead(source, ReadSettings(), EmbedSettings(), cache):
+        pass
+    assert not is_decoded(source, cache, ReadSettings())
+    assert not list(cache.glob("*.partial"))
+
+
 def test_errors_are_left_to_the_command(tmp_path, capfd):
     source = tmp_path / "empty"
     source.mkdir()

@@ -103,7 +103,7 @@ def test_embeddings_from_features_equal_embeddings_from_pixels(photos, network, 
 def test_training_draws_plain_or_mirrored_view(photos, network, tmp_path):
     data = add_features(photos, network, tmp_path)
     batches = [
-        training_input(network, data.train, torch.arange(4), slice(4), augment=True, device=CPU)
+        training_input(network, data.train, torch.arange(4), slice(4), strength=1.0, device=CPU)
         for _ in range(8)
     ]
     mirrored = network.eval().features(photos.train.take(slice(4)).flip(-1)).detach()
@@ -119,7 +119,7 @@ def test_grey_images_have_one_view(tmp_path):
     values = data.train.features.values
     assert values.shape[:2] == (len(grey.origin.images), 1)
     inputs = training_input(
-        network, data.train, torch.arange(8), slice(8), augment=True, device=CPU
+        network, data.train, torch.arange(8), slice(8), strength=1.0, device=CPU
     )
     assert torch.equal(inputs, values[data.train.rows, 0])
 
