@@ -165,7 +165,8 @@ class EmbedSettings:
         lr: Peak learning rate, reached by linear warm-up and followed by cosine decay to zero.
             The matrices of ``conv`` and ``conv-deep`` have 16 times this rate, see
             :class:`stages.embedding.muon.Muon`.
-        augment: Shift, rotate and scale training images at random.
+        augment: Shift, rotate and scale training images at random, less and less in the course of
+            training.
         patience: Stop after this many epochs without a better validation score. ``None``: never.
             The learning rate decays to zero, so the last epochs are usually the best.
         seed: Random seed of training.

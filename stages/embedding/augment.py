@@ -15,7 +15,7 @@ COLOUR = 0.3  # largest change of brightness, contrast and saturation, as a frac
 AFFINE, PHOTO = 4, 8  # random numbers per image of `random_affine` and of `random_photo`
 
 
-def random_affine(images: Tensor, draws: Tensor | None = None) -> Tensor:
+def random_affine(images: Tensor, draws: Tensor | None = None, strength: float = 1.0) -> Tensor:
     """Shift, rotate and scale each image by small random amounts.
 
     Pixels from outside the image repeat its border.
@@ -24,6 +24,7 @@ def random_affine(images: Tensor, draws: Tensor | None = None) -> Tensor:
         images: Floating point or uint8, shape (B, C, S, S).
         draws: Random numbers in [0, 1), float32, shape (4, B), drawn on the CPU, so that a seed
             gives the same ones on every device. ``None`` draws them from torch's global generator.
+        strength: Factor of all changes, in [0, 1].
 
     Returns:
         Images in the same range, float32, shape (B, C, S, S).
@@ -36,7 +37,7 @@ def random_affine(images: Tensor, draws: Tensor | None = None) -> Tensor:
     """
     count, size, device = len(images), images.shape[-1], images.device
     draws = (torch.rand(AFFINE, count) if draws is None else draws).to(device)
-    symmetric = draws * 2 - 1  # (4, B) in [-1, 1]
+    symmetric = (draws * 2 - 1) * strength  # (4, B) in [-1, 1]
     angle = symmetric[0] * math.radians(TURN)
     zoom = 1 + symmetric[1] * SCALE
     shift_x, shift_y = symmetric[2:] * SHIFT * 2  # in grid coordinates, which span 2 per side

@@ -60,13 +60,14 @@ def training_input(
     batch: Tensor,
     own: slice,
     *,
-    augment: bool,
+    strength: float,
     device: torch.device,
 ) -> Tensor:
     """Return this rank's network input for a training batch.
 
     If the network's frozen trunk has cached features, the input is the features of one view per
-    image, drawn at random with augmentation. Otherwise it is the images, augmented if asked for.
+    image, drawn at random with augmentation. Otherwise it is the images, shifted, rotated and
+    scaled with the given strength; or colour photos for a library's network, augmented in full.
     Random numbers are drawn for the whole batch, so that the augmentation of an image does not
     depend on the number of ranks.
 
@@ -75,7 +76,7 @@ def training_input(
         train: Training split.
         batch: Positions in ``train`` of all ranks' images, int64, shape (B,).
         own: Slice of the batch that this rank embeds, b images.
-        augment: Augment the images.
+        strength: Strength of the augmentation, in [0, 1]; 0 for none.
         device: Device of the returned tensor.
 
     Returns:
@@ -84,11 +85,12 @@ def training_input(
     """
     rows = batch[own]
     if train.features and has_cached_features(network, train):
-        views = torch.randint(train.features.values.shape[1] if augment else 1, (len(batch),))[own]
+        count = train.features.values.shape[1] if strength else 1
+        views = torch.randint(count, (len(batch),))[own]
         return train.features.values[train.rows[rows], views].to(device)
     pixels = train.take(rows).to(device)
-    if not augment:
+    if not strength:
         return pixels
     if isinstance(network.trunk, LibraryTrunk) and pixels.shape[1] == 3:
         return random_photo(pixels, torch.rand(PHOTO, len(batch))[:, own])
-    return random_affine(pixels, torch.rand(AFFINE, len(batch))[:, own])
+    return random_affine(pixels, torch.rand(AFFINE, len(batch))[:, own], strength)

@@ -15,6 +15,8 @@ WARM_UP, LIBRARY_WARM_UP = 0.05, 0.2  # share of all steps
 EPOCHS, STEPS = 15, 300  # minimum of each
 LIBRARY_EPOCHS, LIBRARY_STEPS = 20, 400
 TUNED_EPOCHS, TUNED_STEPS = 10, 50  # minimum of each, if a pretrained trunk is trained
+# Training images up to which the augmentation keeps its strength, and from which it ends at 0.
+FEW_IMAGES, MANY_IMAGES = 300, 30_000
 LARGE_BATCH = 32  # images per batch, if a library's trunk is trained
 
 
@@ -73,6 +75,26 @@ def is_validated(epoch: int, epochs: int) -> bool:
         epochs: Number of epochs of the run.
     """
     return epoch % max(1, epochs // VALIDATIONS) == 0 or epoch == epochs
+
+
+def augmentation_strength(step: int, steps: int, images: int) -> float:
+    """Return the strength of the augmentation, which decreases linearly from 1.
+
+    The more training images there are, the less a network can learn them by heart, and the lower is
+    the strength at the end: 1 for up to 300 images and 0 from 30,000 on, linear in the logarithm in
+    between. `benchmarks/defaults.py` has measurements.
+
+    Args:
+        step: Steps done so far.
+        steps: Steps of the whole run.
+        images: Number of training images.
+
+    Example:
+        >>> [augmentation_strength(step, 4, 3_000) for step in range(5)]
+        [1.0, 0.875, 0.75, 0.625, 0.5]
+    """
+    share = math.log(images / FEW_IMAGES) / math.log(MANY_IMAGES / FEW_IMAGES)
+    return 1 - min(1.0, max(0.0, share)) * step / steps
 
 
 def learning_rate_factor(step: int, steps: int, *, from_library: bool = False) -> float:

@@ -24,7 +24,12 @@ from stages.embedding.library_loss import (
 from stages.embedding.loss import TripletLoss, triplet_loss
 from stages.embedding.muon import Muon
 from stages.embedding.sampler import PKSampler
-from stages.embedding.schedule import is_validated, learning_rate_factor, plan_training
+from stages.embedding.schedule import (
+    augmentation_strength,
+    is_validated,
+    learning_rate_factor,
+    plan_training,
+)
 from stages.embedding.training_run import TrainingRun
 from stages.embedding.validation import (
     GALLERY,
@@ -217,8 +222,11 @@ def _start(
 def _forward(run: TrainingRun, batch: Tensor) -> TripletLoss | LibraryBatchLoss:
     """Embed this rank's images of a batch and compute the loss of the whole batch."""
     settings, device = run.settings, run.device
+    strength = 0.0
+    if settings.augment:
+        strength = augmentation_strength(run.step, run.steps, len(run.train))
     inputs = training_input(
-        run.network, run.train, batch, run.own, augment=settings.augment, device=device
+        run.network, run.train, batch, run.own, strength=strength, device=device
     )
     mixed = run.precision != torch.float32
     if device.type == "cuda":  # for dropout; the state of a GPU's generator is not saved

@@ -18,3 +18,11 @@ def test_affine_changes_are_small_and_differ_per_image():
             assert float((changed[i] - changed[j]).abs().mean()) > 1
     # Most of the bar stays in its place.
     assert float((changed * image).sum() / image.square().sum() / 8) > 0.5
+
+
+def test_strength_scales_the_changes():
+    images, draws = torch.rand(3, 1, 16, 16), torch.rand(4, 3)
+    assert torch.allclose(random_affine(images, draws, strength=0), images, atol=1e-5)
+    half = random_affine(images, 0.25 + draws / 2)
+    assert torch.allclose(random_affine(images, draws, strength=0.5), half, atol=1e-5)
+    assert (half - random_affine(images, draws)).abs().mean() > 1e-3

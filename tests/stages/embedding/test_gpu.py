@@ -32,7 +32,7 @@ def test_a_step_does_not_wait_for_the_gpu(digit_split, monkeypatch, mining):
     monkeypatch.setattr(loss_module, "columns_by_class", lambda _: table)
     with FakeTensorMode(allow_non_fake_inputs=True):
         images = training_input(
-            run.network, run.train, BATCH, slice(None), augment=True, device=GPU
+            run.network, run.train, BATCH, slice(None), strength=1.0, device=GPU
         )
         vectors = run.network.to(GPU)(images)
         result = loss_module.triplet_loss(vectors, BATCH, mining=mining, margin=0.2, ids=BATCH)
@@ -57,7 +57,7 @@ def test_images_or_features_are_copied_if_they_fit(digit_split, monkeypatch, cac
     resident = resident_split(train, network, CPU)
     assert resident is not train
     assert len(resident.store) == (len(train.store) if cached else len(train))
-    arguments = {"augment": False, "device": CPU}
+    arguments = {"strength": 0.0, "device": CPU}
     expected = training_input(network, train, BATCH[:9], slice(2, 7), **arguments)
     copied = training_input(network, resident, BATCH[:9], slice(2, 7), **arguments)
     assert torch.equal(copied, expected)

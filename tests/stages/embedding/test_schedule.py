@@ -5,7 +5,12 @@ from typing import Any
 import pytest
 import torch
 
-from stages.embedding.schedule import is_validated, learning_rate_factor, plan_training
+from stages.embedding.schedule import (
+    augmentation_strength,
+    is_validated,
+    learning_rate_factor,
+    plan_training,
+)
 from stages.settings import EmbedSettings
 
 
@@ -53,3 +58,12 @@ def test_about_ten_epochs_and_the_last_are_validated(epochs):
     assert min(epochs, 10) <= len(validated) <= 20
     gaps = [b - a for a, b in zip([0, *validated[:-1]], validated, strict=True)]
     assert max(gaps) == gaps[0]
+
+
+@pytest.mark.parametrize(
+    ("images", "final"), [(2, 1), (300, 1), (3_000, 0.5), (30_000, 0), (10**9, 0)]
+)
+def test_more_images_are_augmented_less_in_the_end(images, final):
+    assert augmentation_strength(0, 8, images) == 1
+    assert augmentation_strength(4, 8, images) == pytest.approx((1 + final) / 2)
+    assert augmentation_strength(8, 8, images) == pytest.approx(final)

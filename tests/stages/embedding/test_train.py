@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from stages.embedding.best_epoch import is_kept
+from stages.embedding.inputs import training_input
+from stages.embedding.schedule import augmentation_strength
 from stages.embedding.train import Step, train_embedding
 from stages.embedding.validation import evenly_spaced_subset, validate, validate_held_out
 from stages.errors import PipelineError, SettingsError
@@ -81,6 +83,24 @@ def test_resumed_run_equals_uninterrupted_run(digit_split, stop):
     assert state_digest(resumed.network.state_dict()) == state_digest(whole.network.state_dict())
     assert [vars(log) for log in resumed.history] == [vars(log) for log in whole.history]
     assert resumed.epoch == whole.epoch
+
+
+@pytest.mark.parametrize("augment", [True, False])
+def test_augmentation_decreases_step_by_step(digit_split, monkeypatch, augment):
+    strengths = []
+
+    def record(*arguments: object, strength: float, **options: object) -> torch.Tensor:
+        strengths.append(strength)
+        return training_input(*arguments, strength=strength, **options)
+
+    monkeypatch.setattr("stages.embedding.train.training_input", record)
+    settings = replace(SHORT, augment=augment)
+    train_embedding(digit_split(slice(0, 500)), None, settings, device=CPU)
+    if augment:
+        assert strengths == sorted(strengths, reverse=True)
+        assert strengths[0] == 1 > strengths[-1] > augmentation_strength(1, 1, 500)
+    else:
+        assert set(strengths) == {0}
 
 
 def test_last_epoch_is_kept_without_validation(digit_split):
