@@ -36,7 +36,8 @@ def random_affine(images: Tensor, draws: Tensor | None = None, strength: float =
         True
     """
     count, size, device = len(images), images.shape[-1], images.device
-    draws = (torch.rand(AFFINE, count) if draws is None else draws).to(device)
+    draws = torch.rand(AFFINE, count) if draws is None else draws
+    draws = draws.to(device, non_blocking=True)  # otherwise the program waits for the GPU
     symmetric = (draws * 2 - 1) * strength  # (4, B) in [-1, 1]
     angle = symmetric[0] * math.radians(TURN)
     zoom = 1 + symmetric[1] * SCALE
@@ -66,7 +67,8 @@ def random_photo(images: Tensor, draws: Tensor | None = None) -> Tensor:
     Returns:
         Photos in [0, 255], float32, shape (B, 3, S, S).
     """
-    draws = (torch.rand(PHOTO, len(images)) if draws is None else draws).to(images.device)
+    draws = torch.rand(PHOTO, len(images)) if draws is None else draws
+    draws = draws.to(images.device, non_blocking=True)
     symmetric = draws * 2 - 1  # (8, B) in [-1, 1]
     area = 1 - draws[0] * (1 - MIN_AREA)
     aspect = (symmetric[1] * math.log(MAX_ASPECT)).exp()

@@ -86,9 +86,11 @@ def training_input(
     rows = batch[own]
     if train.features and has_cached_features(network, train):
         count = train.features.values.shape[1] if strength else 1
-        views = torch.randint(count, (len(batch),))[own]
-        return train.features.values[train.rows[rows], views].to(device)
-    pixels = train.take(rows).to(device)
+        positions = train.rows[rows], torch.randint(count, (len(batch),))[own]
+        values = train.features.values
+        rows, views = (index.to(values.device, non_blocking=True) for index in positions)
+        return values[rows, views].to(device, non_blocking=True)
+    pixels = train.take(rows).to(device, non_blocking=True)
     if not strength:
         return pixels
     if isinstance(network.trunk, LibraryTrunk) and pixels.shape[1] == 3:

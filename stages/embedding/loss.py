@@ -251,9 +251,12 @@ def _loss_and_gradient(
     points_and_ones = right[:, :-1]  # (B, D + 1)
     weighted_sums = torch.zeros_like(points_and_ones)
     device = vectors.device
-    columns, class_of_row = (table.to(device) for table in columns_by_class(labels.cpu()))
-    draws = torch.rand(batch, columns.shape[1]).to(device) if mining == "random" else None
-    ids = ids.to(device)
+    tables = columns_by_class(labels.cpu())
+    columns, class_of_row = (table.to(device, non_blocking=True) for table in tables)
+    ids = ids.to(device, non_blocking=True)
+    draws = None
+    if mining == "random":
+        draws = torch.rand(batch, columns.shape[1]).to(device, non_blocking=True)
     zero = torch.zeros((), dtype=torch.int64, device=device)
     loss, distance_sum, triplets, active = float64_sum(zero), float64_sum(zero), zero, zero
     step = max(1, (BLOCK if device.type == "cpu" else LARGE_BLOCK) // max(1, batch))

@@ -238,7 +238,7 @@ def _forward(run: TrainingRun, batch: Tensor) -> TripletLoss | LibraryBatchLoss:
         vectors = run.network(inputs)
     vectors, labels = all_gather_rows(vectors), run.train.labels[batch]
     if run.library_loss:
-        return library_batch_loss(run.library_loss, vectors, labels.to(device))
+        return library_batch_loss(run.library_loss, vectors, labels.to(device, non_blocking=True))
     return triplet_loss(
         vectors,
         labels,
