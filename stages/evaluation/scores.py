@@ -89,8 +89,7 @@ def evaluate_split(
     image_measures = _measures_per_image(measures, queries)
     prediction = predict(test, classifier, _won_shares(image_measures))
     labels, images = test.labels.numpy(), np.arange(len(test))
-    correct = _correct_images(prediction, labels, training, pixels)
-    correct |= _correct_by_networks(untrained, trunk, training, labels)
+    correct = _correct_images(prediction, labels, training, pixels, untrained, trunk)
     definitions = define_metrics(
         within=within,
         with_queries=(sample.queries if sample else queries) is not None,
@@ -103,22 +102,20 @@ def evaluate_split(
     describe = sample.describe if sample else dict
     definitions, unknown = describe(definitions), describe(define_unknown(classifier))
     scores, tests = compute_scores("test", correct, measures, prediction, labels, definitions)
+    clean_scores, clean_tests = without_duplicates(scores, tests)
     if len(leaked):
         kept = np.setdiff1d(images, np.asarray(leaked))
         kept_queries = None if queries is None else queries[kept]
         clean = Embeddings(test.vectors[kept], test.labels[kept], test.classes)
+        clean_sample = sample and sample.without_leaked()
         clean_scores, clean_tests = compute_scores(
             WITHOUT_DUPLICATES,
             {metric: values[kept] for metric, values in correct.items()},
-            _measure(
-                clean, gallery, within, kept_queries, sample and sample.without_leaked(), device
-            ),
+            _measure(clean, gallery, within, kept_queries, clean_sample, device),
             prediction.select(kept),
             labels[kept],
             {name: text for name, text in definitions.items() if METRICS[name].group == "test"},
         )
-    else:
-        clean_scores, clean_tests = without_duplicates(scores, tests)
     scores += rejection_scores(prediction, labels, images[:, None], unknown)
     return Evaluation(
         scores=(*scores, *clean_scores),
@@ -185,25 +182,20 @@ def _majority_class(gallery: Embeddings) -> int:
 
 
 def _correct_images(
-    prediction: Predictions, labels: np.ndarray, gallery: Embeddings, pixels: Baseline
+    prediction: Predictions,
+    labels: np.ndarray,
+    gallery: Embeddings,
+    pixels: Baseline,
+    untrained: Baseline | None,
+    trunk: TrunkBaselines | None,
 ) -> dict[str, np.ndarray]:
     """Return metric -> True where an image is classified correctly, bool (N,)."""
-    return {
+    correct = {
         "knn_accuracy": prediction.knn == labels,
         "classification_accuracy": prediction.classifier == labels,
         "majority_accuracy": labels == _majority_class(gallery),
         "pixel_knn_accuracy": _classify(pixels, gallery) == labels,
     }
-
-
-def _correct_by_networks(
-    untrained: Baseline | None,
-    trunk: TrunkBaselines | None,
-    gallery: Embeddings,
-    labels: np.ndarray,
-) -> dict[str, np.ndarray]:
-    """Return metric -> True where a baseline that needs a network is correct, bool (N,)."""
-    correct = {}
     if untrained:
         correct["untrained_knn_accuracy"] = _classify(untrained, gallery) == labels
     if trunk:
