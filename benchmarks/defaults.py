@@ -21,30 +21,37 @@ packages:
 
 Validation kNN accuracy and MAP@R in percent, mean of seeds 0, 1 and 2, bfloat16. "before" is the
 earlier recipe: `mining=batch-all margin=0.1 OWN_TRUNKS={} STEPS=400 EPOCHS=20 WARM_UP=.2 SHIFT=.1
-TURN=15. SCALE=.15`; "batch-all" is today's recipe with `mining=batch-all margin=0.1`. Behind each
-difference to "before" is its standard error over seeds; "images" is the standard error of the first
-column over validation images.
+TURN=15. SCALE=.15 FEW_IMAGES=1e9 MANY_IMAGES=1e10`; "constant" is today's recipe with the full
+augmentation until the end (`FEW_IMAGES=1e9 MANY_IMAGES=1e10`) and `ITERATIONS=5`. Behind each
+difference to "before" is its standard error over seeds; "images" is the standard error of today's
+accuracy over validation images.
 
-                      kNN accuracy                                MAP@R
-    set          before batch-all today  difference   images  before batch-all today  difference
-    digits         99.6      99.9  99.7  +0.1 (0.2)      0.3    98.9      99.4  99.3  +0.4 (0.2)
-    mnist          99.0      99.1  99.1  +0.1 (0.2)      0.2    96.0      96.6  97.0  +1.0 (0.2)
-    mnist-noisy    96.1      95.3  96.5  +0.4 (0.3)      0.5    90.1      88.4  92.2  +2.1 (0.2)
-    characters     92.7      93.6  93.7  +1.1 (0.5)      1.0    73.4      78.6  80.4  +7.0 (0.5)
-    fashion        85.9      88.0  87.9  +1.9 (0.3)      1.0    65.2      68.4  71.5  +6.3 (0.2)
-    icons          29.4      33.5  33.9  +4.5 (0.7)      1.9    14.6      17.8  19.8  +5.3 (0.9)
-    grey-icons     65.6      66.1  66.7  +1.1 (1.8)      3.1    38.1      39.3  40.6  +2.5 (0.7)
-    photos         65.3      60.9  62.7  -2.7 (2.8)      5.5    40.0      39.5  41.3  +1.3 (2.7)
-    grey-photos    47.6      48.2  51.2  +3.6 (1.8)      6.7    19.5      22.9  20.9  +1.5 (0.3)
-    solar-cells    80.6      82.6  82.3  +1.7 (0.5)      1.2    54.7      58.7  59.8  +5.1 (0.4)
+                      kNN accuracy                               MAP@R
+    set          before constant today  difference   images  before constant today  difference
+    digits         99.6     99.7  99.8  +0.1 (0.1)      0.2    98.9     99.3  99.3  +0.4 (0.3)
+    mnist          99.0     99.1  99.2  +0.1 (0.2)      0.2    96.0     97.0  97.2  +1.2 (0.1)
+    mnist-noisy    96.1     96.5  96.2  +0.1 (0.1)      0.5    90.1     92.2  89.6  -0.5 (0.4)
+    characters     92.7     93.7  93.7  +1.1 (0.5)      0.9    73.4     80.4  81.5  +8.1 (0.4)
+    fashion        85.9     87.9  88.5  +2.6 (0.5)      0.9    65.2     71.5  73.5  +8.3 (0.2)
+    icons          29.4     33.9  34.9  +5.6 (0.2)      1.9    14.6     19.8  19.7  +5.1 (0.5)
+    grey-icons     65.6     66.7  66.0  +0.4 (1.8)      3.1    38.1     40.6  40.3  +2.2 (0.6)
+    photos         65.3     62.7  66.7  +1.3 (1.5)      5.4    40.0     41.3  43.5  +3.5 (2.0)
+    grey-photos    47.6     51.2  49.4  +1.8 (0.0)      6.7    19.5     20.9  22.2  +2.7 (1.6)
+    solar-cells    80.6     82.3  82.1  +1.5 (0.8)      1.2    54.7     59.8  60.2  +5.5 (0.4)
 
-No set loses more than its standard error. Batch-all with Muon fits wrong labels (mnist-noisy);
-semi-hard triplets do not. Today's recipe and the earlier one take the same time on one core (16 to
-37 s per run of small images), although it has a quarter fewer steps, because a step of Muon costs
-more. Other recipes with batch-all triplets, two seeds on mnist-noisy, fashion and icons: the
-earlier augmentation 96.2, 88.6 and 32.4; ema=0.98 95.7, 88.3 and 33.1;
-MATRIX_LEARNING_RATE_FACTOR=32 95.6, 88.2 and 32.9. Semi-hard triplets with margin 0.1: 96.6, 88.5
-and 33.9, with a lower MAP@R.
+No set has a lower kNN accuracy than before. MAP@R with a fifth of the labels wrong is half a point
+lower: weak augmentation lets the network learn wrong labels. The strength at the end depends on the
+number of images because no constant suits all sets. Ending at 0 with seed 0: fashion 89.4 instead
+of 87.6, but mnist-noisy 94.4, characters 91.7 and photos 58.7. With 54,000 images of Fashion-MNIST,
+five epochs and 6,000 validation images (k = 20): constant 91.0, ending at 0 91.9, no augmentation
+92.1; 15 epochs, ending at 0: 92.7.
+
+Tried and not taken, seeds 0 to 2 or 1 and 2, on fashion, characters, mnist and icons: AdamW for the
+projection, fashion 1.1 points lower; 3 x 3 kernels as matrices (9 out, in), half of Muon's cost,
+icons 1 point lower; five iterations of Muon instead of four, no gain. With batch-all triplets
+instead of semi-hard ones (margin 0.1, constant augmentation), mnist-noisy has 95.3. Earlier, with
+batch-all triplets and two seeds on mnist-noisy, fashion and icons: ema=0.98 95.7, 88.3 and 33.1;
+MATRIX_LEARNING_RATE_FACTOR=32 95.6, 88.2 and 32.9.
 """
 
 import argparse
