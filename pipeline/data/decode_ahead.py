@@ -60,7 +60,12 @@ def decoding_ahead(
     }
     command = [sys.executable, "-I", "-c", CODE, json.dumps(sys.path), json.dumps(request)]
     silent = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent) as process:
+    try:
+        process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent)
+    except OSError:  # no further process can be started
+        yield
+        return
+    with process:
         try:
             yield
             with suppress(subprocess.TimeoutExpired):

@@ -18,7 +18,7 @@ from stages.network.embedding_net import EmbeddingNet
 from stages.records import EpochLog, KeptEpoch, Split, TrainingState
 from stages.settings import EmbedSettings
 
-CHECK_EVERY = 100  # steps between two looks at the loss on a device for which the program waits
+CHECK_EVERY = 100  # steps between two checks of the loss on a GPU
 
 
 @dataclass(kw_only=True)

@@ -101,6 +101,14 @@ def test_a_slow_process_is_stopped(tmp_path, monkeypatch):
     assert not list(cache.glob("*.partial"))
 
 
+def test_a_process_that_cannot_start_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
+    source = write_images(tmp_path / "photos")
+    with without_torch(), decoding_ahead(source, ReadSettings(), EmbedSettings(), tmp_path):
+        pass
+    assert not is_decoded(source, tmp_path, ReadSettings())
+
+
 def test_errors_are_left_to_the_command(tmp_path, capfd):
     source = tmp_path / "empty"
     source.mkdir()
