@@ -27,4 +27,4 @@ def float64_sum(values: Tensor) -> Tensor:
     Returns:
         float64, a scalar.
     """
-    return (values.cpu() if values.device.type == "mps" else values).double().sum()
+    return (values.cpu() if values.device.type == "mps" else values).sum(dtype=torch.float64)
