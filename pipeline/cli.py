@@ -296,8 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: Command line without the program's name. Default: that of the process.
     """
     terminal.prepare_streams()
-    # What is imported lives until the process ends. To search it for garbage takes 0.3 s while
-    # torch is imported, until `opt.run_context` enables the search, and 0.4 s at the end.
+    # What is imported lives until the process ends. Searching it for garbage would take 0.3 s while
+    # torch is imported and 0.4 s at the end. `opt.run_context` turns the search on afterwards.
     gc.disable()
     atexit.register(gc.freeze)
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):

@@ -159,11 +159,11 @@ class TrainingMonitor:
         Returns:
             True if training should stop.
         """
+        self._show_step(step)
         now = time.monotonic()
         if not self._epoch_ended:  # the time of an epoch's last step includes validation
             self._images += step.images
             self._seconds += now - self._step_ended
-        self._show_step(step, now)
         self.stopped = any_rank(self.stop.requested)
         interval = 0 if self._epoch_ended else SAVE_INTERVAL
         interval = max(interval, self._save_seconds / SAVE_TIME_SHARE)
@@ -173,8 +173,9 @@ class TrainingMonitor:
         self._step_ended = time.monotonic()
         return self.stopped
 
-    def _show_step(self, step: Step, now: float) -> None:
+    def _show_step(self, step: Step) -> None:
         self.bar.update(step.images)
+        now = time.monotonic()
         if now - self._shown < SHOW_INTERVAL:  # reading the loss makes a GPU wait
             return
         self._shown = now
@@ -193,8 +194,8 @@ class TrainingMonitor:
         if not is_main_process():
             return
         start = time.monotonic()
+        state = step.state()
         try:
-            state = step.state()
             record = {**self.identity, "speeds": self.speeds, "finished": step.last}
             save_state(state_path(self.out), state, record)
             self.write_history(state.history)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stages.errors import DataError
+from stages.gpu import copy_to
 
 COLLAPSED = 0.05  # mean Euclidean distance below which nearly all embeddings coincide
 
@@ -47,7 +48,7 @@ class Split:
     """Labelled images of one split: training, validation or test.
 
     All splits share one image store. It may be a memory-mapped file that is larger than memory,
-    so the stages never copy it.
+    so the stages never copy it into memory. Training may copy its images to a GPU.
 
     Attributes:
         store: Images of all splits, uint8, shape (M, C, S, S).
@@ -126,8 +127,7 @@ class Split:
             Images, uint8, shape (n, C, S, S), on the device of the store.
         """
         # index_select copies whole rows: seven times as fast as indexing.
-        rows = self.rows[which].to(self.store.device, non_blocking=True)
-        return self.store.index_select(0, rows)
+        return self.store.index_select(0, copy_to(self.rows[which], self.store.device))
 
     def select(self, which: Tensor) -> "Split":
         """Return a split with some of the images.

@@ -14,6 +14,7 @@ LAYERS = [
         "stages.distance",
         "stages.distributed",
         "stages.eager_optimiser",
+        "stages.gpu",
         "stages.subset",
     ],
     ["stages.records", "stages.gallery"],

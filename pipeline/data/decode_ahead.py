@@ -17,15 +17,22 @@ from typing import Any
 from stages.settings import AUTO, EmbedSettings, ReadSettings
 
 # The other process finds the modules where this one does, whatever the current folder contains.
+# A signal makes it clean up, which no second signal may interrupt.
 CODE = """
 import json, signal, sys
-signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up
+def stop(*_):
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    raise KeyboardInterrupt
+for name in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(name, stop)
 sys.path = json.loads(sys.argv[1])
 from pipeline.data.decode_ahead import decode_small_source
 decode_small_source(**json.loads(sys.argv[2]))
 """
 
-PATIENCE = 2.0  # seconds to wait for the other process, which may have to list many files
+PATIENCE = 2.0  # longest wait after the imports, in seconds; the other process may list many files
+CLEAN_UP = 1.0  # longest wait for it to clean up, in seconds
 
 
 @contextmanager
@@ -47,9 +54,10 @@ def decoding_ahead(
         >>> with decoding_ahead("photos/", ReadSettings(), EmbedSettings(), None):
         ...     import torch
     """
-    # Of torchrun's processes, only the first one decodes, and the others wait for it.
-    is_useless = "torch" in sys.modules or "RANK" in os.environ
-    if is_useless or settings.from_library or not os.path.exists(source):
+    # torchrun's processes start no further ones: the first one decodes while the others wait.
+    is_useless = "torch" in sys.modules or "RANK" in os.environ or not sys.executable
+    is_named = source == "digits" or source.startswith("torchvision:")  # even if there is a folder
+    if is_useless or settings.from_library or is_named or not os.path.exists(source):
         yield
         return
     request = {
@@ -58,7 +66,8 @@ def decoding_ahead(
         "network": settings.network,
         "cache": str(cache) if cache else None,
     }
-    command = [sys.executable, "-I", "-c", CODE, json.dumps(sys.path), json.dumps(request)]
+    path = json.dumps([str(folder) for folder in sys.path])
+    command = [sys.executable, "-I", "-c", CODE, path, json.dumps(request)]
     silent = subprocess.DEVNULL
     try:
         process = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent)
@@ -72,6 +81,9 @@ def decoding_ahead(
                 process.wait(PATIENCE)
         finally:
             process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(CLEAN_UP)
+            process.kill()
 
 
 def decode_small_source(source: str, read: dict[str, Any], network: str, cache: str | None) -> None:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.gpu import copy_to
+
 SHIFT = 0.08  # largest shift along each axis, as a fraction of the image's side
 TURN = 12.0  # largest rotation in either direction, in degrees
 SCALE = 0.12  # largest change of scale, as a fraction: 0.88 to 1.12
@@ -37,7 +39,7 @@ def random_affine(images: Tensor, draws: Tensor | None = None, strength: float =
     """
     count, size, device = len(images), images.shape[-1], images.device
     draws = torch.rand(AFFINE, count) if draws is None else draws
-    draws = draws.to(device, non_blocking=True)  # otherwise the program waits for the GPU
+    draws = copy_to(draws, device)
     symmetric = (draws * 2 - 1) * strength  # (4, B) in [-1, 1]
     angle = symmetric[0] * math.radians(TURN)
     zoom = 1 + symmetric[1] * SCALE
@@ -68,7 +70,7 @@ def random_photo(images: Tensor, draws: Tensor | None = None) -> Tensor:
         Photos in [0, 255], float32, shape (B, 3, S, S).
     """
     draws = torch.rand(PHOTO, len(images)) if draws is None else draws
-    draws = draws.to(images.device, non_blocking=True)
+    draws = copy_to(draws, images.device)
     symmetric = draws * 2 - 1  # (8, B) in [-1, 1]
     area = 1 - draws[0] * (1 - MIN_AREA)
     aspect = (symmetric[1] * math.log(MAX_ASPECT)).exp()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from stages.embedding.augment import AFFINE, PHOTO, random_affine, random_photo
+from stages.gpu import copy_to, free_memory
 from stages.network.embedding_net import EmbeddingNet
 from stages.network.inference import has_cached_features
 from stages.network.pretrained import LibraryTrunk
@@ -26,9 +27,10 @@ def resident_split(train: Split, network: EmbeddingNet, device: torch.device) ->
 
     Returns:
         A split with its images on the GPU, or with its trunk features there if the network takes
-        them. The same split if the device is no GPU, or if a quarter of its free memory is less.
+        them. The same split if the device is no GPU of CUDA, or if they need more than a quarter of
+        its free memory.
     """
-    room = MEMORY_SHARE * _free_memory(device)
+    room = MEMORY_SHARE * free_memory(device)
     features = train.features if has_cached_features(network, train) else None
     if features:
         if features.values.nbytes > room:
@@ -37,11 +39,6 @@ def resident_split(train: Split, network: EmbeddingNet, device: torch.device) ->
     if len(train) * train.store[0].nbytes > room:
         return train
     return replace(train, store=_copy(train, device), rows=torch.arange(len(train)), features=None)
-
-
-def _free_memory(device: torch.device) -> int:
-    """Return the free memory of a GPU in bytes, 0 for another device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def _copy(train: Split, device: torch.device) -> Tensor:
@@ -66,8 +63,9 @@ def training_input(
     """Return this rank's network input for a training batch.
 
     If the network's frozen trunk has cached features, the input is the features of one view per
-    image, drawn at random with augmentation. Otherwise it is the images, shifted, rotated and
-    scaled with the given strength; or colour photos for a library's network, augmented in full.
+    image, drawn at random with augmentation. Otherwise it is the images. Colour photos for a
+    library's network are augmented in full, all others are shifted, rotated and scaled with the
+    given strength.
     Random numbers are drawn for the whole batch, so that the augmentation of an image does not
     depend on the number of ranks.
 
@@ -88,9 +86,9 @@ def training_input(
         count = train.features.values.shape[1] if strength else 1
         positions = train.rows[rows], torch.randint(count, (len(batch),))[own]
         values = train.features.values
-        rows, views = (index.to(values.device, non_blocking=True) for index in positions)
-        return values[rows, views].to(device, non_blocking=True)
-    pixels = train.take(rows).to(device, non_blocking=True)
+        rows, views = (copy_to(index, values.device) for index in positions)
+        return copy_to(values[rows, views], device)
+    pixels = copy_to(train.take(rows), device)
     if not strength:
         return pixels
     if isinstance(network.trunk, LibraryTrunk) and pixels.shape[1] == 3:

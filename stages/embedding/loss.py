@@ -50,6 +50,7 @@ from stages.embedding.mining import (
 )
 from stages.embedding.soft_margin import soft_margin_sum
 from stages.embedding.summation import float64_sum, row_dots
+from stages.gpu import copy_to
 from stages.settings import DISTANCES, MININGS, EmbedSettings
 
 BLOCK = 2**20  # distances per block on a CPU: a few MB, which fit into the processor's cache
@@ -60,8 +61,7 @@ SELECT = {"batch-hard": batch_hard, "semi-hard": semi_hard, "random": random_neg
 class TripletLoss(NamedTuple):
     """Result of :func:`triplet_loss`.
 
-    All fields are scalars on the device of the vectors. To read their values makes the program wait
-    for the device.
+    All fields are scalars. To read their values makes the program wait for the device.
 
     Attributes:
         loss: Mean loss, with gradient.
@@ -252,11 +252,11 @@ def _loss_and_gradient(
     weighted_sums = torch.zeros_like(points_and_ones)
     device = vectors.device
     tables = columns_by_class(labels.cpu())
-    columns, class_of_row = (table.to(device, non_blocking=True) for table in tables)
-    ids = ids.to(device, non_blocking=True)
+    columns, class_of_row = (copy_to(table, device) for table in tables)
+    ids = copy_to(ids, device)
     draws = None
     if mining == "random":
-        draws = torch.rand(batch, columns.shape[1]).to(device, non_blocking=True)
+        draws = copy_to(torch.rand(batch, columns.shape[1]), device)
     zero = torch.zeros((), dtype=torch.int64, device=device)
     loss, distance_sum, triplets, active = float64_sum(zero), float64_sum(zero), zero, zero
     step = max(1, (BLOCK if device.type == "cpu" else LARGE_BLOCK) // max(1, batch))

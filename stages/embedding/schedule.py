@@ -15,7 +15,8 @@ WARM_UP, LIBRARY_WARM_UP = 0.05, 0.2  # share of all steps
 EPOCHS, STEPS = 15, 300  # minimum of each
 LIBRARY_EPOCHS, LIBRARY_STEPS = 20, 400
 TUNED_EPOCHS, TUNED_STEPS = 10, 50  # minimum of each, if a pretrained trunk is trained
-# Training images up to which the augmentation keeps its strength, and from which it ends at 0.
+# With up to FEW_IMAGES training images the strength of the augmentation stays 1; with MANY_IMAGES
+# or more it ends at 0.
 FEW_IMAGES, MANY_IMAGES = 300, 30_000
 LARGE_BATCH = 32  # images per batch, if a library's trunk is trained
 

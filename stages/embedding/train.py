@@ -40,6 +40,7 @@ from stages.embedding.validation import (
     validate,
     validate_held_out,
 )
+from stages.gpu import copy_to
 from stages.network.embedding_net import EmbeddingNet, to_device
 from stages.network.initialization import fit_projection, new_network
 from stages.network.whole_batch import as_whole_batch
@@ -57,10 +58,10 @@ class Step(NamedTuple):
     Attributes:
         done: Steps done so far, over all epochs.
         last: True if training ends with this step.
-        loss: Loss of the batch, a scalar on the device. To read its value, or that of the active
-            share, makes the program wait for the device.
-        active_share: Share of the batch's triplets with a loss above 0, a scalar on the device;
-            None for a library's loss.
+        loss: Loss of the batch, a scalar. To read its value, or that of the active share, makes
+            the program wait for the device.
+        active_share: Share of the batch's triplets with a loss above 0, a scalar; None for a
+            library's loss.
         images: Images in the batch, over all ranks.
         state: Function that returns the state after this step.
     """
@@ -238,7 +239,7 @@ def _forward(run: TrainingRun, batch: Tensor) -> TripletLoss | LibraryBatchLoss:
         vectors = run.network(inputs)
     vectors, labels = all_gather_rows(vectors), run.train.labels[batch]
     if run.library_loss:
-        return library_batch_loss(run.library_loss, vectors, labels.to(device, non_blocking=True))
+        return library_batch_loss(run.library_loss, vectors, copy_to(labels, device))
     return triplet_loss(
         vectors,
         labels,

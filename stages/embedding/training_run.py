@@ -37,7 +37,7 @@ class TrainingRun:
     own: slice  # rows of each batch that this rank embeds
     epochs: int
     step: int = 0
-    # Loss, active share and mean distance of the epoch's steps so far, scalars on the device.
+    # Loss, active share and mean distance, summed over the epoch's steps so far.
     sums: tuple[Tensor | float, Tensor | float, Tensor | float] = (0.0, 0.0, 0.0)
     history: tuple[EpochLog, ...] = ()
     kept: KeptEpoch | None = None

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from stages.distance import CPU, GalleryDistances
+from stages.gpu import free_memory
 
 BLOCK = 2**21  # distances computed at once on a CPU
-LARGE_BLOCK = 2**26  # on a GPU: about 4 GB
+LARGE_BLOCK = 2**26  # on a GPU, if its free memory allows
+BYTES_PER_DISTANCE = 128  # on a GPU; a block needs about half of it
 MIN_QUERIES = 64  # queries at once: a matrix product of fewer would wait for memory
 
 
@@ -86,5 +88,7 @@ def _with_distances(
 
 def query_count(gallery_size: int, device: torch.device = CPU) -> int:
     """Return the number of queries per block: some million distances, but not a few queries."""
-    block = BLOCK if device.type == "cpu" else LARGE_BLOCK
+    block = BLOCK
+    if device.type == "cuda":
+        block = max(BLOCK, min(LARGE_BLOCK, free_memory(device) // BYTES_PER_DISTANCE))
     return max(MIN_QUERIES, block // max(1, gallery_size))

@@ -78,7 +78,7 @@ def measure_split(
         labels: Class indices, int64, shape (N,).
         margin: Margin for ``won_by_margin``, a Euclidean distance.
         queries: Positions of the images that query all others, int64, shape (Q,). None: all.
-        device: Device to compute on. A device other than a GPU of CUDA stands for the CPU.
+        device: Device to compute on. Anything but a CUDA device means the CPU.
 
     Returns:
         Measures per query.
@@ -263,9 +263,8 @@ def measure_rankings(ahead: Tensor) -> tuple[Tensor, Tensor]:
         average precision, float64, shape (4, b).
     """
     relevant = ahead.shape[1]
-    hits = torch.arange(
-        1, relevant + 1, device=ahead.device
-    )  # positives up to and including each positive
+    # Positives up to and including each positive.
+    hits = torch.arange(1, relevant + 1, device=ahead.device)
     ranks = ahead + hits  # (b, R), from 1
     precision = hits / ranks.double()
     in_first_r = ranks <= relevant

@@ -20,7 +20,8 @@ from pipeline.signals import StopRequest
 from pipeline.tensor_files import read_header
 from pipeline.training_state import load_state
 from stages.embedding.train import Step
-from stages.records import EpochLog
+from stages.errors import SettingsError
+from stages.records import EpochLog, TrainingState
 
 EMBED = [
     *("embed", "--epochs", "4", "--dim", "16", "--images-per-class", "8"),
@@ -146,6 +147,29 @@ def test_progress_bar_reads_the_loss_of_few_steps(tmp_path, monkeypatch):
     for done in range(1, 9):
         monitor.on_step(make_step(done))
     assert monitor.bar.postfixes == ["epoch 1/10, loss 0.5000, active 25.00%"]
+
+
+def test_waiting_for_the_loss_counts_as_training_time(tmp_path):
+    class SlowLoss:
+        def __format__(self, spec: str) -> str:
+            time.sleep(0.05)
+            return "0.5"
+
+    monitor = make_monitor(tmp_path / "e.safetensors", [])
+    monitor.on_step(make_step(1)._replace(loss=SlowLoss()))
+    monitor.on_epoch(EpochLog(1, 0.2, 1.0, 0.8, None, None))
+    assert monitor.speeds[0] < 80 / 0.05
+
+
+def test_loss_that_is_not_finite_is_no_failure_to_save(tmp_path):
+    def state() -> TrainingState:
+        raise SettingsError("lr", 1, "the loss is nan at step 7; use a lower learning rate")
+
+    messages: list[str] = []
+    monitor = make_monitor(tmp_path / "e.safetensors", messages)
+    with pytest.raises(SettingsError, match="the loss is nan"):
+        monitor.on_step(make_step(7, last=True)._replace(state=state))
+    assert messages == []
 
 
 def test_interrupted_run_resumes_to_the_same_result(embed, tmp_path):

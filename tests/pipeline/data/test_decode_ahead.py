@@ -68,7 +68,7 @@ def test_large_sources_are_left_to_the_workers(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "reason", [None, "torch is there", "another rank", "digits", "torchvision:resnet18"]
+    "reason", [None, "torch is there", "rank", "python", "digits", "torchvision:resnet18"]
 )
 def test_no_process_starts_in_vain(tmp_path, monkeypatch, reason):
     class Started(Exception):
@@ -78,9 +78,12 @@ def test_no_process_starts_in_vain(tmp_path, monkeypatch, reason):
         raise Started
 
     monkeypatch.setattr(subprocess, "Popen", popen)
-    if reason == "another rank":
+    if reason == "rank":
         monkeypatch.setenv("RANK", "1")
-    source = "digits" if reason == "digits" else write_images(tmp_path / "photos")
+    if reason == "python":
+        monkeypatch.setattr(sys, "executable", None)
+    monkeypatch.chdir(tmp_path)
+    source = write_images(Path(reason if reason == "digits" else "photos"))
     is_network = reason is not None and reason.startswith("torchvision")
     settings = EmbedSettings(network=reason) if is_network else EmbedSettings()
     hidden = nullcontext() if reason == "torch is there" else without_torch()

@@ -190,6 +190,7 @@ def test_measures_stay_on_a_gpu(within):
     blocks = list(query_blocks(labels, labels, within, 20))  # of values, so not in the fake mode
     with FakeTensorMode(allow_non_fake_inputs=True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(triplets_and_rankings, "query_blocks", lambda *_: blocks)
+        patch.setattr("stages.evaluation.query_blocks.free_memory", lambda _: 10**9)
         results = _sum_blocks(vectors, labels, vectors, labels, 0.1, own, torch.device("cuda"))
         assert {result.device.type for result in results} == {"cuda"}
         assert [tuple(result.shape) for result in results] == [(4, 90), (90,), (4, 90)]

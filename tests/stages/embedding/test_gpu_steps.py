@@ -53,7 +53,7 @@ def test_images_or_features_are_copied_if_they_fit(digit_split, monkeypatch, cac
         features = TrunkFeatures(torch.rand(len(train.store), 1, 6), "d")
         train = replace(train, features=features)
     assert resident_split(train, network, CPU) is train
-    monkeypatch.setattr(inputs, "_free_memory", lambda _: 10**9)
+    monkeypatch.setattr(inputs, "free_memory", lambda _: 10**9)
     resident = resident_split(train, network, CPU)
     assert resident is not train
     assert len(resident.store) == (len(train.store) if cached else len(train))
