@@ -47,11 +47,11 @@ five epochs and 6,000 validation images (k = 20): constant 91.0, ending at 0 91.
 92.1; 15 epochs, ending at 0: 92.7.
 
 Tried and not taken, with one to three seeds and half the strength at the end, on fashion,
-characters, mnist and icons: AdamW for the projection, fashion 1.1 points lower; 3 x 3 kernels as matrices (9 out, in), half of Muon's cost,
-icons 1 point lower; five iterations of Muon instead of four, no gain. With batch-all triplets
-instead of semi-hard ones (margin 0.1, constant augmentation), mnist-noisy has 95.3. Earlier, with
-batch-all triplets and two seeds on mnist-noisy, fashion and icons: ema=0.98 95.7, 88.3 and 33.1;
-MATRIX_LEARNING_RATE_FACTOR=32 95.6, 88.2 and 32.9.
+characters, mnist and icons: AdamW for the projection, fashion 1.1 points lower; 3 x 3 kernels as
+matrices (9 out, in), half of Muon's cost, icons 1 point lower; five iterations of Muon instead of
+four, no gain. With batch-all triplets instead of semi-hard ones (margin 0.1, constant
+augmentation), mnist-noisy has 95.3. Earlier, with batch-all triplets and two seeds on mnist-noisy,
+fashion and icons: ema=0.98 95.7, 88.3 and 33.1; MATRIX_LEARNING_RATE_FACTOR=32 95.6, 88.2 and 32.9.
 """
 
 import argparse
