@@ -10,7 +10,7 @@ from stages.gpu import free_memory
 
 BLOCK = 2**21  # distances computed at once on a CPU
 LARGE_BLOCK = 2**26  # on a GPU, if its free memory allows
-BYTES_PER_DISTANCE = 128  # on a GPU; a block needs about half of it
+BYTES_PER_DISTANCE = 128  # of free memory on a GPU; an estimate with a reserve, not measured
 MIN_QUERIES = 64  # queries at once: a matrix product of fewer would wait for memory
 
 
